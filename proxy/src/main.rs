@@ -1,0 +1,2 @@
+//! The `attache` binary.
+fn main() {}

@@ -1,0 +1,37 @@
+//! The pure model: what a sidecar listens on, whom it lets in and where bytes may go.
+//!
+//! Types and pure decisions only: no sockets, no runtime, no clock. Control sources build a
+//! [`Snapshot`], the data plane reads it; nothing else is shared between the two. The words are
+//! Envoy's, so the xDS source lowers to it one to one and the Consul source compiles to it.
+
+pub mod cluster;
+pub mod listener;
+pub mod rbac;
+pub mod secret;
+pub mod spiffe;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use cluster::{Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, Target, UpstreamTls};
+pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
+pub use rbac::{Action, Rbac, Verdict};
+pub use secret::{Identity, TrustBundle};
+pub use spiffe::SpiffeId;
+
+/// A name of a listener or cluster, shared by everything that mentions it.
+pub type Name = Arc<str>;
+
+/// One complete, consistent configuration of the data plane. Immutable; parts that did not change
+/// between two snapshots are the same `Arc`, so readers find changes by comparing (equal parts may
+/// also be different `Arc`s: then they compare by value).
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// By listener name.
+    pub listeners: BTreeMap<Name, Arc<Listener>>,
+    /// By cluster name.
+    pub clusters: BTreeMap<Name, Arc<Cluster>>,
+    /// By cluster name. A cluster without an entry has endpoints that are *not known yet*; an entry
+    /// without endpoints is known to be empty. Only clusters of [`ClusterKind::Endpoints`] have one.
+    pub endpoints: BTreeMap<Name, Arc<ClusterLoadAssignment>>,
+}

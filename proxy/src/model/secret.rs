@@ -1,0 +1,253 @@
+//! Certificates and keys as the model carries them: who we are and whom we trust.
+//!
+//! Owns DER bytes. A key's bytes are zeroed when the last holder drops them and are never printed;
+//! whether a key fits its certificate is for `tls::identity` to check before a snapshot is published.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use super::spiffe::SpiffeId;
+
+/// A leaf certificate with its chain and key.
+#[derive(Clone)]
+pub struct Identity {
+    /// The leaf first, then intermediates; never empty.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's private key.
+    pub key: Arc<PrivateKey>,
+    /// The leaf's facts.
+    pub leaf: CertificateFacts,
+    /// The leaf's one URI.
+    pub spiffe_id: SpiffeId,
+}
+
+/// The authorities of one trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// The host part of every SPIFFE ID that the authorities may vouch for.
+    pub trust_domain: Arc<str>,
+    /// Several during a rotation; never empty.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// The facts of `roots`, in the same order.
+    pub facts: Vec<CertificateFacts>,
+}
+
+/// What `/certs` and the log tell of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Lower-case hexadecimal without separators, as Envoy's `/certs` has it.
+    pub serial: String,
+    /// `notBefore`.
+    pub not_before: SystemTime,
+    /// `notAfter`: from here on it is expired.
+    pub not_after: SystemTime,
+    /// URI subject alternative names, in order.
+    pub uris: Vec<String>,
+}
+
+/// A private key in PKCS#8, SEC 1 or PKCS#1 form; zeroed when dropped.
+pub struct PrivateKey {
+    der: Zeroizing<Vec<u8>>,
+    kind: KeyKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeyKind {
+    Pkcs1,
+    Pkcs8,
+    Sec1,
+}
+
+/// Why PEM text is no identity or trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// No `CERTIFICATE` block, or one that is not base64.
+    #[error("no PEM certificate in it")]
+    NoCertificate,
+    /// The DER inside a block is no X.509 certificate.
+    #[error("certificate {0} of it is not X.509")]
+    BadCertificate(usize),
+    /// No key block, or one that is not base64.
+    #[error("no PEM private key in it")]
+    NoKey,
+    /// Consul's leaves have exactly one URI.
+    #[error("the leaf has {0} URI names where exactly one is expected")]
+    Uris(usize),
+    /// The URI is no SPIFFE ID.
+    #[error("the leaf's URI {uri:?} is no SPIFFE ID: {source}")]
+    Spiffe {
+        /// The URI.
+        uri: String,
+        /// What is wrong with it.
+        source: super::spiffe::SpiffeError,
+    },
+    /// A trust domain that no SPIFFE ID could have.
+    #[error("the trust domain {0:?} is not valid")]
+    TrustDomain(String),
+}
+
+impl Identity {
+    /// From a PEM chain (leaf first) and a PEM key.
+    ///
+    /// # Errors
+    /// Says which part is missing or malformed; never quotes the key.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, SecretError> {
+        let (chain, facts) = certificates(chain_pem)?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| SecretError::NoKey)?;
+        let leaf = facts.into_iter().next().ok_or(SecretError::NoCertificate)?;
+        let [uri] = leaf.uris.as_slice() else {
+            return Err(SecretError::Uris(leaf.uris.len()));
+        };
+        let spiffe_id = SpiffeId::parse(uri).map_err(|source| SecretError::Spiffe {
+            uri: uri.clone(),
+            source,
+        })?;
+        Ok(Self {
+            chain,
+            key: Arc::new(PrivateKey::from(key)),
+            leaf,
+            spiffe_id,
+        })
+    }
+}
+
+impl TrustBundle {
+    /// From the PEM texts of the roots.
+    ///
+    /// # Errors
+    /// Says which root is malformed; an empty bundle is an error, since it would trust nobody.
+    pub fn from_pem<'a>(
+        trust_domain: &str,
+        roots: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, SecretError> {
+        SpiffeId::parse(&format!("spiffe://{trust_domain}"))
+            .map_err(|_| SecretError::TrustDomain(trust_domain.to_owned()))?;
+        let mut bundle = Self {
+            trust_domain: trust_domain.into(),
+            roots: Vec::new(),
+            facts: Vec::new(),
+        };
+        for pem in roots {
+            let (roots, facts) = certificates(pem)?;
+            bundle.roots.extend(roots);
+            bundle.facts.extend(facts);
+        }
+        if bundle.roots.is_empty() {
+            Err(SecretError::NoCertificate)
+        } else {
+            Ok(bundle)
+        }
+    }
+}
+
+impl CertificateFacts {
+    fn parse(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let time = |seconds: i64| {
+            let after_epoch = u64::try_from(seconds).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(after_epoch)
+        };
+        let uris = match certificate.subject_alternative_name() {
+            Ok(Some(names)) => names.value.general_names.iter().filter_map(uri).collect(),
+            Ok(None) => Vec::new(),
+            Err(_) => return None,
+        };
+        Some(Self {
+            serial: certificate
+                .raw_serial()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
+            not_before: time(certificate.validity().not_before.timestamp()),
+            not_after: time(certificate.validity().not_after.timestamp()),
+            uris,
+        })
+    }
+}
+
+fn uri(name: &x509_parser::extensions::GeneralName<'_>) -> Option<String> {
+    match name {
+        x509_parser::extensions::GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    }
+}
+
+fn certificates(
+    pem: &str,
+) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateFacts>), SecretError> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| SecretError::NoCertificate)?;
+    if chain.is_empty() {
+        return Err(SecretError::NoCertificate);
+    }
+    let facts = chain
+        .iter()
+        .enumerate()
+        .map(|(i, der)| CertificateFacts::parse(der).ok_or(SecretError::BadCertificate(i + 1)))
+        .collect::<Result<_, _>>()?;
+    Ok((chain, facts))
+}
+
+impl PrivateKey {
+    /// A borrowed view, for the TLS provider to parse.
+    pub fn der(&self) -> PrivateKeyDer<'_> {
+        match self.kind {
+            KeyKind::Pkcs1 => PrivateKeyDer::Pkcs1(self.der.as_slice().into()),
+            KeyKind::Pkcs8 => PrivateKeyDer::Pkcs8(self.der.as_slice().into()),
+            KeyKind::Sec1 => PrivateKeyDer::Sec1(self.der.as_slice().into()),
+        }
+    }
+}
+
+impl From<PrivateKeyDer<'_>> for PrivateKey {
+    fn from(key: PrivateKeyDer<'_>) -> Self {
+        let kind = match key {
+            PrivateKeyDer::Pkcs1(_) => KeyKind::Pkcs1,
+            PrivateKeyDer::Sec1(_) => KeyKind::Sec1,
+            _ => KeyKind::Pkcs8,
+        };
+        Self {
+            der: Zeroizing::new(key.secret_der().to_vec()),
+            kind,
+        }
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl PartialEq for PrivateKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind && *self.der == *other.der
+    }
+}
+
+impl Eq for PrivateKey {}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.key == other.key
+    }
+}
+
+impl Eq for Identity {}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("spiffe_id", &self.spiffe_id.as_str())
+            .field("serial", &self.leaf.serial)
+            .finish_non_exhaustive()
+    }
+}
