@@ -6,5 +6,15 @@
 //! ```
 //! Modules depend downward only (see ARCHITECTURE.md; `tests/` enforces it).
 
+pub mod admin;
+pub mod app;
+pub mod drain;
+pub mod filter;
+pub mod limit;
+pub mod listener;
 pub mod model;
+pub mod net;
 pub mod snapshot;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;

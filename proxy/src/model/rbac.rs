@@ -161,17 +161,10 @@ mod tests {
         };
         let verdict = rbac.evaluate(Some(&peer("spiffe://td.consul/ns/default/dc/dc1/svc/web")));
         assert_eq!((verdict.action, &*verdict.policy), (Action::Deny, "web"));
-        let verdict = rbac.evaluate(Some(&peer(
-            "spiffe://td.consul/ns/default/dc/dc9/svc/other",
-        )));
+        let verdict = rbac.evaluate(Some(&peer("spiffe://td.consul/ns/default/dc/dc9/svc/other")));
         assert_eq!((verdict.action, &*verdict.policy), (Action::Allow, "*"));
-        let verdict = rbac.evaluate(Some(&peer(
-            "spiffe://other.consul/ns/default/dc/dc1/svc/web",
-        )));
-        assert_eq!(
-            (verdict.action, &*verdict.policy),
-            (Action::Deny, "default")
-        );
+        let verdict = rbac.evaluate(Some(&peer("spiffe://other.consul/ns/default/dc/dc1/svc/web")));
+        assert_eq!((verdict.action, &*verdict.policy), (Action::Deny, "default"));
         let verdict = rbac.evaluate(Some(&peer("spiffe://td.consul/ns/prod/dc/dc1/svc/web")));
         assert_eq!(&*verdict.policy, "default");
     }

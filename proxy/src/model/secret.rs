@@ -99,8 +99,7 @@ impl Identity {
     /// Says which part is missing or malformed; never quotes the key.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, SecretError> {
         let (chain, facts) = certificates(chain_pem)?;
-        let key =
-            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| SecretError::NoKey)?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| SecretError::NoKey)?;
         let leaf = facts.into_iter().next().ok_or(SecretError::NoCertificate)?;
         let [uri] = leaf.uris.as_slice() else {
             return Err(SecretError::Uris(leaf.uris.len()));
@@ -179,9 +178,7 @@ fn uri(name: &x509_parser::extensions::GeneralName<'_>) -> Option<String> {
     }
 }
 
-fn certificates(
-    pem: &str,
-) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateFacts>), SecretError> {
+fn certificates(pem: &str) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateFacts>), SecretError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|_| SecretError::NoCertificate)?;

@@ -81,11 +81,8 @@ impl SpiffeId {
             "" | "default" => String::new(),
             other => format!("/ap/{}", escape(other)),
         };
-        let (namespace, datacenter, service) = (
-            escape(&id.namespace),
-            escape(&id.datacenter),
-            escape(&id.service),
-        );
+        let (namespace, datacenter, service) =
+            (escape(&id.namespace), escape(&id.datacenter), escape(&id.service));
         Self::parse(&format!(
             "spiffe://{trust_domain}{partition}/ns/{namespace}/dc/{datacenter}/svc/{service}"
         ))

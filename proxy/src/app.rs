@@ -1,0 +1,137 @@
+//! The wiring: builds every part in order, serves until told to stop, drains.
+//!
+//! Owns the phases. The control thread (this one) runs the source, the listener manager, the admin API
+//! and the signals; each worker is a thread of its own.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use attache_bootstrap::Config;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::admin::{self, Admin, AdminBindError};
+use crate::drain::{Phase, phases};
+use crate::limit::Limits;
+use crate::listener::manager::{BindError, ListenerManager};
+use crate::listener::worker::WorkerHandle;
+use crate::net::socket::raise_descriptor_limit;
+use crate::snapshot::{Publisher, channel};
+use crate::telemetry::metrics;
+
+/// What a drain may overrun its deadline by, for a worker's last records.
+const DRAIN_SLACK: Duration = Duration::from_millis(500);
+
+/// Why a process ends other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener of the first snapshot.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The admin API.
+    #[error(transparent)]
+    Admin(#[from] AdminBindError),
+    /// Something that waiting cannot cure.
+    #[error("{0}")]
+    Source(String),
+    /// The system gave no thread, signal handler or the like.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+    /// A worker ended by itself.
+    #[error("a worker thread ended; this is a bug")]
+    Worker,
+}
+
+/// Serves with `config` what `source` publishes, until SIGTERM or SIGINT and the drain after it. Must
+/// run inside a `LocalRuntime`.
+///
+/// # Errors
+/// [`AppError`] when it cannot begin, or the source says that waiting cannot cure what is wrong.
+pub async fn run<S, E>(
+    config: &Config,
+    describe_source: Rc<dyn Fn() -> serde_json::Value>,
+    source: impl FnOnce(Publisher) -> S,
+) -> Result<(), AppError>
+where
+    S: Future<Output = Result<Infallible, E>>,
+    E: std::fmt::Display,
+{
+    metrics::install();
+    raise_descriptor_limit();
+    let mut signals = Signals::new()?;
+    let (phase, phase_reader) = phases();
+    let (publisher, reader) = channel();
+
+    let admin_socket = admin::bind(config.admin).await?;
+    tracing::info!(address = %admin_socket.local_addr()?, "admin API");
+    let admin = Admin {
+        snapshot: reader.clone(),
+        phase: phase_reader,
+        source: describe_source,
+    };
+    let admin = tokio::task::spawn_local(admin.serve(admin_socket));
+
+    let limits = Limits::default();
+    let workers = (0..config.concurrency.max(1))
+        .map(|index| WorkerHandle::start(index, limits.clone()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut listeners = ListenerManager::new(reader, workers);
+
+    let serving = async {
+        listeners.start().await?;
+        phase.enter(Phase::Live);
+        listeners.run().await;
+        Err(AppError::Worker)
+    };
+    let ended = tokio::select! {
+        ended = source(publisher) => match ended {
+            Err(error) => Err(AppError::Source(error.to_string())),
+        },
+        ended = serving => ended,
+        name = signals.next() => {
+            tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
+            Ok(())
+        }
+    };
+    ended?;
+    phase.enter(Phase::Draining);
+    tokio::select! {
+        () = drain(&listeners, config.drain_time) => tracing::info!("drained"),
+        name = signals.next() => tracing::warn!(signal = name, "a second signal: ending at once"),
+    }
+    admin.abort();
+    Ok(())
+}
+
+async fn drain(listeners: &ListenerManager, deadline: Duration) {
+    let drained: Vec<_> = listeners
+        .workers()
+        .iter()
+        .map(|worker| worker.drain(deadline))
+        .collect();
+    for worker in drained {
+        let _ = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Network filters: who gets past, and the terminal filter that carries the bytes.
+
+pub mod rbac;
+pub mod tcp_proxy;

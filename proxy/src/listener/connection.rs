@@ -1,0 +1,140 @@
+//! The life of one accepted connection, as named phases: TLS, verdict, terminal filter, record.
+//!
+//! Owns the socket from `accept` to its close, and the record ([`ConnectionLog`]) that is written
+//! however the connection ends.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::live::CutReason;
+use super::worker::{ActiveChain, WorkerListener};
+use crate::filter::rbac;
+use crate::filter::tcp_proxy::{self, Ending, ResetGuard};
+use crate::limit::Permit;
+use crate::model::listener::{NetworkFilter, Terminal};
+use crate::model::{Action, SpiffeId};
+use crate::net::{Duplex, PlainStream};
+use crate::telemetry::{ConnectionLog, ResponseFlag};
+use crate::tls::{HandshakeError, Peer, TlsStream};
+use crate::upstream::ClusterManager;
+
+/// A peer that has not finished its handshake after this long holds a socket for nothing. Envoy has
+/// no limit unless configured; a handshake across the world with retransmissions takes a few seconds.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Serves one accepted connection to its end.
+pub async fn serve(
+    socket: PlainStream,
+    downstream: String,
+    listener: Rc<WorkerListener>,
+    clusters: Rc<ClusterManager>,
+) {
+    let mut log = ConnectionLog::open(listener.name.clone(), downstream, Rc::clone(&listener.metrics));
+    let chain = listener.chain();
+    match (&chain.transport, socket) {
+        (None, socket) => run_filters(socket, None, &listener, &clusters, &mut log).await,
+        (Some(Ok(config)), PlainStream::Tcp(socket)) => {
+            let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config.clone())).await;
+            match handshake.unwrap_or(Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT))) {
+                Ok((stream, Peer { spiffe_id })) => {
+                    listener.metrics.handshakes.increment(1);
+                    log.peer(spiffe_id.clone());
+                    run_filters(stream, Some(spiffe_id), &listener, &clusters, &mut log).await;
+                }
+                Err(error) => {
+                    listener.metrics.handshake_errors.increment(1);
+                    log.ended(ResponseFlag::DownstreamProtocolError, error.to_string());
+                }
+            }
+        }
+        (Some(Ok(_)), PlainStream::Unix(_)) => {
+            log.ended(
+                ResponseFlag::DownstreamProtocolError,
+                "mutual TLS over a unix socket is not supported",
+            );
+        }
+        (Some(Err(why)), _) => {
+            log.ended(
+                ResponseFlag::LocalReset,
+                format!("the listener's TLS context cannot be used: {why}"),
+            );
+        }
+    }
+}
+
+/// The network filters, then the terminal one, under the listener's *newest* rules: they may have
+/// changed during the handshake.
+async fn run_filters<D: Duplex>(
+    stream: D,
+    peer: Option<SpiffeId>,
+    listener: &WorkerListener,
+    clusters: &ClusterManager,
+    log: &mut ConnectionLog,
+) {
+    let mut downstream = ResetGuard::new(stream);
+    let chain = listener.chain();
+    let Some(_permits) = admit(&chain, peer.as_ref(), listener, log) else {
+        return;
+    };
+    let live = listener.live.enter(peer);
+    let Terminal::TcpProxy(proxy) = &chain.config.terminal;
+    let carried = live
+        .until_cut(tcp_proxy::run(proxy, &mut downstream.stream, clusters, log))
+        .await;
+    match carried {
+        Ok(Ending::Clean) => downstream.finished(),
+        Ok(Ending::Reset) => {}
+        Err(CutReason::Denied(policy)) => {
+            listener.metrics.cut.increment(1);
+            log.ended(
+                ResponseFlag::UnauthorizedDetails,
+                format!("cut: newer rules deny it ({policy})"),
+            );
+            log.policy(policy);
+        }
+        Err(CutReason::DrainDeadline) => {
+            log.ended(
+                ResponseFlag::LocalReset,
+                "cut: still open at the end of the drain",
+            );
+        }
+    }
+}
+
+/// Runs the filters that may refuse. `None`: refused, and the log says why.
+fn admit(
+    chain: &ActiveChain,
+    peer: Option<&SpiffeId>,
+    listener: &WorkerListener,
+    log: &mut ConnectionLog,
+) -> Option<Vec<Permit>> {
+    if let Some(verdict) = rbac::check(&chain.config, peer) {
+        log.policy(verdict.policy.clone());
+        if verdict.action == Action::Deny {
+            listener.metrics.denied.increment(1);
+            log.ended(
+                ResponseFlag::UnauthorizedDetails,
+                format!("denied by {}", verdict.policy),
+            );
+            return None;
+        }
+        listener.metrics.allowed.increment(1);
+    }
+    let mut permits = Vec::new();
+    for filter in &chain.config.filters {
+        let NetworkFilter::ConnectionLimit { max_connections } = filter else {
+            continue;
+        };
+        let Some(permit) = listener.connections.acquire(*max_connections) else {
+            log.ended(
+                ResponseFlag::OverloadManager,
+                format!("the listener has its limit of {max_connections} connections"),
+            );
+            return None;
+        };
+        permits.push(permit);
+    }
+    Some(permits)
+}

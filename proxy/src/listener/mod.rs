@@ -1,0 +1,9 @@
+//! Where bytes come in: binding, accepting, and the life of one connection.
+//!
+//! [`manager`] binds on the control thread; everything else runs inside one worker.
+
+pub mod accept;
+pub mod connection;
+pub mod live;
+pub mod manager;
+pub mod worker;

@@ -1,0 +1,278 @@
+//! One worker: a thread with a single-threaded runtime, its own sockets, clusters and connections.
+//!
+//! Owns everything it serves; other threads reach it only through [`WorkerHandle`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::timeout;
+
+use super::accept::accept;
+use super::live::{CutReason, LiveConnections};
+use crate::filter::rbac;
+use crate::limit::{Limit, Limits};
+use crate::model::listener::{FilterChain, Listener};
+use crate::model::{Action, Name, Snapshot};
+use crate::net::socket::ListenSocket;
+use crate::telemetry::metrics::{ListenerMetrics, registry};
+use crate::tls::ConfigCache;
+use crate::upstream::ClusterManager;
+
+/// After the drain's deadline, the time for cut connections to write their records.
+const CUT_GRACE: Duration = Duration::from_millis(200);
+
+/// What a worker is told.
+enum Command {
+    /// A newer snapshot, with the sockets of listeners that are new in it.
+    Apply(Arc<Snapshot>, Vec<(Name, ListenSocket)>),
+    /// Stop accepting, let connections end until the deadline, cut the rest, answer.
+    Drain(Duration, oneshot::Sender<()>),
+}
+
+/// The other threads' end of a worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// One listener as a worker holds it. Survives updates of its chain.
+#[derive(Debug)]
+pub struct WorkerListener {
+    /// The listener's name.
+    pub name: Name,
+    /// This worker's counters.
+    pub metrics: Rc<ListenerMetrics>,
+    /// Authorised connections of this worker.
+    pub live: LiveConnections,
+    /// Connections of all workers, for the connection limit.
+    pub connections: Limit,
+    chain: RefCell<Rc<ActiveChain>>,
+    serving: Rc<Serving>,
+}
+
+/// A filter chain with what was made from it once.
+#[derive(Debug)]
+pub struct ActiveChain {
+    /// The chain.
+    pub config: Arc<FilterChain>,
+    /// TLS, or why it cannot be had: then connections are refused.
+    pub transport: Option<Result<Arc<ServerConfig>, String>>,
+}
+
+/// Counts the connections of a worker, to know when a drain is over.
+#[derive(Debug, Default)]
+struct Serving {
+    count: Cell<usize>,
+    idle: Notify,
+}
+
+/// One connection in the count; given back when dropped.
+pub struct ServingGuard(Rc<Serving>);
+
+impl WorkerListener {
+    /// The newest chain.
+    pub fn chain(&self) -> Rc<ActiveChain> {
+        Rc::clone(&self.chain.borrow())
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub fn serving(&self) -> ServingGuard {
+        self.serving.count.set(self.serving.count.get() + 1);
+        ServingGuard(Rc::clone(&self.serving))
+    }
+}
+
+impl Drop for ServingGuard {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        if self.0.count.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl WorkerHandle {
+    /// Starts worker `index`.
+    ///
+    /// # Errors
+    /// When the thread cannot be had.
+    pub fn start(index: usize, limits: Limits) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let built = Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default());
+                match built {
+                    Ok(runtime) => runtime.block_on(Worker::new(limits).run(inbox)),
+                    Err(error) => tracing::error!(%error, "a worker's runtime cannot be had"),
+                }
+            })?;
+        Ok(Self {
+            commands,
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands over a snapshot and the sockets of its new listeners. A worker that is gone takes none.
+    pub fn apply(&self, snapshot: Arc<Snapshot>, sockets: Vec<(Name, ListenSocket)>) {
+        let _ = self.commands.send(Command::Apply(snapshot, sockets));
+    }
+
+    /// Begins a drain; the receiver is ready when it is over.
+    pub fn drain(&self, deadline: Duration) -> oneshot::Receiver<()> {
+        let (done, receiver) = oneshot::channel();
+        let _ = self.commands.send(Command::Drain(deadline, done));
+        receiver
+    }
+
+    /// Whether the thread has ended, which only a bug makes it do before [`Self::drain`].
+    pub fn is_gone(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_none_or(std::thread::JoinHandle::is_finished)
+    }
+}
+
+struct Worker {
+    clusters: Rc<ClusterManager>,
+    listeners: BTreeMap<Name, (Rc<WorkerListener>, Option<AbortHandle>)>,
+    serving: Rc<Serving>,
+    tls: ConfigCache,
+    limits: Limits,
+}
+
+impl Worker {
+    fn new(limits: Limits) -> Self {
+        Self {
+            clusters: Rc::new(ClusterManager::new(limits.clone())),
+            listeners: BTreeMap::new(),
+            serving: Rc::default(),
+            tls: ConfigCache::default(),
+            limits,
+        }
+    }
+
+    /// Ends after a drain, or when the other end is gone.
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Apply(snapshot, sockets) => self.apply(&snapshot, sockets),
+                Command::Drain(deadline, done) => {
+                    self.drain(deadline).await;
+                    let _ = done.send(());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, snapshot: &Snapshot, sockets: Vec<(Name, ListenSocket)>) {
+        // Clusters first: a listener must not accept for a cluster that is not there yet.
+        self.clusters.apply(snapshot, &mut self.tls);
+        self.listeners.retain(|name, (_, accepting)| {
+            let stays = snapshot.listeners.contains_key(name);
+            if !stays {
+                if let Some(accepting) = accepting {
+                    accepting.abort();
+                }
+                registry().remove("envoy_listener_address", name);
+            }
+            stays
+        });
+        for listener in snapshot.listeners.values() {
+            self.update(listener);
+        }
+        for (name, socket) in sockets {
+            if let Some((listener, accepting)) = self.listeners.get_mut(&name) {
+                let task = accept(socket, Rc::clone(listener), Rc::clone(&self.clusters));
+                if let Some(replaced) = accepting.replace(spawn_local(task).abort_handle()) {
+                    replaced.abort();
+                }
+            }
+        }
+        self.tls.sweep();
+    }
+
+    /// Swaps a listener's chain under its socket, and looks again at its live connections if the
+    /// rules changed.
+    fn update(&mut self, config: &Listener) {
+        let old = self
+            .listeners
+            .get(&config.name)
+            .map(|(listener, _)| listener.chain());
+        if old
+            .as_ref()
+            .is_some_and(|old| Arc::ptr_eq(&old.config, &config.filter_chain))
+        {
+            return;
+        }
+        let chain = Rc::new(self.activate(config, old.as_deref()));
+        let Some((listener, _)) = self.listeners.get(&config.name) else {
+            let listener = WorkerListener {
+                name: Arc::clone(&config.name),
+                metrics: Rc::new(ListenerMetrics::new(&config.name)),
+                live: LiveConnections::default(),
+                connections: self.limits.get(&format!("listener {}", config.name)),
+                chain: RefCell::new(chain),
+                serving: Rc::clone(&self.serving),
+            };
+            self.listeners
+                .insert(Arc::clone(&config.name), (Rc::new(listener), None));
+            return;
+        };
+        let rules_changed = old.is_none_or(|old| !rbac::same_rules(&old.config, &config.filter_chain));
+        listener.chain.replace(chain);
+        if rules_changed {
+            listener.live.cut(|peer| {
+                rbac::check(&config.filter_chain, peer)
+                    .filter(|verdict| verdict.action == Action::Deny)
+                    .map(|verdict| CutReason::Denied(verdict.policy))
+            });
+        }
+    }
+
+    /// Where the newer TLS context cannot be used, the last good one goes on with the newer filters.
+    fn activate(&mut self, listener: &Listener, old: Option<&ActiveChain>) -> ActiveChain {
+        let config = Arc::clone(&listener.filter_chain);
+        let transport = config.transport.as_ref().map(|tls| {
+            self.tls.server(tls).or_else(|error| {
+                tracing::error!(listener = %listener.name, %error, "the TLS context of a listener cannot be used");
+                match old.and_then(|old| old.transport.clone()) {
+                    Some(Ok(last_good)) => Ok(last_good),
+                    _ => Err(error.to_string()),
+                }
+            })
+        });
+        ActiveChain { config, transport }
+    }
+
+    async fn drain(&mut self, deadline: Duration) {
+        for (_, accepting) in self.listeners.values() {
+            if let Some(accepting) = accepting {
+                accepting.abort();
+            }
+        }
+        if timeout(deadline, self.until_idle()).await.is_err() {
+            for (listener, _) in self.listeners.values() {
+                listener.live.cut(|_| Some(CutReason::DrainDeadline));
+            }
+            let _ = timeout(CUT_GRACE, self.until_idle()).await;
+        }
+    }
+
+    async fn until_idle(&self) {
+        while self.serving.count.get() > 0 {
+            self.serving.idle.notified().await;
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The verbs that the relay asks of a stream, plain or TLS: receive, send, flush, finish, reset.
+//!
+//! Half-close and reset are separate verbs, so that a cut transfer can never look complete.
+
+use std::io;
+use std::task::{Context, Poll};
+
+/// A stream of bytes both ways. Dropping it closes the socket without further words.
+pub trait Duplex {
+    /// Receives into a lent buffer. `Ok(0)` is the peer's clean end (FIN; close_notify over TLS);
+    /// a cut is an error: [`io::ErrorKind::ConnectionReset`], or `UnexpectedEof` where TLS ended
+    /// without close_notify.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Takes bytes to send, gathered from several slices; may take fewer. A TLS stream that has
+    /// taken bytes may still hold their records: [`Self::poll_flush`].
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// Ready when nothing taken waits in user space; no more is read for this stream before.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Half-closes: what was taken, then the clean end. Receiving goes on.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Makes the coming drop a reset (RST) instead of a clean end.
+    fn reset(&mut self);
+}

@@ -1,0 +1,13 @@
+//! Sockets and bytes: binding, dialling, lent buffers, and the relay between two streams.
+//!
+//! Knows addresses (from `model`) and nothing else of the mesh.
+
+pub mod buffer;
+pub mod duplex;
+pub mod holder;
+pub mod plain;
+pub mod relay;
+pub mod socket;
+
+pub use duplex::Duplex;
+pub use plain::PlainStream;

@@ -1,0 +1,175 @@
+//! Listening and dialling, with every socket option in one place.
+//!
+//! Hands out sockets and keeps none.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::plain::PlainStream;
+use crate::model::listener::Address;
+
+/// Connections that may wait for `accept`. The kernel caps it at `net.core.somaxconn` (4096).
+const BACKLOG: i32 = 4096;
+
+/// Silence before the first probe. Below the 350 s after which cloud load balancers and NATs forget
+/// a connection.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(120);
+
+/// Between probes; with [`KEEPALIVE_PROBES`] a dead peer is noticed within 165 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Unanswered probes before the connection counts as reset.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// A bound, listening, non-blocking socket, not yet part of any runtime.
+#[derive(Debug)]
+pub enum ListenSocket {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// Binds `address` once for each of `workers`. The kernel spreads TCP connections over the sockets;
+/// unix sockets share one queue.
+///
+/// The first TCP socket is bound *without* `SO_REUSEPORT` and gets the option afterwards, so that
+/// our own further sockets may join while another process, a second Attaché included, is refused.
+///
+/// # Errors
+/// The kernel's: `AddrInUse` when anybody else holds the address.
+pub fn listen(address: &Address, workers: usize) -> io::Result<Vec<ListenSocket>> {
+    match address {
+        Address::Socket(address) => (0..workers)
+            .map(|worker| listen_tcp(*address, worker == 0).map(ListenSocket::Tcp))
+            .collect(),
+        Address::Pipe { path, mode } => {
+            let first = listen_unix(path, *mode)?;
+            let mut sockets = Vec::with_capacity(workers);
+            for _ in 1..workers {
+                sockets.push(ListenSocket::Unix(first.try_clone()?));
+            }
+            sockets.push(ListenSocket::Unix(first));
+            Ok(sockets)
+        }
+    }
+}
+
+fn listen_tcp(address: SocketAddr, exclusive: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if exclusive {
+        socket.bind(&address.into())?;
+        socket.set_reuse_port(true)?;
+    } else {
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+    }
+    // Accepted sockets inherit these, which saves two system calls a connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn listen_unix(path: &Path, mode: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err();
+    if stale {
+        std::fs::remove_file(path)?;
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    if let Some(mode) = mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(listener)
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
+}
+
+/// Dials; bounded by the caller.
+///
+/// # Errors
+/// The kernel's.
+pub async fn dial(address: &Address) -> io::Result<PlainStream> {
+    match address {
+        Address::Socket(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+            Ok(PlainStream::Tcp(stream))
+        }
+        Address::Pipe { path, .. } => Ok(PlainStream::Unix(UnixStream::connect(path).await?)),
+    }
+}
+
+/// Makes closing `stream` send RST. A socket that is already dead needs none, so a failure is fine.
+pub fn reset_on_close(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
+
+/// Raises the soft limit of open files to the hard one and returns it: two descriptors a connection
+/// pass the usual 1024 soon.
+pub fn raise_descriptor_limit() -> Option<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some(hard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_sockets_share_a_port_and_a_stranger_is_refused() {
+        let any = Address::Socket("127.0.0.1:0".parse().unwrap());
+        let [ListenSocket::Tcp(first)] = &listen(&any, 1).unwrap()[..] else {
+            panic!("one socket")
+        };
+        let taken = Address::Socket(first.local_addr().unwrap());
+        assert_eq!(listen(&taken, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let ours = listen(&Address::Socket(free), 3).unwrap();
+        assert_eq!(ours.len(), 3);
+        assert_eq!(
+            listen(&Address::Socket(free), 1).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let path = std::env::temp_dir().join(format!("attache-listen-{}", std::process::id()));
+        let address = Address::Pipe {
+            path: path.clone(),
+            mode: Some(0o600),
+        };
+        drop(listen(&address, 1).unwrap());
+        let live = listen(&address, 2).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(listen(&address, 1).is_err());
+        drop(live);
+        std::fs::remove_file(path).unwrap();
+    }
+}

@@ -1,0 +1,110 @@
+//! One line and one set of counters for each connection, whatever way it ends.
+//!
+//! [`ConnectionLog`] is a drop guard: a connection that is cancelled, panics or returns early still
+//! writes its line. Owns the facts of one connection; borrows nothing.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::flags::ResponseFlag;
+use super::metrics::ListenerMetrics;
+use crate::model::{Name, SpiffeId};
+use crate::net::relay::Counts;
+
+/// The record of one accepted connection.
+#[derive(Debug)]
+pub struct ConnectionLog {
+    /// Bytes so far; the relay writes them.
+    pub counts: Rc<Counts>,
+    listener: Name,
+    downstream: String,
+    opened: Instant,
+    peer: Option<SpiffeId>,
+    cluster: Option<Name>,
+    endpoint: Option<String>,
+    policy: Option<Arc<str>>,
+    flag: ResponseFlag,
+    reason: Option<String>,
+    metrics: Rc<ListenerMetrics>,
+}
+
+impl ConnectionLog {
+    /// Opens the record of a connection just accepted.
+    pub fn open(listener: Name, downstream: String, metrics: Rc<ListenerMetrics>) -> Self {
+        metrics.opened.increment(1);
+        metrics.active.increment(1.0);
+        Self {
+            counts: Rc::default(),
+            listener,
+            downstream,
+            opened: Instant::now(),
+            peer: None,
+            cluster: None,
+            endpoint: None,
+            policy: None,
+            flag: ResponseFlag::None,
+            reason: None,
+            metrics,
+        }
+    }
+
+    /// The verified peer.
+    pub fn peer(&mut self, peer: SpiffeId) {
+        self.peer = Some(peer);
+    }
+
+    /// The rule that let the connection in or kept it out.
+    pub fn policy(&mut self, policy: Arc<str>) {
+        self.policy = Some(policy);
+    }
+
+    /// The cluster chosen.
+    pub fn cluster(&mut self, cluster: Name) {
+        self.cluster = Some(cluster);
+    }
+
+    /// The endpoint connected to, or the last one tried.
+    pub fn endpoint(&mut self, endpoint: String) {
+        self.endpoint = Some(endpoint);
+    }
+
+    /// Why it ended. The first reason given stands: what follows it is a consequence.
+    pub fn ended(&mut self, flag: ResponseFlag, reason: impl Into<String>) {
+        if self.reason.is_none() {
+            self.flag = flag;
+            self.reason = Some(reason.into());
+        }
+    }
+
+    /// How long it has been open.
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        let (received, sent) = (self.counts.received.get(), self.counts.sent.get());
+        let duration = self.opened.elapsed();
+        self.metrics.closed(received, sent, duration, self.flag);
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        // A connection nobody ended was cancelled with its worker.
+        let reason = self.reason.as_deref().unwrap_or("closed with the process");
+        tracing::info!(
+            target: "access",
+            listener = %self.listener,
+            downstream = %self.downstream,
+            peer = self.peer.as_ref().map_or("-", SpiffeId::as_str),
+            policy = self.policy.as_deref().unwrap_or("-"),
+            cluster = self.cluster.as_deref().unwrap_or("-"),
+            endpoint = self.endpoint.as_deref().unwrap_or("-"),
+            bytes_received = received,
+            bytes_sent = sent,
+            duration_ms = millis,
+            flags = self.flag.as_str(),
+            reason,
+            "connection"
+        );
+    }
+}

@@ -1,0 +1,11 @@
+//! What the proxy says about itself: counters, the access log, response flags, log lines.
+//!
+//! Owns the recorder behind the `metrics` facade. Never holds a secret.
+
+pub mod access_log;
+pub mod flags;
+pub mod logging;
+pub mod metrics;
+
+pub use access_log::ConnectionLog;
+pub use flags::ResponseFlag;

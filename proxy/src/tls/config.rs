@@ -1,0 +1,150 @@
+//! From the model's TLS contexts to rustls configurations.
+//!
+//! One cache a worker keeps a parsed key and a configuration for each context that is in use; what
+//! no snapshot mentions any more is dropped at the next [`ConfigCache::sweep`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+
+use super::identity::{IdentityError, certified_key};
+use super::verifier::SpiffeVerifier;
+use crate::model::listener::{DownstreamTls, TlsParams, TlsVersion};
+use crate::model::{Identity, UpstreamTls};
+
+/// Why a context cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The certificate or key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No cipher suite or version is left.
+    #[error(
+        "TLS parameters leave nothing to offer: versions {min:?} to {max:?}, cipher suites {cipher_suites:?}"
+    )]
+    Parameters {
+        /// As configured.
+        min: TlsVersion,
+        /// As configured.
+        max: TlsVersion,
+        /// As configured.
+        cipher_suites: Vec<String>,
+    },
+    /// The trust bundle.
+    #[error("the trust bundle cannot be used: {0}")]
+    Trust(rustls::Error),
+    /// The SNI.
+    #[error("the SNI {0:?} is no host name")]
+    Sni(String),
+}
+
+/// What a worker keeps between snapshots. Not shared between threads.
+#[derive(Debug, Default)]
+pub struct ConfigCache {
+    keys: Vec<(Arc<Identity>, Arc<CertifiedKey>)>,
+    servers: Vec<(Arc<DownstreamTls>, Arc<ServerConfig>)>,
+    clients: HashMap<*const UpstreamTls, (Arc<UpstreamTls>, Arc<ClientConfig>)>,
+}
+
+impl ConfigCache {
+    /// The configuration for accepting.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; the caller keeps what it had.
+    pub fn server(&mut self, tls: &Arc<DownstreamTls>) -> Result<Arc<ServerConfig>, ConfigError> {
+        if let Some((_, config)) = self.servers.iter().find(|(have, _)| Arc::ptr_eq(have, tls)) {
+            return Ok(Arc::clone(config));
+        }
+        let verifier = SpiffeVerifier::new(Arc::clone(&tls.trust), Vec::new()).map_err(ConfigError::Trust)?;
+        let mut config = ServerConfig::builder_with_provider(narrowed(&tls.params))
+            .with_protocol_versions(versions(&tls.params))
+            .map_err(|_| parameters(&tls.params))?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
+        // No resumption: a resumed session skips the verifier, so it could outlive a certificate.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        let config = Arc::new(config);
+        self.servers.push((Arc::clone(tls), Arc::clone(&config)));
+        Ok(config)
+    }
+
+    /// The configuration for dialling.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; the caller keeps what it had.
+    pub fn client(&mut self, tls: &Arc<UpstreamTls>) -> Result<Arc<ClientConfig>, ConfigError> {
+        if let Some((_, config)) = self.clients.get(&Arc::as_ptr(tls)) {
+            return Ok(Arc::clone(config));
+        }
+        let verifier = SpiffeVerifier::new(Arc::clone(&tls.trust), tls.spiffe_ids.clone())
+            .map_err(ConfigError::Trust)?;
+        let mut config = ClientConfig::builder_with_provider(narrowed(&tls.params))
+            .with_protocol_versions(versions(&tls.params))
+            .map_err(|_| parameters(&tls.params))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
+        config.resumption = Resumption::disabled();
+        let config = Arc::new(config);
+        self.clients
+            .insert(Arc::as_ptr(tls), (Arc::clone(tls), Arc::clone(&config)));
+        Ok(config)
+    }
+
+    /// Drops what only the cache still holds. To be called after a snapshot was applied.
+    pub fn sweep(&mut self) {
+        self.servers.retain(|(tls, _)| Arc::strong_count(tls) > 1);
+        self.clients.retain(|_, (tls, _)| Arc::strong_count(tls) > 1);
+        self.keys.retain(|(identity, _)| Arc::strong_count(identity) > 1);
+    }
+
+    fn key(&mut self, identity: &Arc<Identity>) -> Result<Arc<CertifiedKey>, IdentityError> {
+        if let Some((_, key)) = self.keys.iter().find(|(have, _)| Arc::ptr_eq(have, identity)) {
+            return Ok(Arc::clone(key));
+        }
+        let key = certified_key(identity)?;
+        self.keys.push((Arc::clone(identity), Arc::clone(&key)));
+        Ok(key)
+    }
+}
+
+fn parameters(params: &TlsParams) -> ConfigError {
+    ConfigError::Parameters {
+        min: params.min,
+        max: params.max,
+        cipher_suites: params.cipher_suites.clone(),
+    }
+}
+
+fn versions(params: &TlsParams) -> &'static [&'static SupportedProtocolVersion] {
+    static ALL: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+    match (params.min, params.max) {
+        (TlsVersion::V1_2, TlsVersion::V1_3) => &ALL,
+        (TlsVersion::V1_2, TlsVersion::V1_2) => &ALL[1..],
+        (TlsVersion::V1_3, TlsVersion::V1_3) => &ALL[..1],
+        (TlsVersion::V1_3, TlsVersion::V1_2) => &[],
+    }
+}
+
+/// The provider with the TLS 1.2 suites that `params` allows; TLS 1.3's are not configurable.
+fn narrowed(params: &TlsParams) -> Arc<CryptoProvider> {
+    let all = super::provider();
+    if params.cipher_suites.is_empty() {
+        return all;
+    }
+    let mut provider = (*all).clone();
+    provider.cipher_suites.retain(|suite| {
+        suite.tls13().is_some()
+            || suite
+                .suite()
+                .as_str()
+                .is_some_and(|name| params.cipher_suites.iter().any(|s| s == name))
+    });
+    Arc::new(provider)
+}

@@ -1,0 +1,55 @@
+//! Why a handshake failed, in words that an operator can act on.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+
+/// Why a TLS handshake did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The socket failed or ended.
+    #[error("the connection ended during the TLS handshake: {0}")]
+    Socket(#[from] io::Error),
+    /// The peer broke TLS, refused us, or was refused by us.
+    #[error("{}", explain(.0))]
+    Tls(#[from] Error),
+    /// It took too long.
+    #[error("the TLS handshake took longer than {0:?}")]
+    Timeout(std::time::Duration),
+}
+
+fn explain(error: &Error) -> String {
+    match error {
+        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::MessageTooLarge) => {
+            "not TLS: plaintext, or another protocol".to_owned()
+        }
+        Error::NoCertificatesPresented => "no client certificate was presented".to_owned(),
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::UnknownIssuer => {
+                "the certificate is of another authority: it chains to no root of the trust bundle".to_owned()
+            }
+            CertificateError::BadSignature => {
+                "the certificate is of another authority: the root that it names did not sign it".to_owned()
+            }
+            CertificateError::Expired => "the certificate has expired".to_owned(),
+            CertificateError::NotValidYet => "the certificate is not valid yet".to_owned(),
+            CertificateError::Other(other) => other.to_string(),
+            other => format!("the certificate is not acceptable: {other}"),
+        },
+        Error::AlertReceived(alert) => format!("the peer refused: {}", alert_name(*alert)),
+        other => other.to_string(),
+    }
+}
+
+fn alert_name(alert: AlertDescription) -> String {
+    let hint = match alert {
+        AlertDescription::BadCertificate | AlertDescription::UnknownCA => {
+            " (it does not trust our certificate's authority)"
+        }
+        AlertDescription::CertificateRequired => " (it wants a client certificate)",
+        AlertDescription::CertificateExpired => " (our certificate has expired by its clock)",
+        AlertDescription::ProtocolVersion => " (no common TLS version)",
+        _ => "",
+    };
+    format!("TLS alert {alert:?}{hint}")
+}

@@ -1,0 +1,414 @@
+//! Handshakes of every kind that a mesh sees, and the stream's ends, over real loopback sockets.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{ConfigCache, HandshakeError, Peer, TlsStream};
+use crate::model::listener::{DownstreamTls, TlsParams, TlsVersion};
+use crate::model::{Identity, SpiffeId, TrustBundle, UpstreamTls};
+use crate::net::relay::{Counts, relay};
+use crate::net::{Duplex, PlainStream};
+
+const TRUST_DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+#[derive(Clone)]
+struct Leaf {
+    service: &'static str,
+    trust_domain: &'static str,
+    age_days: i64,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+}
+
+impl Default for Leaf {
+    fn default() -> Self {
+        Self {
+            service: "web",
+            trust_domain: TRUST_DOMAIN,
+            age_days: 1,
+            algorithm: &rcgen::PKCS_ECDSA_P256_SHA256,
+        }
+    }
+}
+
+impl Authority {
+    fn new(algorithm: &'static rcgen::SignatureAlgorithm) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate_for(algorithm).unwrap()).unwrap())
+    }
+
+    fn trust(&self) -> Arc<TrustBundle> {
+        Arc::new(TrustBundle::from_pem(TRUST_DOMAIN, [self.0.pem().as_str()]).unwrap())
+    }
+
+    fn identity(&self, leaf: &Leaf) -> Arc<Identity> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(uri(leaf).as_str().try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let now = std::time::SystemTime::now();
+        let day = |days: i64| {
+            (now - Duration::from_secs(40 * 86_400) + Duration::from_secs(86_400 * (40 + days) as u64)).into()
+        };
+        params.not_before = day(-leaf.age_days);
+        params.not_after = day(2 - leaf.age_days);
+        let key = KeyPair::generate_for(leaf.algorithm).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Arc::new(Identity::from_pem(&certificate.pem(), &key.serialize_pem()).unwrap())
+    }
+}
+
+fn uri(leaf: &Leaf) -> String {
+    format!(
+        "spiffe://{}/ns/default/dc/dc1/svc/{}",
+        leaf.trust_domain, leaf.service
+    )
+}
+
+struct Ends {
+    downstream: DownstreamTls,
+    upstream: UpstreamTls,
+}
+
+fn ends(client: &Authority, client_leaf: &Leaf, server: &Authority, server_leaf: &Leaf) -> Ends {
+    let expected = SpiffeId::parse(&uri(&Leaf {
+        service: "api",
+        ..Leaf::default()
+    }))
+    .unwrap();
+    Ends {
+        downstream: DownstreamTls {
+            identity: server.identity(server_leaf),
+            trust: server.trust(),
+            params: TlsParams::default(),
+        },
+        upstream: UpstreamTls {
+            identity: client.identity(client_leaf),
+            trust: client.trust(),
+            sni: format!("api.default.dc1.internal.{TRUST_DOMAIN}"),
+            spiffe_ids: vec![expected],
+            params: TlsParams::default(),
+        },
+    }
+}
+
+fn good() -> Ends {
+    let authority = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
+    ends(
+        &authority,
+        &Leaf::default(),
+        &authority,
+        &Leaf {
+            service: "api",
+            ..Leaf::default()
+        },
+    )
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, server) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
+    (client.unwrap(), server.unwrap().0)
+}
+
+type Shaken = (
+    Result<TlsStream, HandshakeError>,
+    Result<(TlsStream, Peer), HandshakeError>,
+);
+
+async fn shake(ends: Ends) -> Shaken {
+    let (client, server) = sockets().await;
+    let mut cache = ConfigCache::default();
+    let sni = ends.upstream.sni.clone().try_into().unwrap();
+    let connecting = TlsStream::connect(client, cache.client(&Arc::new(ends.upstream)).unwrap(), sni);
+    let accepting = TlsStream::accept(server, cache.server(&Arc::new(ends.downstream)).unwrap());
+    tokio::join!(connecting, accepting)
+}
+
+fn why<T>(result: Result<T, HandshakeError>) -> String {
+    result.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+async fn receive(stream: &mut TlsStream) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 65536];
+    let n = std::future::poll_fn(|cx| stream.poll_receive(cx, &mut buffer)).await?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+async fn send(stream: &mut TlsStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::future::poll_fn(|cx| stream.poll_send(cx, &[io::IoSlice::new(bytes)])).await?;
+        bytes = &bytes[n..];
+    }
+    std::future::poll_fn(|cx| stream.poll_flush(cx)).await
+}
+
+async fn finish(stream: &mut TlsStream) -> io::Result<()> {
+    std::future::poll_fn(|cx| stream.poll_finish(cx)).await
+}
+
+#[tokio::test]
+async fn both_versions_carry_both_ways_and_half_close() {
+    for (min, max) in [
+        (TlsVersion::V1_2, TlsVersion::V1_2),
+        (TlsVersion::V1_3, TlsVersion::V1_3),
+    ] {
+        let mut ends = good();
+        ends.upstream.params = TlsParams {
+            min,
+            max,
+            cipher_suites: vec![],
+        };
+        let (client, server) = shake(ends).await;
+        let (mut client, (mut server, peer)) = (client.unwrap(), server.unwrap());
+        assert_eq!(peer.spiffe_id.as_str(), uri(&Leaf::default()));
+        send(&mut client, b"hello").await.unwrap();
+        assert_eq!(receive(&mut server).await.unwrap(), b"hello");
+        finish(&mut client).await.unwrap();
+        assert_eq!(receive(&mut server).await.unwrap(), b"", "{max:?}: a clean end");
+        send(&mut server, b"still").await.unwrap();
+        assert_eq!(
+            receive(&mut client).await.unwrap(),
+            b"still",
+            "{max:?}: the other way goes on"
+        );
+        finish(&mut server).await.unwrap();
+        assert_eq!(receive(&mut client).await.unwrap(), b"");
+    }
+}
+
+#[tokio::test]
+async fn every_key_type_shakes_hands() {
+    let roots = [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ECDSA_P521_SHA512,
+        &rcgen::PKCS_RSA_SHA256,
+    ];
+    for root in roots {
+        let authority = Authority::new(root);
+        for algorithm in roots {
+            let leaf = |service| Leaf {
+                service,
+                algorithm,
+                ..Leaf::default()
+            };
+            let (client, server) = shake(ends(&authority, &leaf("web"), &authority, &leaf("api"))).await;
+            assert!(client.is_ok(), "{}", why(client));
+            assert!(server.is_ok(), "{}", why(server));
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_peers_are_refused_with_a_reason() {
+    let ours = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let other = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let api = Leaf {
+        service: "api",
+        ..Leaf::default()
+    };
+
+    let (_, server) = shake(ends(
+        &ours,
+        &Leaf {
+            age_days: 30,
+            ..Leaf::default()
+        },
+        &ours,
+        &api,
+    ))
+    .await;
+    assert!(why(server).contains("has expired"));
+
+    let foreign = Leaf {
+        trust_domain: "99999999-2222-3333-4444-555555555555.consul",
+        ..Leaf::default()
+    };
+    let (_, server) = shake(ends(&ours, &foreign, &ours, &api)).await;
+    assert!(why(server).contains("is not of the trust domain"));
+
+    let (client, _) = shake(ends(&ours, &Leaf::default(), &other, &api)).await;
+    let reason = why(client);
+    assert!(reason.contains("another authority"), "{reason}");
+
+    let mut mixed = ends(&other, &Leaf::default(), &ours, &api);
+    mixed.upstream.trust = ours.trust();
+    let (_, server) = shake(mixed).await;
+    assert!(why(server).contains("another authority"));
+
+    let (client, _) = shake(ends(
+        &ours,
+        &Leaf::default(),
+        &ours,
+        &Leaf {
+            service: "db",
+            ..Leaf::default()
+        },
+    ))
+    .await;
+    assert!(why(client).contains("svc/db, expected spiffe://"));
+}
+
+#[tokio::test]
+async fn plaintext_and_missing_certificates_are_refused() {
+    let (mut client, server) = sockets().await;
+    let config = ConfigCache::default()
+        .server(&Arc::new(good().downstream))
+        .unwrap();
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(why(TlsStream::accept(server, Arc::clone(&config)).await).contains("not TLS"));
+
+    let (client, server) = sockets().await;
+    let authority = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.0.der().clone()).unwrap();
+    let bare = rustls::ClientConfig::builder_with_provider(super::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(bare));
+    let downstream = ends(
+        &authority,
+        &Leaf::default(),
+        &authority,
+        &Leaf {
+            service: "api",
+            ..Leaf::default()
+        },
+    )
+    .downstream;
+    let config = ConfigCache::default().server(&Arc::new(downstream)).unwrap();
+    let (_, accepted) = tokio::join!(
+        connector.connect("x".try_into().unwrap(), client),
+        TlsStream::accept(server, config)
+    );
+    let reason = why(accepted);
+    assert!(
+        reason.contains("no client certificate") || reason.contains("alert"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn an_end_without_close_notify_is_a_truncation() {
+    let (client, server) = shake(good()).await;
+    let (client, mut server) = (client.unwrap(), server.unwrap().0);
+    drop(client);
+    assert_eq!(
+        receive(&mut server).await.unwrap_err().kind(),
+        io::ErrorKind::UnexpectedEof
+    );
+
+    let (client, server) = shake(good()).await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+    client.reset();
+    drop(client);
+    assert_eq!(
+        receive(&mut server).await.unwrap_err().kind(),
+        io::ErrorKind::ConnectionReset
+    );
+}
+
+#[tokio::test]
+async fn rubbish_after_the_handshake_is_an_error() {
+    let (client, server) = shake(good()).await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+    // A record of application data that no key sealed.
+    let record = [&[23, 3, 3, 0, 64][..], &[7; 64]].concat();
+    client.write_raw(&record).await;
+    assert_eq!(
+        receive(&mut server).await.unwrap_err().kind(),
+        io::ErrorKind::InvalidData
+    );
+}
+
+/// App, outbound relay, inbound relay, app: a megabyte each way, through both kinds of half-close.
+#[tokio::test]
+async fn two_relays_carry_a_megabyte_each_way() {
+    let (client, server) = shake(good()).await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+    let ((mut app, outbound), (inbound, mut service)) = tokio::join!(sockets(), sockets());
+    let (mut outbound, mut inbound) = (PlainStream::Tcp(outbound), PlainStream::Tcp(inbound));
+    let (out_counts, in_counts) = (Counts::default(), Counts::default());
+    let up: Vec<u8> = (0..1_000_003_u32).map(|i| (i % 251) as u8).collect();
+    let down: Vec<u8> = (0..1_500_007_u32).map(|i| (i % 241) as u8).collect();
+    let app_side = async {
+        app.write_all(&up).await.unwrap();
+        app.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        got
+    };
+    let service_side = async {
+        let mut got = Vec::new();
+        service.read_to_end(&mut got).await.unwrap();
+        service.write_all(&down).await.unwrap();
+        service.shutdown().await.unwrap();
+        got
+    };
+    let (first, second, got_down, got_up) = tokio::join!(
+        relay(&mut outbound, &mut client, &out_counts),
+        relay(&mut server, &mut inbound, &in_counts),
+        app_side,
+        service_side,
+    );
+    first.unwrap();
+    second.unwrap();
+    assert!(got_up == up && got_down == down);
+    assert_eq!(
+        (in_counts.received.get(), in_counts.sent.get()),
+        (up.len() as u64, down.len() as u64)
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_holds_one_block_and_no_more() {
+    let (client, server) = shake(good()).await;
+    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+    let (inbound, _service_that_never_reads) = sockets().await;
+    let mut inbound = PlainStream::Tcp(inbound);
+    let counts = Counts::default();
+    let flood = async {
+        let block = vec![0; 65536];
+        let mut sent = 0_u64;
+        while tokio::time::timeout(Duration::from_millis(300), send(&mut client, &block))
+            .await
+            .is_ok()
+        {
+            sent += block.len() as u64;
+        }
+        sent
+    };
+    let sent = tokio::select! {
+        sent = flood => sent,
+        _ = relay(&mut server, &mut inbound, &counts) => panic!("the relay has nothing to end for"),
+    };
+    // What left the sender and did not reach the reader's socket is in kernel buffers (at most
+    // net.ipv4.tcp_{r,w}mem a socket, 6 + 4 MiB by default), not in ours.
+    assert!(sent - counts.received.get() < 16 << 20, "{sent} {counts:?}");
+    assert!(counts.received.get() < 16 << 20);
+}
