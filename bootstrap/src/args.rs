@@ -74,8 +74,8 @@ pub struct EnvoyArgs {
     /// Envoy's bootstrap file, as Nomad writes it.
     #[arg(short = 'c', long = "config-path", value_name = "FILE")]
     pub config_path: Option<PathBuf>,
-    /// The lowest level that is logged.
-    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", value_parser = log_level_parser())]
+    /// Lowest level logged: trace, debug, info, warning, error, critical, off.
+    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", hide_possible_values = true, value_parser = log_level_parser())]
     pub log_level: LogLevel,
     /// Worker threads.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = workers_parser())]
@@ -189,7 +189,7 @@ pub(crate) struct ConsulArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Process")]
 pub(crate) struct ProcessArgs {
-    /// Admin API; when given, a taken port is an error [default: 127.0.0.1:19000, or the next free].
+    /// Admin API; given, it must be free [default: 127.0.0.1:19000 or the next free].
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) admin_bind: Option<String>,
     /// Worker threads; 1 is what Nomad gives a sidecar [default: 1].
@@ -204,11 +204,11 @@ pub(crate) struct ProcessArgs {
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct LogArgs {
-    /// The lowest level that is logged [default: info].
-    #[arg(short = 'l', long, value_name = "LEVEL", value_parser = log_level_parser())]
+    /// Lowest level logged: trace, debug, info, warning, error, critical, off [default: info].
+    #[arg(short = 'l', long, value_name = "LEVEL", hide_possible_values = true, value_parser = log_level_parser())]
     pub(crate) log_level: Option<LogLevel>,
-    /// One line of text or one JSON object an event [default: text].
-    #[arg(long, value_name = "FORMAT", value_parser = log_format_parser())]
+    /// One line of text or one JSON object an event: text, json [default: text].
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, value_parser = log_format_parser())]
     pub(crate) log_format: Option<LogFormat>,
 }
 

@@ -53,8 +53,11 @@ pub struct Report {
     pub(crate) upstreams: Vec<UpstreamHint>,
     /// The upstreams of `--upstream`, already as they are printed.
     pub(crate) manual_upstreams: Vec<Value>,
-    /// Everything else, in the order it was learnt; `section.key` stands in an object of its own.
+    /// Everything else about the proxy and Consul, in the order it was learnt; `section.key` stands
+    /// in an object of its own.
     pub(crate) values: Vec<(&'static str, Value)>,
+    /// How the process runs, whichever proxy it is; printed after what matters more.
+    pub(crate) process: Vec<(&'static str, Value)>,
     pub(crate) problems: Vec<Problem>,
     /// Not given, but without it Attaché runs: the registration or waiting may cure it.
     pub(crate) gaps: Vec<Problem>,
@@ -114,9 +117,12 @@ impl fmt::Display for LiveBind {
 impl Report {
     /// Puts `value` under `key`.
     pub(crate) fn put(&mut self, key: &'static str, value: impl Into<Value>, from: &str) {
-        let value: Value = value.into();
-        self.values
-            .push((key, json!({ "value": value, "from": from })));
+        self.values.push((key, sourced(value.into(), from)));
+    }
+
+    /// Puts a setting of the process under `key`.
+    pub(crate) fn put_process(&mut self, key: &'static str, value: impl Into<Value>, from: &str) {
+        self.process.push((key, sourced(value.into(), from)));
     }
 
     /// Things that were decided for the user and that they may want to know.
@@ -159,6 +165,9 @@ impl Report {
                     section.insert(key.into(), value.clone());
                 }
             }
+        }
+        for (key, value) in &self.process {
+            all.insert((*key).into(), value.clone());
         }
         let (missing, wrong): (Vec<&Problem>, Vec<&Problem>) = self
             .problems
@@ -278,6 +287,10 @@ impl Report {
         }
         notes
     }
+}
+
+fn sourced(value: Value, from: &str) -> Value {
+    json!({ "value": value, "from": from })
 }
 
 fn registration(live: &LiveFacts) -> String {

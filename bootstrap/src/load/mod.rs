@@ -221,7 +221,7 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
         } else {
             "default; the next free port where it is taken"
         };
-        report.put("admin", address, from);
+        report.put_process("admin", address, from);
     }
     let log = log(args.log);
     let format = match log.format {
@@ -229,22 +229,22 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
         LogFormat::Json => "json",
     };
     let from = |given: bool, flag| if given { flag } else { "default" };
-    report.put(
+    report.put_process(
         "concurrency",
         args.concurrency.unwrap_or(CONCURRENCY),
         from(args.concurrency.is_some(), "--concurrency"),
     );
-    report.put(
+    report.put_process(
         "drain_time_s",
         args.drain_time_s.unwrap_or(DRAIN_TIME_S),
         from(args.drain_time_s.is_some(), "--drain-time-s"),
     );
-    report.put(
+    report.put_process(
         "log_level",
         level_name(log.level),
         from(args.log.log_level.is_some(), "--log-level"),
     );
-    report.put(
+    report.put_process(
         "log_format",
         format,
         from(args.log.log_format.is_some(), "--log-format"),
