@@ -23,7 +23,7 @@ use clap::Parser;
 use crate::args::{
     Cli, ConsulArgs, DemoArgs, EnvoyArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb,
 };
-use crate::config::{AdminBind, Config, ConsulAgent, LogConfig, LogFormat, LogLevel, ProxyRef};
+use crate::config::{AdminBind, Config, ConsulAgent, LogConfig, LogFormat, LogLevel};
 use crate::env::{Env, Files};
 use crate::problem::{Failure, Rejected};
 use crate::report::Report;
@@ -96,8 +96,9 @@ pub fn load(
 
 fn run(args: RunArgs, mut draft: Draft<'_>, by_bootstrap: bool) -> Result<Loaded, Failure> {
     let admin = admin(&args.process, &mut draft);
+    // A proxy by hand has nothing to do with the allocation it may run in, faulty or not.
+    let by_hand = !manual::flags(&args.manual).is_empty();
     let proxy = which::proxy(args.which, args.manual, admin, &mut draft);
-    let by_hand = matches!(proxy, Some(ProxyRef::Manual(_)));
     let (upstream_hints, public_hint) = if by_hand {
         (Vec::new(), None)
     } else {

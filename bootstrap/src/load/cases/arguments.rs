@@ -115,3 +115,9 @@ fn a_proxy_by_hand_is_whole() {
     assert!(loaded.config.upstream_hints.is_empty());
     assert!(loaded.report.notes()[0].contains("NOMAD_TASK_NAME"));
 }
+
+#[test]
+fn a_faulty_proxy_by_hand_is_not_blamed_on_nomad() {
+    let env = vars(SIDECAR, &[("NOMAD_UPSTREAM_PORT_count-api", "x")]);
+    one_problem("--upstream db:5432", &env, &["--service is not given"]);
+}
