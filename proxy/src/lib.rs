@@ -6,5 +6,7 @@
 //! ```
 //! Modules depend downward only (see ARCHITECTURE.md; `tests/` enforces it).
 
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod model;
 pub mod snapshot;
