@@ -25,6 +25,9 @@ pub enum ClientError {
     /// The connection broke before the answer was complete.
     #[error("{}", broken(.0))]
     Broken(#[from] hyper::Error),
+    /// The other side closed it in good order, but too early.
+    #[error("connection closed by the sidecar")]
+    Closed,
     /// The answer took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -79,13 +82,29 @@ impl Answer {
     /// Any other status, and a body that is no JSON.
     pub fn json(&self) -> Result<Value, ClientError> {
         let value = serde_json::from_slice(&self.body).ok();
-        value.filter(|_| self.status == 200).ok_or_else(|| {
-            let text = String::from_utf8_lossy(&self.body);
-            ClientError::Status {
-                status: self.status,
-                text: text.trim().chars().take(200).collect(),
-            }
-        })
+        value
+            .filter(|_| self.status == 200)
+            .ok_or_else(|| self.refusal())
+    }
+
+    /// The answer, if its status is 200.
+    ///
+    /// # Errors
+    /// Any other status.
+    pub fn success(self) -> Result<Self, ClientError> {
+        if self.status == 200 {
+            Ok(self)
+        } else {
+            Err(self.refusal())
+        }
+    }
+
+    fn refusal(&self) -> ClientError {
+        let text = String::from_utf8_lossy(&self.body);
+        ClientError::Status {
+            status: self.status,
+            text: text.trim().chars().take(200).collect(),
+        }
     }
 }
 
