@@ -6,5 +6,6 @@
 //! ```
 //! Modules depend downward only (see ARCHITECTURE.md; `tests/` enforces it).
 
+pub mod control;
 pub mod model;
 pub mod snapshot;
