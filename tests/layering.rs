@@ -42,8 +42,11 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "telemetry",
         ],
     ),
-    ("demo", &["net"]),
-    ("cli", &["app", "control", "demo", "net", "telemetry"]),
+    ("demo", &["model", "net"]),
+    (
+        "cli",
+        &["app", "control", "demo", "model", "net", "telemetry", "tls"],
+    ),
     ("main", &[]),
 ];
 

@@ -3,20 +3,25 @@
 //! Owns the control thread's runtime. The only place that writes to standard output.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
 use std::rc::Rc;
 
+use attache_bootstrap::config::{ConsulAddress, TokenSource};
 use attache_bootstrap::env::{Env, RealFiles};
-use attache_bootstrap::{exit, Command, Failure, Loaded, Rejected, Shell, ENVOY_FILE_NOT_READ};
+use attache_bootstrap::{
+    Command, Config, ENVOY_FILE_NOT_READ, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected,
+    Shell, exit,
+};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::app::{self, AppError};
 use crate::control::consul::{self, ConsulSource};
 use crate::control::status_channel;
+use crate::model::Identity;
 use crate::telemetry::logging;
+use crate::tls::identity::certified_key;
 
 /// Carries out a command line and returns the process's exit code ([`exit`]).
 pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &dyn Env) -> u8 {
@@ -50,7 +55,12 @@ fn sidecar(loaded: &Loaded) -> u8 {
     let reader = RefCell::new(reader);
     let describe = Rc::new(move || reader.borrow_mut().borrow_and_update().to_json());
     let served = block_on(app::run(config, describe, |publisher| {
-        consul::run(ConsulSource::new(config.clone(), publisher, status))
+        consul::run(ConsulSource {
+            config: config.clone(),
+            publisher,
+            status,
+            check: usable,
+        })
     }));
     match served {
         Some(Ok(())) => exit::OK,
@@ -70,7 +80,7 @@ fn sidecar(loaded: &Loaded) -> u8 {
 fn explain(loaded: &Loaded) -> u8 {
     let live = block_on(consul::inspect(&loaded.config));
     let report = match live {
-        Some(Ok(live)) => loaded.report.to_json(Some(&live)),
+        Some(Ok(live)) => loaded.report.to_json(Some(&facts(&loaded.config, live))),
         Some(Err(error)) => {
             let mut report = loaded.report.to_json(None);
             if let Some(notes) = report.get_mut("notes").and_then(serde_json::Value::as_array_mut) {
@@ -82,6 +92,40 @@ fn explain(loaded: &Loaded) -> u8 {
     };
     print(&format!("{report:#}\n"));
     exit::OK
+}
+
+/// Whether a leaf can be presented: its key is known to the provider and fits.
+fn usable(identity: &Identity) -> Result<(), String> {
+    certified_key(identity)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+/// What the agent said, as the report wants it.
+fn facts(config: &Config, live: consul::LiveFacts) -> LiveFacts {
+    let agent = match &config.consul.address {
+        ConsulAddress::Http { host, port } => format!("http://{host}:{port}"),
+        ConsulAddress::Https { host, port } => format!("https://{host}:{port}"),
+        ConsulAddress::Unix(path) => format!("unix://{}", path.display()),
+    };
+    let upstream = |upstream: consul::LiveUpstream| LiveUpstream {
+        bind: match upstream.bind.parse() {
+            Ok(address) => LiveBind::Address(address),
+            Err(_) => LiveBind::Socket(upstream.bind.into()),
+        },
+        destination: upstream.destination,
+        destination_type: upstream.kind,
+        datacenter: upstream.datacenter,
+        namespace: upstream.namespace,
+        partition: upstream.partition,
+        peer: upstream.peer,
+    };
+    LiveFacts {
+        agent,
+        proxy_id: live.proxy_id,
+        public_listener: live.public_listener.ok(),
+        upstreams: live.upstreams.into_iter().map(upstream).collect(),
+    }
 }
 
 fn refuse(rejected: &Rejected) -> u8 {
@@ -119,7 +163,24 @@ fn demo(config: attache_bootstrap::DemoConfig) -> u8 {
         }
     };
     logging::init(config.log);
-    let options = crate::demo::DemoOptions::new(config, sidecar_program, crate::net::holder::of);
+    let mut options = crate::demo::DemoOptions::new(sidecar_program);
+    (options.dashboard_port, options.api_port, options.upstream_port) =
+        (config.dashboard_port, config.api_port, config.upstream_port);
+    options.who_holds = crate::net::holder::of;
+    match config.consul.map(|agent| (agent.address, agent.token)) {
+        None => {}
+        Some((ConsulAddress::Http { host, port }, token)) => {
+            options.consul = Some(format!("{host}:{port}"));
+            options.token = match token {
+                TokenSource::Literal(token) => Some(token.expose().to_owned()),
+                TokenSource::None | TokenSource::Files(_) | TokenSource::Login { .. } => None,
+            };
+        }
+        Some(_) => {
+            complain("demo --consul takes an agent's plain HTTP address, such as 127.0.0.1:8500");
+            return exit::USAGE;
+        }
+    }
     match block_on(crate::demo::run(options)) {
         Some(Ok(())) => exit::OK,
         Some(Err(error)) => {
@@ -137,8 +198,9 @@ fn demo(_: attache_bootstrap::DemoConfig) -> u8 {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> Option<T> {
-    let runtime: std::io::Result<LocalRuntime> =
-        Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime: std::io::Result<LocalRuntime> = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default());
     match runtime {
         Ok(runtime) => {
             let ended = runtime.block_on(future);

@@ -30,12 +30,18 @@ impl App {
         let count = Arc::clone(&accepted);
         let task = tokio::spawn(async move {
             loop {
-                let Ok((stream, _)) = listener.accept().await else { return };
+                let Ok((stream, _)) = listener.accept().await else {
+                    return;
+                };
                 count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(answer(stream, name.clone()));
             }
         });
-        Self { address, accepted, task }
+        Self {
+            address,
+            accepted,
+            task,
+        }
     }
 
     /// Connections accepted so far.
@@ -54,7 +60,11 @@ async fn answer(stream: TcpStream, name: String) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if write.write_all(format!("{name}: {line}\n").as_bytes()).await.is_err() {
+        if write
+            .write_all(format!("{name}: {line}\n").as_bytes())
+            .await
+            .is_err()
+        {
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! A mesh in a few lines: the Consul stand-in, real sidecar processes and small apps.
 //!
-//! ```ignore
+//! ```text
 //! let mesh = Mesh::start(PROGRAM).await;
 //! let api = mesh.service("api").echo().await;
 //! let web = mesh.service("web").upstream("api").await;
@@ -48,5 +48,9 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut state:
 
 /// A TCP port of loopback that was free a moment ago.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }

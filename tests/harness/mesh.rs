@@ -58,7 +58,10 @@ impl Mesh {
     /// As [`Self::start`], with other options for the stand-in.
     pub async fn with(program: &str, options: StandInOptions) -> Self {
         let consul = StandIn::start(options).await.unwrap();
-        Self { consul, program: program.to_owned() }
+        Self {
+            consul,
+            program: program.to_owned(),
+        }
     }
 
     /// Begins a member: a service with the ID `<name>-1`.
@@ -142,23 +145,35 @@ impl MemberBuilder<'_> {
             .sidecar(sidecar);
         self.mesh.consul.register(&registration).unwrap();
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut arguments: Vec<String> = ["run", "--sidecar-for", &self.id, "--http-addr"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = ["run", "--sidecar-for", &self.id, "--http-addr"]
+            .map(str::to_owned)
+            .to_vec();
         arguments.push(self.mesh.consul.address().to_string());
         arguments.extend(["--admin-bind".to_owned(), admin.to_string()]);
         arguments.extend(self.arguments);
         let sidecar = Process::start(&self.id, &self.mesh.program, &arguments, &self.environment);
         let at = |(name, port)| (name, SocketAddr::from(([127, 0, 0, 1], port)));
-        Member { id: self.id, app, public, sidecar, upstreams: self.upstreams.into_iter().map(at).collect(), admin }
+        Member {
+            id: self.id,
+            app,
+            public,
+            sidecar,
+            upstreams: self.upstreams.into_iter().map(at).collect(),
+            admin,
+        }
     }
 }
 
 impl Member {
     /// Waits until the sidecar's `/ready` says LIVE.
     pub async fn ready(&self) {
-        eventually(&format!("{} is ready; it said:\n{}", self.id, self.sidecar.log()), || async {
-            let (status, _) = get(self.admin, "/ready").await?;
-            (status == 200).then_some(())
-        })
+        eventually(
+            &format!("{} is ready; it said:\n{}", self.id, self.sidecar.log()),
+            || async {
+                let (status, _) = get(self.admin, "/ready").await?;
+                (status == 200).then_some(())
+            },
+        )
         .await;
     }
 
@@ -170,7 +185,9 @@ impl Member {
     /// One line over a new connection; an error or an end is its kind's name.
     pub async fn ask(&self, upstream: &str, line: &str) -> String {
         let answered = async { Line::connect(self.upstreams[upstream]).await?.ask(line).await };
-        answered.await.unwrap_or_else(|error| format!("{:?}", error.kind()))
+        answered
+            .await
+            .unwrap_or_else(|error| format!("{:?}", error.kind()))
     }
 
     /// Asks until the answer begins with `wanted`.
@@ -184,14 +201,20 @@ impl Member {
 
     /// A page of the admin API.
     pub async fn admin(&self, path: &str) -> String {
-        get(self.admin, path).await.map(|(_, body)| body).unwrap_or_default()
+        get(self.admin, path)
+            .await
+            .map(|(_, body)| body)
+            .unwrap_or_default()
     }
 
     /// The sum of a metric's series that have all of `labels` in their text.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let page = self.admin("/stats/prometheus").await;
         page.lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
             .filter(|line| labels.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
             .sum()

@@ -28,11 +28,17 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         let lines = Arc::default();
         tokio::spawn(keep(child.stdout.take().unwrap(), Arc::clone(&lines)));
         tokio::spawn(keep(child.stderr.take().unwrap(), Arc::clone(&lines)));
-        Self { name: name.to_owned(), child, lines }
+        Self {
+            name: name.to_owned(),
+            child,
+            lines,
+        }
     }
 
     /// Everything it has written so far.
@@ -51,13 +57,20 @@ impl Process {
         loop {
             let found = {
                 let lines = self.lines.lock().unwrap();
-                lines.iter().skip(skip).find(|line| words.iter().all(|word| line.contains(word))).cloned()
+                lines
+                    .iter()
+                    .skip(skip)
+                    .find(|line| words.iter().all(|word| line.contains(word)))
+                    .cloned()
             };
             if let Some(line) = found {
                 return line;
             }
             let (name, log) = (&self.name, self.log());
-            assert!(began.elapsed() < crate::PATIENCE, "{name} never said {words:?}; it said:\n{log}");
+            assert!(
+                began.elapsed() < crate::PATIENCE,
+                "{name} never said {words:?}; it said:\n{log}"
+            );
             tokio::time::sleep(crate::LOOK).await;
         }
     }
@@ -70,7 +83,11 @@ impl Process {
     /// Sends a signal by name, such as `TERM`.
     pub async fn signal(&self, signal: &str) {
         if let Some(pid) = self.child.id() {
-            let sent = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().await;
+            let sent = Command::new("kill")
+                .arg(format!("-{signal}"))
+                .arg(pid.to_string())
+                .status()
+                .await;
             assert!(sent.unwrap().success(), "{} cannot be signalled", self.name);
         }
     }
@@ -78,7 +95,8 @@ impl Process {
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         let waited = tokio::time::timeout(crate::PATIENCE, self.child.wait()).await;
-        let status = waited.unwrap_or_else(|_| panic!("{} does not end; it said:\n{}", self.name, self.log()));
+        let status =
+            waited.unwrap_or_else(|_| panic!("{} does not end; it said:\n{}", self.name, self.log()));
         // The readers finish with the pipes, a moment after the process.
         tokio::time::sleep(Duration::from_millis(50)).await;
         status.unwrap()
@@ -95,7 +113,10 @@ impl Process {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "children need a PATH to find what they run")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "children need a PATH to find what they run"
+)]
 fn env_path() -> String {
     std::env::var("PATH").unwrap_or_default()
 }

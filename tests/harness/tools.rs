@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 /// The path of `name` on PATH. Where it is absent, says so for the reader of a test's output.
-#[expect(clippy::print_stderr, reason = "a skipped scenario must be seen in the output")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped scenario must be seen in the output"
+)]
 #[expect(clippy::disallowed_methods, reason = "PATH is what is asked for")]
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let found = std::env::var("PATH")
