@@ -23,8 +23,9 @@ use super::standin::Action;
 
 const PAGE: &str = include_str!("page.html");
 
-/// A denied connection fails within milliseconds; this is for a sidecar that hangs.
-const COUNT_LIMIT: Duration = Duration::from_secs(1);
+/// A denied connection fails within milliseconds; this is for a sidecar that hangs, and below the
+/// second in which the page shall show it.
+const COUNT_LIMIT: Duration = Duration::from_millis(700);
 const MAX_BODY_BYTES: usize = 1_024;
 
 /// What the dashboard works with.

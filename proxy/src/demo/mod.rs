@@ -173,7 +173,7 @@ fn hint(error: &ClientError) -> &'static str {
     match error {
         ClientError::Connect(_) => " (is an agent running there? `consul agent -dev` starts one)",
         ClientError::Status { status: 403, .. } => {
-            " (the token needs service:write, intentions:write and agent:read)"
+            " (the token needs service:write and intentions:write for count-api and count-dashboard)"
         }
         _ => "",
     }
