@@ -336,3 +336,7 @@ fn reuse<T: PartialEq>(
     };
     new.into_iter().map(one).collect()
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

@@ -36,6 +36,8 @@ const MAX_BLOCKING_CHAINS: usize = 50;
 const MIN_BLOCKING: usize = 8;
 /// After Consul complained, the budget grows by one question in this time.
 const REGROW: Duration = Duration::from_secs(30);
+/// The kind of failure that all watches have at once.
+const UNREACHABLE: &str = "unreachable";
 /// Answers that come at once are taken this often before the watch is slowed down.
 const BURST: f64 = 20.0;
 /// And this often a second from then on.
@@ -143,7 +145,7 @@ impl Watch {
         if let Some(since) = transition.was_failing {
             gauge(name, None);
             let seconds = since.elapsed().as_secs();
-            if self.shared.status.failing_count() == 0 {
+            if self.shared.status.failing_count(UNREACHABLE) == 0 {
                 tracing::info!(watch = name, seconds, "Consul answers again");
             } else {
                 tracing::debug!(watch = name, seconds, "Consul answers again");
@@ -199,7 +201,7 @@ impl Watch {
         };
         let name = &self.question.name;
         let why = error.to_string();
-        let first_anywhere = self.shared.status.failing_count() == 0;
+        let first_anywhere = self.shared.status.failing_count(UNREACHABLE) == 0;
         let news = self.shared.status.failing(name, &error.kind(), &why);
         let since = news.was_failing.unwrap_or_else(std::time::Instant::now);
         gauge(name, Some(since));
