@@ -12,7 +12,7 @@ use super::authority::{self, Authorized};
 use super::client::ConsulError;
 use super::intentions::DefaultPolicy;
 use super::questions;
-use super::watch::{Backoff, Shared};
+use super::watch::{Backoff, Shared, gauge};
 
 /// How often it is asked for when nothing changes.
 const AGE: Duration = Duration::from_secs(50);
@@ -42,6 +42,7 @@ pub(super) async fn keep(
             Ok(Authorized::Default(action)) => {
                 backoff.reset();
                 shared.status.current(NAME, None);
+                gauge(NAME, None);
                 tell(DefaultPolicy::Known(action));
                 AGE.mul_f64(0.8 + fastrand::f64() / 5.0)
             }
@@ -49,13 +50,17 @@ pub(super) async fn keep(
                 // An agent's own cache may be behind, or a wildcard covers even namespaces that do
                 // not exist.
                 shared.status.current(NAME, None);
+                gauge(NAME, None);
                 let why = "an intention covers every caller".to_owned();
                 tell(DefaultPolicy::Unknown(why));
                 backoff.next(Backoff::REFUSED)
             }
             Err(error) => {
                 let why = error.to_string();
-                if shared.status.failing(NAME, &error.kind(), &why).changed {
+                let news = shared.status.failing(NAME, &error.kind(), &why);
+                let since = news.was_failing.unwrap_or_else(std::time::Instant::now);
+                gauge(NAME, Some(since));
+                if news.changed {
                     tracing::warn!(watch = NAME, why, "cannot ask Consul");
                 }
                 tell(DefaultPolicy::Unknown(why));
