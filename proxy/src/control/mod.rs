@@ -173,9 +173,9 @@ impl StatusPublisher {
         })
     }
 
-    /// How many watches fail right now.
-    pub(crate) fn failing_count(&self) -> usize {
-        let failing = |w: &&WatchStatus| matches!(w.state, WatchState::Failing { .. });
+    /// How many watches fail right now with a kind of failure.
+    pub(crate) fn failing_count(&self, kind: &str) -> usize {
+        let failing = |w: &&WatchStatus| matches!(&w.state, WatchState::Failing { kind: k, .. } if k == kind);
         self.0.borrow().watches.values().filter(failing).count()
     }
 
@@ -217,7 +217,7 @@ mod tests {
             panic!()
         };
         assert!(!publisher.failing("leaf", "unreachable", "refused again").changed);
-        assert_eq!(publisher.failing_count(), 1);
+        assert_eq!(publisher.failing_count("unreachable"), 1);
         let back = publisher.current("leaf", Some(5));
         assert_eq!((back.changed, back.was_failing), (true, Some(since)));
         assert!(!publisher.current("leaf", Some(6)).changed);

@@ -55,10 +55,7 @@ pub(super) struct Mesh {
 impl Mesh {
     /// Asks Consul what is there already, and changes nothing.
     pub(super) async fn find(consul: Consul) -> Result<Self, DemoError> {
-        let asked = consul
-            .get("/v1/status/leader")
-            .await
-            .and_then(Answer::success);
+        let asked = consul.get("/v1/status/leader").await.and_then(Answer::success);
         asked.map_err(|error| failed(&consul, "asking for the leader", error))?;
         for member in [API_MEMBER, DASHBOARD_MEMBER] {
             let path = format!("/v1/agent/service/{}", member.id);

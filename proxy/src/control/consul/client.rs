@@ -116,6 +116,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) index: Option<u64>,
     pub(super) hash: Option<String>,
+    /// The token hides some of what was asked for.
+    pub(super) filtered: bool,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -143,6 +145,8 @@ struct Inner {
     idle: RefCell<Vec<http1::SendRequest<Full<Bytes>>>>,
     shared: RefCell<Vec<Shared>>,
     multiplexes: Cell<bool>,
+    /// Held by the task of each HTTP/1.1 connection.
+    open: Rc<()>,
 }
 
 #[derive(Clone)]
@@ -180,12 +184,18 @@ impl Client {
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(Vec::new()),
             multiplexes: Cell::new(false),
+            open: Rc::new(()),
         }))
     }
 
     /// Whether requests share connections (HTTP/2), as far as is known.
     pub(super) fn multiplexes(&self) -> bool {
         self.0.multiplexes.get()
+    }
+
+    /// How many HTTP/1.1 connections are open.
+    pub(super) fn connections(&self) -> usize {
+        Rc::strong_count(&self.0.open) - 1
     }
 
     /// Sees the token that the next request is sent with.
@@ -267,7 +277,12 @@ impl Client {
             return Ok(Connection::Shared(shared));
         }
         let (sender, task) = http1::handshake(io).await.map_err(|e| self.unreachable(&e))?;
-        tokio::task::spawn_local(task);
+        let open = Rc::clone(&self.0.open);
+        tokio::task::spawn_local(async move {
+            // What ends a connection is told to the request that was on it.
+            drop(task.await);
+            drop(open);
+        });
         Ok(Connection::One(sender))
     }
 
@@ -372,6 +387,7 @@ fn answer(status: StatusCode, headers: &HeaderMap, body: Zeroizing<Vec<u8>>) -> 
         status: status.as_u16(),
         index: text("x-consul-index").and_then(|index| index.parse().ok()),
         hash: text("x-consul-contenthash").map(str::to_owned),
+        filtered: text("x-consul-results-filtered-by-acls") == Some("true"),
         body,
     }
 }

@@ -319,3 +319,7 @@ fn reuse<T: PartialEq>(new: BTreeMap<Name, T>, old: &BTreeMap<Name, Arc<T>>) -> 
     };
     new.into_iter().map(one).collect()
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

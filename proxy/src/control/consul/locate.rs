@@ -104,13 +104,16 @@ impl Search {
         }
         loop {
             let why = match self.list().await {
-                Ok(list) => match pick(proxy, &list)? {
+                Ok((list, filtered)) => match pick(proxy, &list)? {
                     Some(id) => {
                         self.backoff.reset();
                         return Ok(id);
                     }
                     None => {
-                        let reason = sought(proxy);
+                        let mut reason = sought(proxy);
+                        if filtered {
+                            reason.push_str(" (the ACL token hides some of the agent's services)");
+                        }
                         if self.shared.status.waiting(NAME, &reason).changed {
                             tracing::info!(watch = NAME, reason, "waiting");
                         }
@@ -130,11 +133,12 @@ impl Search {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Listed>, ConsulError> {
+    /// The agent's proxies, and whether the token hides some.
+    async fn list(&self) -> Result<(Vec<Listed>, bool), ConsulError> {
         let answer = self.shared.client.send(&questions::services()).await?;
         match answer.refusal() {
             Some(refusal) => Err(refusal),
-            None => Ok(registration::decode_list(&answer.body)?),
+            None => Ok((registration::decode_list(&answer.body)?, answer.filtered)),
         }
     }
 }

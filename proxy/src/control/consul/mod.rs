@@ -11,6 +11,7 @@ mod authority;
 pub mod chain;
 mod client;
 mod compile;
+mod default_policy;
 mod dial;
 mod duration;
 mod health;

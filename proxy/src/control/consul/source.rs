@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 use attache_bootstrap::config::ProxyRef;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use super::authority::{self, Authorized, MeshTls};
+use super::authority::{self, MeshTls};
 use super::chain::{self, Chain};
 use super::client::Answer;
 use super::compile::{Compiled, compile};
@@ -22,18 +23,18 @@ use super::intentions::{self, DefaultPolicy, Intention};
 use super::json::DecodeError;
 use super::registration::Registration;
 use super::state::{Authority, ChainKey, Given, HealthKey, QueryKey, State, Want};
-use super::watch::{Backoff, Question, Shared, Watch};
-use super::{ConsulSource, SourceError, locate, questions};
+use super::watch::{Question, Shared, Watch};
+use super::{ConsulSource, SourceError, default_policy, locate, questions};
 use crate::model::{Identity, Snapshot, TrustBundle};
 use crate::snapshot::Publisher;
 
 /// Changes that come together are compiled together; short enough to go unnoticed.
 const GATHER: Duration = Duration::from_millis(10);
-/// How often the default policy is asked for when nothing changes.
-const DEFAULT_POLICY_AGE: Duration = Duration::from_secs(50);
 /// How often the leaf's remaining time is looked at.
 const LEAF_LOOK: Duration = Duration::from_secs(60);
-const DEFAULT_POLICY: &str = "default policy";
+/// How long the first snapshot may wait for what is not essential, so that it is whole in the ordinary
+/// case.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a watch has learnt.
 enum Update {
@@ -96,6 +97,8 @@ pub(super) struct Source {
     updates: mpsc::UnboundedSender<Update>,
     intentions_changed: Rc<Notify>,
     warned_leaf: Option<String>,
+    /// Until when the first snapshot waits for what is not essential.
+    patience: Option<Instant>,
 }
 
 /// Runs until something that waiting cannot cure.
@@ -117,6 +120,7 @@ pub(super) async fn run(options: ConsulSource, shared: Shared) -> Result<Infalli
         updates,
         intentions_changed: Rc::new(Notify::new()),
         warned_leaf: None,
+        patience: None,
     };
     source.begin(options.config.proxy);
     let mut look = tokio::time::interval(LEAF_LOOK);
@@ -132,6 +136,7 @@ pub(super) async fn run(options: ConsulSource, shared: Shared) -> Result<Infalli
                 }
                 source.publish();
             }
+            () = until(source.patience) => source.publish(),
             _ = look.tick() => source.look_at_leaf(),
         }
     }
@@ -353,7 +358,7 @@ impl Source {
         };
         let registration = self.state.registration.as_ref();
         let partition = registration.and_then(|r| r.partition.clone());
-        let asked = Asked {
+        let asked = default_policy::Asked {
             service: service.clone(),
             trust_domain: trust.trust_domain.to_string(),
             partition: partition.unwrap_or_else(|| "default".to_owned()),
@@ -362,7 +367,10 @@ impl Source {
         let (shared, updates) = (self.shared.clone(), self.updates.clone());
         let changed = Rc::clone(&self.intentions_changed);
         let tell = move |policy| drop(updates.send(Update::Default(policy)));
-        self.start(Job::DefaultPolicy, keep_default(shared, asked, changed, tell));
+        self.start(
+            Job::DefaultPolicy,
+            default_policy::keep(shared, asked, changed, tell),
+        );
     }
 
     fn publish(&mut self) {
@@ -372,10 +380,18 @@ impl Source {
             wants,
         } = compile(&self.given, &self.state, self.published.as_deref());
         self.tell(notices);
+        let whole = self.is_whole(&wants);
         self.want(wants);
         let Some(snapshot) = snapshot else {
             return;
         };
+        if self.published.is_none() && !whole {
+            let deadline = *self.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
+            if Instant::now() < deadline {
+                return;
+            }
+        }
+        self.patience = None;
         if self.published.as_deref().is_some_and(|old| same(old, &snapshot)) {
             return;
         }
@@ -389,6 +405,17 @@ impl Source {
         metrics::counter!("attache_snapshot_published_total").increment(1);
         self.publisher.publish(snapshot);
         self.shared.status.set_ready();
+    }
+
+    /// Whether intentions, default policy and chains are known.
+    fn is_whole(&self, wants: &BTreeSet<Want>) -> bool {
+        let known = |want: &Want| match want {
+            Want::Chain(key) => self.state.chains.contains_key(key),
+            Want::Health(_) | Want::Query(_) => true,
+        };
+        self.state.intentions.is_some()
+            && matches!(self.state.default_policy, DefaultPolicy::Known(_))
+            && wants.iter().all(known)
     }
 
     fn tell(&mut self, notices: BTreeSet<String>) {
@@ -463,58 +490,10 @@ impl Source {
     }
 }
 
-/// What the default policy is asked for.
-struct Asked {
-    service: String,
-    trust_domain: String,
-    partition: String,
-    datacenter: String,
-}
-
-async fn keep_default(shared: Shared, asked: Asked, changed: Rc<Notify>, tell: impl Fn(DefaultPolicy)) {
-    let mut backoff = Backoff::default();
-    loop {
-        let mut token = shared.client.token();
-        let generation = token.current().generation;
-        let pause = match ask_default(&shared, &asked).await {
-            Ok(Authorized::Default(action)) => {
-                backoff.reset();
-                shared.status.current(DEFAULT_POLICY, None);
-                tell(DefaultPolicy::Known(action));
-                DEFAULT_POLICY_AGE.mul_f64(0.8 + fastrand::f64() / 5.0)
-            }
-            Ok(Authorized::Intention) => {
-                // An agent's own cache may be behind, or a wildcard covers even namespaces that do
-                // not exist.
-                shared.status.current(DEFAULT_POLICY, None);
-                let why = "an intention covers every caller".to_owned();
-                tell(DefaultPolicy::Unknown(why));
-                backoff.next(Backoff::REFUSED)
-            }
-            Err(error) => {
-                let why = error.to_string();
-                if shared.status.failing(DEFAULT_POLICY, &error.kind(), &why).changed {
-                    tracing::warn!(watch = DEFAULT_POLICY, why, "cannot ask Consul");
-                }
-                tell(DefaultPolicy::Unknown(why));
-                backoff.next(Backoff::UNREACHABLE)
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = changed.notified() => {}
-            () = token.newer_than(generation) => {}
-        }
-    }
-}
-
-async fn ask_default(shared: &Shared, asked: &Asked) -> Result<Authorized, super::client::ConsulError> {
-    let (service, trust_domain) = (&asked.service, &asked.trust_domain);
-    let request = questions::authorize(service, trust_domain, &asked.partition, &asked.datacenter);
-    let answer = shared.client.send(&request).await?;
-    match answer.refusal() {
-        Some(refusal) => Err(refusal),
-        None => Ok(authority::decode_authorize(&answer.body)?),
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -29,6 +29,16 @@ pub(super) struct ChainKey {
     pub(super) mesh_gateway: String,
 }
 
+impl ChainKey {
+    /// Whether both lead to the same service, whatever they override.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        self.service == other.service
+            && self.datacenter == other.datacenter
+            && self.namespace == other.namespace
+            && self.partition == other.partition
+    }
+}
+
 /// The instances of one service, or of a subset of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct HealthKey {

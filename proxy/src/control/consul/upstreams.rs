@@ -164,7 +164,14 @@ fn max_connections(upstream: &Upstream, parts: &mut Parts) -> Option<u32> {
 /// The cluster of a service; none while it cannot even be named.
 fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Name>, String> {
     let key = upstream.chain_key(scene.registration);
-    let known = scene.state.chains.get(&key);
+    let mut known = scene.state.chains.get(&key);
+    if known.is_none()
+        && let Some((old, chain)) = scene.state.chains.iter().find(|(old, _)| old.same(&key))
+    {
+        // The upstream's overrides were changed: the chain of before serves until the new one is known.
+        parts.wants.insert(Want::Chain(old.clone()));
+        known = Some(chain);
+    }
     parts.wants.insert(Want::Chain(key));
     if scene.here.datacenter.is_empty() {
         return Ok(None);
@@ -203,6 +210,7 @@ fn default_chain(upstream: &Upstream, scene: &Scene<'_>) -> Chain {
             Some(datacenter) => datacenter.clone(),
             None => scene.here.datacenter.to_owned(),
         },
+        mesh_gateway: upstream.chain_key(scene.registration).mesh_gateway,
         ..chain::Target::default()
     };
     let (service, namespace) = (&target.service, &target.namespace);

@@ -17,6 +17,9 @@ use crate::control::StatusPublisher;
 
 /// How long Consul may hold a question without news.
 const WAIT: Duration = Duration::from_secs(300);
+/// The same for a question that holds a connection of its own: Consul does not notice that an asker is
+/// gone before the wait is over, and a sidecar that starts again would find no place for so long.
+const WAIT_ALONE: Duration = Duration::from_secs(60);
 /// Consul adds up to a sixteenth of the wait, so that not all its clients come back at once.
 const WAIT_JITTER_SHARE: u32 = 16;
 /// For the way there and back and for a slow server.
@@ -35,7 +38,11 @@ const MAX_BLOCKING_CHAINS: usize = 50;
 /// The budget never shrinks below this.
 const MIN_BLOCKING: usize = 8;
 /// After Consul complained, the budget grows by one question in this time.
-const REGROW: Duration = Duration::from_secs(30);
+const REGROW: Duration = Duration::from_secs(60);
+/// The kind of failure that all watches have at once.
+const UNREACHABLE: &str = "unreachable";
+/// Complaints that come together are one; a question that Consul holds frees its place when it ends.
+const SHRINK_PAUSE: Duration = Duration::from_secs(65);
 /// Answers that come at once are taken this often before the watch is slowed down.
 const BURST: f64 = 20.0;
 /// And this often a second from then on.
@@ -101,6 +108,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(shared: Shared, question: Question) -> Self {
         shared.status.waiting(&question.name, "the first answer");
+        gauge(&question.name, None);
         Self {
             shared,
             question,
@@ -143,7 +151,7 @@ impl Watch {
         if let Some(since) = transition.was_failing {
             gauge(name, None);
             let seconds = since.elapsed().as_secs();
-            if self.shared.status.failing_count() == 0 {
+            if self.shared.status.failing_count(UNREACHABLE) == 0 {
                 tracing::info!(watch = name, seconds, "Consul answers again");
             } else {
                 tracing::debug!(watch = name, seconds, "Consul answers again");
@@ -187,8 +195,9 @@ impl Watch {
         self.restart();
         let cap = match error {
             ConsulError::Status { code: 429, .. } => {
-                self.shared.budget.shrink(Instant::now());
                 self.permit = None;
+                let open = self.shared.client.connections();
+                self.shared.budget.shrink(open, Instant::now());
                 Backoff::REFUSED
             }
             ConsulError::Status { code: 403, .. } => Backoff::REFUSED,
@@ -199,12 +208,21 @@ impl Watch {
         };
         let name = &self.question.name;
         let why = error.to_string();
-        let first_anywhere = self.shared.status.failing_count() == 0;
-        let news = self.shared.status.failing(name, &error.kind(), &why);
+        let kind = error.kind();
+        // With Consul gone or overrun every watch fails alike: one line is enough.
+        let all_alike = matches!(
+            error,
+            ConsulError::Unreachable { .. }
+                | ConsulError::Timeout(_)
+                | ConsulError::Status {
+                    code: 429 | 500..,
+                    ..
+                }
+        );
+        let common = all_alike && self.shared.status.failing_count(&kind) > 0;
+        let news = self.shared.status.failing(name, &kind, &why);
         let since = news.was_failing.unwrap_or_else(std::time::Instant::now);
         gauge(name, Some(since));
-        // With Consul gone every watch fails alike: one line is enough.
-        let common = matches!(error, ConsulError::Unreachable { .. }) && !first_anywhere;
         if news.changed && !common {
             tracing::warn!(
                 watch = name,
@@ -281,15 +299,21 @@ impl Watch {
             _ => return request,
         };
         let joint = if request.target.contains('?') { '&' } else { '?' };
-        let wait = WAIT.as_secs();
-        request
-            .target
-            .push_str(&format!("{joint}{position}&wait={wait}s"));
-        request.timeout = WAIT + WAIT / WAIT_JITTER_SHARE + SLACK;
+        let alone = self.permit.as_ref().is_some_and(|permit| permit.spare);
+        let wait = if alone { WAIT_ALONE } else { WAIT };
+        let blocking = format!("{joint}{position}&wait={}s", wait.as_secs());
+        request.target.push_str(&blocking);
+        request.timeout = wait + wait / WAIT_JITTER_SHARE + SLACK;
         request
     }
 
     fn take_permit(&mut self) {
+        let budget = &self.shared.budget;
+        let too_many = budget.used.get() > budget.limit(Instant::now());
+        if too_many && self.permit.as_ref().is_some_and(|permit| permit.spare) {
+            self.permit = None;
+            return;
+        }
         if let (None, Blocking::Index(priority)) = (&self.permit, self.question.blocking) {
             let unlimited = self.shared.client.multiplexes();
             self.permit = Budget::take(&self.shared.budget, priority, unlimited, Instant::now());
@@ -304,7 +328,8 @@ impl Drop for Watch {
     }
 }
 
-fn gauge(name: &str, failing_since: Option<std::time::Instant>) {
+/// Since when a watch fails, as a metric; zero when it does not.
+pub(super) fn gauge(name: &str, failing_since: Option<std::time::Instant>) {
     let seconds = failing_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     metrics::gauge!("attache_consul_failing_since_seconds", "watch" => name.to_owned()).set(seconds);
 }
@@ -392,6 +417,8 @@ pub(super) struct Budget {
 struct Permit {
     budget: Rc<Budget>,
     chain: bool,
+    /// It may be asked back.
+    spare: bool,
 }
 
 impl Budget {
@@ -434,15 +461,22 @@ impl Budget {
         Some(Permit {
             budget: Rc::clone(this),
             chain,
+            spare: priority != Priority::Essential && !unlimited,
         })
     }
 
-    fn shrink(&self, now: Instant) {
-        let limit = (self.used.get() * 3 / 4).max(MIN_BLOCKING).min(self.limit(now));
+    /// Consul complained while `open` connections were open: a quarter of them is for others.
+    fn shrink(&self, open: usize, now: Instant) {
+        if let Some((at, _)) = self.shrunk.get()
+            && now.saturating_duration_since(at) < SHRINK_PAUSE
+        {
+            return;
+        }
+        let limit = (open * 3 / 4).max(MIN_BLOCKING).min(self.limit(now));
         self.shrunk.set(Some((now, limit)));
-        tracing::warn!(
+        tracing::info!(
             blocking = limit,
-            "Consul has too many connections from here (429)"
+            "Consul has too many connections from here: fewer wait"
         );
     }
 }
@@ -513,7 +547,8 @@ mod tests {
         assert_eq!(chains.len() + rest.len(), MAX_BLOCKING);
         assert!(take(Priority::Essential).is_some());
         assert!(Budget::take(&budget, Priority::Chain, true, now).is_some());
-        budget.shrink(now);
+        budget.shrink(MAX_BLOCKING, now);
+        budget.shrink(MAX_BLOCKING / 2, now);
         assert_eq!(budget.limit(now), MAX_BLOCKING * 3 / 4);
         rest.truncate(MAX_BLOCKING * 3 / 4 - MAX_BLOCKING_CHAINS);
         assert!(take(Priority::Endpoints).is_none());
