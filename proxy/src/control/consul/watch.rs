@@ -303,11 +303,11 @@ impl Watch {
         } else {
             '?'
         };
-        let wait = WAIT.as_secs();
-        request
-            .target
-            .push_str(&format!("{joint}{position}&wait={wait}s"));
-        request.timeout = WAIT + WAIT / WAIT_JITTER_SHARE + SLACK;
+        let alone = self.permit.as_ref().is_some_and(|permit| permit.spare);
+        let wait = if alone { WAIT_ALONE } else { WAIT };
+        let blocking = format!("{joint}{position}&wait={}s", wait.as_secs());
+        request.target.push_str(&blocking);
+        request.timeout = wait + wait / WAIT_JITTER_SHARE + SLACK;
         request
     }
 
@@ -477,9 +477,7 @@ impl Budget {
         {
             return;
         }
-        let limit = (self.used.get() * 3 / 4)
-            .max(MIN_BLOCKING)
-            .min(self.limit(now));
+        let limit = (open * 3 / 4).max(MIN_BLOCKING).min(self.limit(now));
         self.shrunk.set(Some((now, limit)));
         tracing::info!(
             blocking = limit,
