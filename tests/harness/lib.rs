@@ -10,7 +10,6 @@
 //! a guess: waiting is always for a state, with a deadline. A harness may panic: it is part of tests.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::missing_panics_doc,
     reason = "a harness fails the test that uses it"

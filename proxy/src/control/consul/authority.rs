@@ -3,7 +3,7 @@
 //! Pure decoding of `/v1/agent/connect/ca/roots`, `/v1/agent/connect/ca/leaf/:service`,
 //! `/v1/config/mesh/mesh` and `/v1/agent/connect/authorize`. A leaf's key is never quoted in an error.
 
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use super::json::{self, DecodeError, Node};
 use crate::model::listener::{TlsParams, TlsVersion};
@@ -40,10 +40,22 @@ pub(super) fn decode_leaf(
     service: &str,
     check: fn(&Identity) -> Result<(), String>,
 ) -> Result<Identity, DecodeError> {
-    let value = json::parse(body)?;
-    let root = Node::root(&value)?;
-    let key = Zeroizing::new(root.need_text("PrivateKeyPEM")?.to_owned());
-    let identity = Identity::from_pem(root.need_text("CertPEM")?, &key)
+    let mut value = json::parse(body)?;
+    let decoded = leaf(&value, service, check);
+    if let Some(serde_json::Value::String(key)) = value.get_mut("PrivateKeyPEM") {
+        key.zeroize();
+    }
+    decoded
+}
+
+fn leaf(
+    value: &serde_json::Value,
+    service: &str,
+    check: fn(&Identity) -> Result<(), String>,
+) -> Result<Identity, DecodeError> {
+    let root = Node::root(value)?;
+    let key = root.need_text("PrivateKeyPEM")?;
+    let identity = Identity::from_pem(root.need_text("CertPEM")?, key)
         .map_err(|e| root.error("CertPEM", e.to_string()))?;
     let named = identity.spiffe_id.service().map(|id| id.service.as_str());
     if named != Some(service) {

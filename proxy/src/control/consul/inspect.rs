@@ -11,9 +11,7 @@ use attache_bootstrap::config::ProxyRef;
 use super::client::Client;
 use super::registration::{self, Registration};
 use super::state::{Given, State};
-use super::watch::{Backoff, Budget, Shared};
 use super::{ConsulError, SourceError, compile, locate, questions, token};
-use crate::control::status_channel;
 
 /// Long enough for a login and three answers, short enough to wait for.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +86,7 @@ pub async fn inspect(config: &Config) -> Result<LiveFacts, InspectError> {
 
 async fn look(config: &Config) -> Result<LiveFacts, InspectError> {
     if let ProxyRef::Manual(proxy) = &config.proxy {
-        return Ok(facts(config, locate::manual(proxy)));
+        return Ok(facts(config, locate::manual(proxy, &config.consul)));
     }
     let (reader, keeper) = token::open(&config.consul.token);
     let client = Client::new(&config.consul, reader);
@@ -108,20 +106,14 @@ async fn look(config: &Config) -> Result<LiveFacts, InspectError> {
 }
 
 async fn ask(config: &Config, client: &Client) -> Result<Registration, InspectError> {
-    // A search waits for Consul; here it being away is the answer.
-    let answer = client.send(&questions::services()).await?;
-    if let Some(refusal) = answer.refusal() {
-        return Err(refusal.into());
-    }
-    let mut search = locate::Search {
-        shared: Shared {
-            client: client.clone(),
-            budget: Budget::new(),
-            status: status_channel().0,
-        },
-        backoff: Backoff::default(),
+    let id = match &config.proxy {
+        ProxyRef::ProxyId(id) => id.clone(),
+        proxy => {
+            let (list, _) = locate::list(client).await?;
+            let missing = || InspectError::Waiting(locate::sought(proxy));
+            locate::pick(proxy, &list)?.ok_or_else(missing)?
+        }
     };
-    let id = search.find(&config.proxy).await?;
     let answer = client.send(&questions::registration(&id).request).await?;
     match answer.refusal() {
         Some(_) if answer.status == 404 => Err(InspectError::Waiting(locate::sought(&config.proxy))),

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use attache_bootstrap::config::{ManualProxy, ProxyRef};
+use attache_bootstrap::config::{ConsulAgent, ManualProxy, ProxyRef};
 
-use super::client::ConsulError;
+use super::client::{Client, ConsulError};
 use super::json::DecodeError;
 use super::registration::{self, Listed, Registration, Upstream};
 use super::watch::{Backoff, Shared, Watch};
@@ -17,7 +17,7 @@ use super::{SourceError, questions};
 const NAME: &str = "registration";
 
 /// The registration that stands for a proxy without one.
-pub(super) fn manual(proxy: &ManualProxy) -> Registration {
+pub(super) fn manual(proxy: &ManualProxy, agent: &ConsulAgent) -> Registration {
     let local = proxy.local_service;
     let upstream = |u: &attache_bootstrap::config::ManualUpstream| Upstream {
         destination: u.destination.clone(),
@@ -29,6 +29,8 @@ pub(super) fn manual(proxy: &ManualProxy) -> Registration {
     Registration {
         kind: "connect-proxy".to_owned(),
         service: proxy.service.clone(),
+        namespace: agent.namespace.clone(),
+        partition: agent.partition.clone(),
         address: proxy.listen.map(|a| a.ip().to_string()).unwrap_or_default(),
         port: proxy.listen.map_or(0, |a| a.port()),
         local_address: local.map(|a| a.ip().to_string()).unwrap_or_default(),
@@ -91,19 +93,19 @@ pub(super) fn acceptable(found: Registration) -> Result<Registration, SourceErro
 }
 
 /// Looks for the registration among an agent's services.
-pub(super) struct Search {
-    pub(super) shared: Shared,
-    pub(super) backoff: Backoff,
+struct Search {
+    shared: Shared,
+    backoff: Backoff,
 }
 
 impl Search {
     /// The proxy's ID, as soon as there is one.
-    pub(super) async fn find(&mut self, proxy: &ProxyRef) -> Result<String, SourceError> {
+    async fn find(&mut self, proxy: &ProxyRef) -> Result<String, SourceError> {
         if let ProxyRef::ProxyId(id) = proxy {
             return Ok(id.clone());
         }
         loop {
-            let why = match self.list().await {
+            let why = match list(&self.shared.client).await {
                 Ok((list, filtered)) => match pick(proxy, &list)? {
                     Some(id) => {
                         self.backoff.reset();
@@ -132,14 +134,14 @@ impl Search {
             tokio::time::sleep(pause).await;
         }
     }
+}
 
-    /// The agent's proxies, and whether the token hides some.
-    async fn list(&self) -> Result<(Vec<Listed>, bool), ConsulError> {
-        let answer = self.shared.client.send(&questions::services()).await?;
-        match answer.refusal() {
-            Some(refusal) => Err(refusal),
-            None => Ok((registration::decode_list(&answer.body)?, answer.filtered)),
-        }
+/// The agent's proxies, and whether the token hides some.
+pub(super) async fn list(client: &Client) -> Result<(Vec<Listed>, bool), ConsulError> {
+    let answer = client.send(&questions::services()).await?;
+    match answer.refusal() {
+        Some(refusal) => Err(refusal),
+        None => Ok((registration::decode_list(&answer.body)?, answer.filtered)),
     }
 }
 
@@ -155,7 +157,7 @@ pub(super) fn sought(proxy: &ProxyRef) -> String {
     }
 }
 
-fn pick(proxy: &ProxyRef, list: &[Listed]) -> Result<Option<String>, SourceError> {
+pub(super) fn pick(proxy: &ProxyRef, list: &[Listed]) -> Result<Option<String>, SourceError> {
     let fits = |one: &&Listed| match proxy {
         ProxyRef::ProxyId(id) => one.id == *id,
         ProxyRef::SidecarFor(id) => one.kind == "connect-proxy" && one.service_id == *id,

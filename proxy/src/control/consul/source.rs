@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use attache_bootstrap::Config;
 use attache_bootstrap::config::ProxyRef;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -122,7 +123,7 @@ pub(super) async fn run(options: ConsulSource, shared: Shared) -> Result<Infalli
         warned_leaf: None,
         patience: None,
     };
-    source.begin(options.config.proxy);
+    source.begin(options.config);
     let mut look = tokio::time::interval(LEAF_LOOK);
     loop {
         tokio::select! {
@@ -143,7 +144,7 @@ pub(super) async fn run(options: ConsulSource, shared: Shared) -> Result<Infalli
 }
 
 impl Source {
-    fn begin(&mut self, proxy: ProxyRef) {
+    fn begin(&mut self, config: Config) {
         self.watch(
             Job::Roots,
             questions::roots(),
@@ -155,16 +156,16 @@ impl Source {
             _ => authority::decode_mesh(&answer.body),
         };
         self.watch(Job::Mesh, questions::mesh(), mesh, Update::Mesh);
-        if let ProxyRef::Manual(manual) = &proxy {
+        if let ProxyRef::Manual(manual) = &config.proxy {
             // The channel is ours: it cannot be closed.
             let _ = self
                 .updates
-                .send(Update::Registration(Ok(locate::manual(manual))));
+                .send(Update::Registration(Ok(locate::manual(manual, &config.consul))));
             return;
         }
         let updates = self.updates.clone();
         let tell = move |found| drop(updates.send(Update::Registration(found)));
-        let task = locate::keep(self.shared.clone(), proxy, tell);
+        let task = locate::keep(self.shared.clone(), config.proxy, tell);
         self.start(Job::Registration, task);
     }
 
