@@ -1,5 +1,5 @@
 //! Modules of `proxy` import downward only; this holds the table and reads the sources.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by it")]
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
