@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::ContextValue;
 
 use crate::args::{Cli, ConsulArgs, DemoArgs, EnvoyArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb};
 use crate::config::{AdminBind, Config, ConsulAgent, LogConfig, LogFormat, LogLevel};
@@ -76,7 +77,7 @@ pub fn load(
     env: &dyn Env,
     files: &dyn Files,
 ) -> Result<Command, Failure> {
-    let cli = Cli::try_parse_from(args).map_err(Failure::Usage)?;
+    let cli = Cli::try_parse_from(args).map_err(|error| Failure::Usage(without_values(error)))?;
     match cli.verb {
         None => Ok(Command::Envoy(cli.envoy)),
         Some(Verb::Completions { shell }) => Ok(Command::Completions(shell)),
@@ -90,6 +91,23 @@ pub fn load(
             run(*args, Draft::new(env, files), true).map(|run| Command::Bootstrap(Box::new(run)))
         }
     }
+}
+
+/// Behind `--` a flag is a word like others, and clap quotes it with its value, which may be a token.
+fn without_values(mut error: clap::Error) -> clap::Error {
+    let flag = |text: &str| {
+        let (flag, _) = text.split_once('=')?;
+        flag.starts_with("--")
+            .then(|| ContextValue::String(flag.to_owned()))
+    };
+    let quoted = error.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, flag(text)?)),
+        _ => None,
+    });
+    for (kind, value) in quoted.collect::<Vec<_>>() {
+        error.insert(kind, value);
+    }
+    error
 }
 
 fn run(args: RunArgs, mut draft: Draft<'_>, by_bootstrap: bool) -> Result<Loaded, Failure> {

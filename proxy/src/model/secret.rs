@@ -127,8 +127,10 @@ impl TrustBundle {
         trust_domain: &str,
         roots: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, SecretError> {
-        SpiffeId::parse(&format!("spiffe://{trust_domain}"))
-            .map_err(|_| SecretError::TrustDomain(trust_domain.to_owned()))?;
+        let whole = |id: SpiffeId| id.trust_domain() == trust_domain;
+        if !SpiffeId::parse(&format!("spiffe://{trust_domain}")).is_ok_and(whole) {
+            return Err(SecretError::TrustDomain(trust_domain.to_owned()));
+        }
         let mut bundle = Self {
             trust_domain: trust_domain.into(),
             roots: Vec::new(),
@@ -247,5 +249,20 @@ impl fmt::Debug for Identity {
             .field("spiffe_id", &self.spiffe_id.as_str())
             .field("serial", &self.leaf.serial)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trust_domain_is_what_an_id_can_have() {
+        for trust_domain in ["", "td/x", "td/", "TD", "td/ns/n/dc/d/svc/s"] {
+            let refused = TrustBundle::from_pem(trust_domain, []);
+            assert_eq!(refused, Err(SecretError::TrustDomain(trust_domain.to_owned())));
+        }
+        // The domain is sound; what is missing is a root.
+        assert_eq!(TrustBundle::from_pem("td", []), Err(SecretError::NoCertificate));
     }
 }

@@ -58,16 +58,15 @@ impl SpiffeId {
             return Err(SpiffeError::TooLong);
         }
         let rest = uri.strip_prefix("spiffe://").ok_or(SpiffeError::Scheme)?;
-        let (trust_domain, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (trust_domain, path) = match rest.split_once('/') {
+            Some((trust_domain, path)) => (trust_domain, Some(path)),
+            None => (rest, None),
+        };
         let plain = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
         if trust_domain.is_empty() || !trust_domain.bytes().all(plain) {
             return Err(SpiffeError::TrustDomain);
         }
-        let segments = if path.is_empty() {
-            Vec::new()
-        } else {
-            decode(path)?
-        };
+        let segments = path.map(decode).transpose()?.unwrap_or_default();
         Ok(Self {
             uri: uri.into(),
             trust_domain: trust_domain.into(),
@@ -83,9 +82,15 @@ impl SpiffeId {
         };
         let (namespace, datacenter, service) =
             (escape(&id.namespace), escape(&id.datacenter), escape(&id.service));
-        Self::parse(&format!(
+        let id = Self::parse(&format!(
             "spiffe://{trust_domain}{partition}/ns/{namespace}/dc/{datacenter}/svc/{service}"
-        ))
+        ))?;
+        // With a slash in it, the parts behind it would be others than `id` has.
+        if id.trust_domain() == trust_domain {
+            Ok(id)
+        } else {
+            Err(SpiffeError::TrustDomain)
+        }
     }
 
     /// The URI as it was written.
@@ -128,9 +133,6 @@ fn decode(path: &str) -> Result<Vec<String>, SpiffeError> {
 }
 
 fn decode_segment(segment: &str) -> Result<String, SpiffeError> {
-    if matches!(segment, "" | "." | "..") {
-        return Err(SpiffeError::Path);
-    }
     let mut out = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {
@@ -148,7 +150,11 @@ fn decode_segment(segment: &str) -> Result<String, SpiffeError> {
             byte => byte,
         });
     }
-    String::from_utf8(out).map_err(|_| SpiffeError::Path)
+    // An escaped dot is a dot.
+    match String::from_utf8(out) {
+        Ok(name) if !matches!(name.as_str(), "" | "." | "..") => Ok(name),
+        _ => Err(SpiffeError::Path),
+    }
 }
 
 /// RFC 3986's unreserved characters stay; what else Consul leaves alone cannot be in a name.
@@ -200,6 +206,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trust_domain_with_a_path_is_none() {
+        let id = SpiffeId::parse("spiffe://td/ns/n/dc/d/svc/s").unwrap();
+        let id = id.service().unwrap();
+        for trust_domain in ["td/ap/p", "td/x", ""] {
+            let refused = SpiffeId::for_service(trust_domain, id);
+            assert_eq!(refused, Err(SpiffeError::TrustDomain), "{trust_domain}");
+        }
+    }
+
+    #[test]
     fn other_paths_are_kept_without_parts() {
         for uri in [
             "spiffe://td",
@@ -227,6 +243,9 @@ mod tests {
             "spiffe://td/%4",
             "spiffe://td/%ff",
             "spiffe://td/a/",
+            "spiffe://td/",
+            "spiffe://td/a/%2e",
+            "spiffe://td/a/%2E%2e/b",
         ] {
             assert!(SpiffeId::parse(uri).is_err(), "{uri}");
         }

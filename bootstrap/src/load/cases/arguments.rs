@@ -1,6 +1,7 @@
 //! Arguments alone: which proxy, and a proxy by hand.
 
-use super::{Case, SIDECAR, Vars, one_problem, run, vars};
+use super::{Case, SIDECAR, Vars, one_problem, run, try_run, vars};
+use crate::Failure;
 use crate::config::ProxyRef;
 
 /// Arguments of `run` in an empty environment.
@@ -96,4 +97,20 @@ fn a_proxy_by_hand_is_whole() {
 fn a_faulty_proxy_by_hand_is_not_blamed_on_nomad() {
     let env = vars(SIDECAR, &[("NOMAD_UPSTREAM_PORT_count-api", "x")]);
     one_problem("--upstream db:5432", &env, &["--service is not given"]);
+}
+
+#[test]
+fn a_misplaced_token_is_not_quoted() {
+    for line in [
+        "-- --token=hush",
+        "-- --http-addr=http://user:hush@h",
+        "--tokn=hush",
+        "--proxy-id p --token=hush --token=hush",
+    ] {
+        let Err(failure @ Failure::Usage(_)) = try_run(line, &Vars::new()) else {
+            panic!("run {line} is understood");
+        };
+        let text = format!("{failure} {failure:?}");
+        assert!(text.contains("--") && !text.contains("hush"), "{text}");
+    }
 }
