@@ -8,6 +8,8 @@
 
 pub mod admin;
 pub mod app;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod drain;
 pub mod filter;
 pub mod limit;

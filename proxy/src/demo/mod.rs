@@ -1,0 +1,3 @@
+//! The count dashboard over two Attaché sidecars.
+pub mod client;
+pub mod standin;
