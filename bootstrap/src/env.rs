@@ -169,9 +169,7 @@ mod tests {
 
     #[test]
     fn files_in_memory_have_folders() {
-        let files = MapFiles::default()
-            .with("/a/b/c.txt", "c")
-            .with("/a/d", "d");
+        let files = MapFiles::default().with("/a/b/c.txt", "c").with("/a/d", "d");
         assert!(files.exists(Path::new("/a/b")));
         assert!(!files.exists(Path::new("/a/x")));
         assert_eq!(files.list_dir(Path::new("/a")).unwrap(), ["b", "d"]);

@@ -5,9 +5,8 @@
 /// `count-api` and `count_api` meet in `count_api`.
 pub fn clean_name(name: &str) -> String {
     let clean = |(index, byte): (usize, u8)| {
-        let kept = byte.is_ascii_alphabetic()
-            || matches!(byte, b'_' | b'.')
-            || (index > 0 && byte.is_ascii_digit());
+        let kept =
+            byte.is_ascii_alphabetic() || matches!(byte, b'_' | b'.') || (index > 0 && byte.is_ascii_digit());
         if kept { char::from(byte) } else { '_' }
     };
     name.bytes().enumerate().map(clean).collect()

@@ -262,9 +262,7 @@ impl Report {
             let named: Vec<&LiveUpstream> = live
                 .upstreams
                 .iter()
-                .filter(|upstream| {
-                    clean_name(&upstream.destination) == clean_name(&hint.destination)
-                })
+                .filter(|upstream| clean_name(&upstream.destination) == clean_name(&hint.destination))
                 .collect();
             if named.is_empty() {
                 notes.push(format!(

@@ -65,17 +65,13 @@ fn help_is_no_failure_and_unknown_words_are() {
         assert!(help.contains(part), "{part} is not in {help}");
     }
     for line in help.lines() {
-        assert!(
-            line.chars().count() <= 120,
-            "too long for a terminal: {line}"
-        );
+        assert!(line.chars().count() <= 120, "too long for a terminal: {line}");
     }
 }
 
 #[test]
 fn envoys_arguments_are_understood_as_nomad_passes_them() {
-    let line =
-        "attache -c /secrets/envoy_bootstrap.json -l debug --concurrency 2 --disable-hot-restart";
+    let line = "attache -c /secrets/envoy_bootstrap.json -l debug --concurrency 2 --disable-hot-restart";
     let Ok(Command::Envoy(envoy)) = parse(line) else {
         panic!("{line}");
     };
@@ -118,10 +114,7 @@ fn the_processs_own_settings() {
     assert_eq!(run.config.admin.address, Ipv4Addr::LOCALHOST);
     let report = run.report.to_json(None);
     assert_eq!(report["log_level"]["from"], "default");
-    assert_eq!(
-        report["proxy_id"]["candidate"]["value"],
-        "web-1-sidecar-proxy"
-    );
+    assert_eq!(report["proxy_id"]["candidate"]["value"], "web-1-sidecar-proxy");
 }
 
 #[test]
@@ -141,11 +134,7 @@ fn the_demo_has_ports_of_its_own() {
     let (code, text) = refusal("attache demo --api-port 8080");
     assert_eq!(code, exit::CONFIG);
     assert!(text.contains("--api-port and --upstream-port"), "{text}");
-    assert!(
-        refusal("attache demo --consul ftp://h")
-            .1
-            .contains("--consul")
-    );
+    assert!(refusal("attache demo --consul ftp://h").1.contains("--consul"));
 }
 
 #[test]

@@ -59,10 +59,7 @@ fn the_dashboards_sidecar() {
         })
     );
     assert_eq!(report["proxy_id"]["resolved"], false);
-    assert_eq!(
-        report["proxy_id"]["value"],
-        DASH_ID.replace("-http-", "-*-")
-    );
+    assert_eq!(report["proxy_id"]["value"], DASH_ID.replace("-http-", "-*-"));
     assert_eq!(
         report["proxy_id"]["candidate"],
         json!({
@@ -75,10 +72,7 @@ fn the_dashboards_sidecar() {
         "NOMAD_ALLOC_ID, NOMAD_GROUP_NAME, NOMAD_TASK_NAME"
     );
     assert_eq!(report["service"]["value"], "count-dashboard");
-    assert_eq!(
-        report["consul"]["address"]["value"],
-        format!("unix://{socket}")
-    );
+    assert_eq!(report["consul"]["address"]["value"], format!("unix://{socket}"));
     assert_eq!(
         report["consul"]["token"]["files"],
         json!([secrets(&env, "si_token"), secrets(&env, "consul_token")])
@@ -104,10 +98,7 @@ fn the_apis_sidecar() {
 fn nomads_own_file_tells_the_whole_id_and_no_secret() {
     let env = environment(DASH);
     let path = secrets(&env, "envoy_bootstrap.json");
-    let file = DASH_ENVOY.replace(
-        "\"x-consul-token\"",
-        "\"x-consul-token\", \"note\": \"hush\"",
-    );
+    let file = DASH_ENVOY.replace("\"x-consul-token\"", "\"x-consul-token\", \"note\": \"hush\"");
     let whole = MapFiles::default().with(path.as_str(), file);
     let report = bootstrap(&env, &whole).report.to_json(None);
     assert_eq!(report["proxy_id"]["value"], DASH_ID);

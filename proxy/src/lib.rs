@@ -8,6 +8,8 @@
 
 pub mod admin;
 pub mod app;
+pub mod cli;
+pub mod control;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;

@@ -25,11 +25,7 @@ const HOW_TO_WRITE: &str =
 
 /// The agent as arguments and environment describe it; `address_flag` is what the address's argument
 /// is called.
-pub(super) fn consul(
-    mut args: ConsulArgs,
-    address_flag: &str,
-    draft: &mut Draft<'_>,
-) -> Option<ConsulAgent> {
+pub(super) fn consul(mut args: ConsulArgs, address_flag: &str, draft: &mut Draft<'_>) -> Option<ConsulAgent> {
     if draft.is_set(HTTP_AUTH) {
         draft.invalid(
             format!("{HTTP_AUTH} is set, but HTTP basic authentication is not supported"),
@@ -39,18 +35,8 @@ pub(super) fn consul(
     let ssl = boolean(HTTP_SSL, draft);
     let address = address(args.http_addr.take(), address_flag, ssl, draft);
     let tls = tls(&mut args, address.as_ref(), draft);
-    let namespace = name(
-        "--namespace",
-        args.namespace.take(),
-        "CONSUL_NAMESPACE",
-        draft,
-    );
-    let partition = name(
-        "--partition",
-        args.partition.take(),
-        "CONSUL_PARTITION",
-        draft,
-    );
+    let namespace = name("--namespace", args.namespace.take(), "CONSUL_NAMESPACE", draft);
+    let partition = name("--partition", args.partition.take(), "CONSUL_PARTITION", draft);
     let token = token::source(args, draft);
     Some(ConsulAgent {
         address: address?,
@@ -61,12 +47,7 @@ pub(super) fn consul(
     })
 }
 
-fn name(
-    flag: &'static str,
-    given: Option<String>,
-    variable: &str,
-    draft: &mut Draft<'_>,
-) -> Option<String> {
+fn name(flag: &'static str, given: Option<String>, variable: &str, draft: &mut Draft<'_>) -> Option<String> {
     let name = draft.pick(flag, given, variable)?;
     let key = match flag {
         "--namespace" => "consul.namespace",
@@ -84,10 +65,7 @@ fn boolean(variable: &str, draft: &mut Draft<'_>) -> Option<bool> {
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
         _ => {
             draft.invalid(
-                format!(
-                    "{variable} is {:?}, which is neither true nor false",
-                    text.value
-                ),
+                format!("{variable} is {:?}, which is neither true nor false", text.value),
                 format!("set {variable} to true or false"),
             );
             None
@@ -155,11 +133,7 @@ enum Scheme {
     Https,
 }
 
-fn parse(
-    text: &Sourced<String>,
-    ssl: Option<bool>,
-    draft: &mut Draft<'_>,
-) -> Option<ConsulAddress> {
+fn parse(text: &Sourced<String>, ssl: Option<bool>, draft: &mut Draft<'_>) -> Option<ConsulAddress> {
     // What stands before an @ may be a password.
     let quoted = match text.value.contains('@') {
         true => REDACTED.to_owned(),
@@ -268,11 +242,7 @@ fn url(address: &ConsulAddress) -> String {
 fn tls(args: &mut ConsulArgs, address: Option<&ConsulAddress>, draft: &mut Draft<'_>) -> ConsulTls {
     let ca_file = draft.pick("--ca-file", args.ca_file.take(), "CONSUL_CACERT");
     let ca_path = draft.pick("--ca-path", args.ca_path.take(), "CONSUL_CAPATH");
-    let cert = draft.pick(
-        "--client-cert",
-        args.client_cert.take(),
-        "CONSUL_CLIENT_CERT",
-    );
+    let cert = draft.pick("--client-cert", args.client_cert.take(), "CONSUL_CLIENT_CERT");
     let key = draft.pick("--client-key", args.client_key.take(), "CONSUL_CLIENT_KEY");
     let server_name = draft.pick(
         "--tls-server-name",
@@ -307,17 +277,13 @@ fn tls(args: &mut ConsulArgs, address: Option<&ConsulAddress>, draft: &mut Draft
     }
     if let Some(name) = &server_name {
         let value: Value = name.value.clone().into();
-        draft
-            .report
-            .put("consul.tls_server_name", value, &name.from);
+        draft.report.put("consul.tls_server_name", value, &name.from);
         unused.push(name.from.clone());
     }
     let insecure_skip_verify = verify == Some(false);
     if verify.is_some() {
         let verify = !insecure_skip_verify;
-        draft
-            .report
-            .put("consul.tls_verify", verify, HTTP_SSL_VERIFY);
+        draft.report.put("consul.tls_verify", verify, HTTP_SSL_VERIFY);
     }
     let is_https = matches!(address, Some(ConsulAddress::Https { .. }));
     if is_https && insecure_skip_verify {

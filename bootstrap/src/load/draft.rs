@@ -102,12 +102,7 @@ impl<'a> Draft<'a> {
 
     /// The flag's value if given, else the variable's. An empty flag is a problem: somebody's
     /// template came out empty, and the variable behind it was not meant.
-    pub(super) fn pick<T>(
-        &mut self,
-        flag: &str,
-        given: Option<T>,
-        variable: &str,
-    ) -> Option<Sourced<T>>
+    pub(super) fn pick<T>(&mut self, flag: &str, given: Option<T>, variable: &str) -> Option<Sourced<T>>
     where
         T: From<String> + AsRef<OsStr>,
     {
@@ -121,11 +116,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The value of a flag that no variable stands behind.
-    pub(super) fn flag<T: AsRef<OsStr>>(
-        &mut self,
-        flag: &str,
-        given: Option<T>,
-    ) -> Option<Sourced<T>> {
+    pub(super) fn flag<T: AsRef<OsStr>>(&mut self, flag: &str, given: Option<T>) -> Option<Sourced<T>> {
         let value = given?;
         if value.as_ref().is_empty() {
             self.invalid(

@@ -33,12 +33,7 @@ pub(super) fn proxy(
     companions(&args, &given, draft);
     let service = service(args.service, draft);
     let listen = bind("--listen", args.listen, Ipv4Addr::UNSPECIFIED, draft);
-    let local_service = bind(
-        "--local-service",
-        args.local_service,
-        Ipv4Addr::LOCALHOST,
-        draft,
-    );
+    let local_service = bind("--local-service", args.local_service, Ipv4Addr::LOCALHOST, draft);
     let upstreams: Vec<ManualUpstream> = args
         .upstream
         .iter()
@@ -89,8 +84,7 @@ fn companions(args: &ManualArgs, given: &[&str], draft: &mut Draft<'_>) {
         };
         draft.missing(
             format!("{absent} is not given, but {there} is"),
-            "give both: mutual TLS comes in at --listen and goes on, in plain, to --local-service"
-                .into(),
+            "give both: mutual TLS comes in at --listen and goes on, in plain, to --local-service".into(),
         );
     }
     if given == ["--service"] {
@@ -113,12 +107,7 @@ fn service(given: Option<String>, draft: &mut Draft<'_>) -> Option<String> {
     None
 }
 
-fn bind(
-    flag: &str,
-    given: Option<String>,
-    default: Ipv4Addr,
-    draft: &mut Draft<'_>,
-) -> Option<SocketAddr> {
+fn bind(flag: &str, given: Option<String>, default: Ipv4Addr, draft: &mut Draft<'_>) -> Option<SocketAddr> {
     let text = given?;
     let address = draft::address(&text, default).filter(|address| address.port() != 0);
     if address.is_none() {

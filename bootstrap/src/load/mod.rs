@@ -20,9 +20,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::args::{
-    Cli, ConsulArgs, DemoArgs, EnvoyArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb,
-};
+use crate::args::{Cli, ConsulArgs, DemoArgs, EnvoyArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb};
 use crate::config::{AdminBind, Config, ConsulAgent, LogConfig, LogFormat, LogLevel};
 use crate::env::{Env, Files};
 use crate::problem::{Failure, Rejected};

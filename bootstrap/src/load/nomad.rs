@@ -47,8 +47,7 @@ pub(super) fn proxy(draft: &mut Draft<'_>) -> Option<ProxyRef> {
                 "which proxy this is: no --proxy-id, --sidecar-for or --service, and Nomad's \
                  {ALLOC_ID}, {GROUP_NAME} and {TASK_NAME} are not set"
             ),
-            "give --sidecar-for with the ID of a registered service, or see `attache run --help`"
-                .into(),
+            "give --sidecar-for with the ID of a registered service, or see `attache run --help`".into(),
         );
         return None;
     }
@@ -240,8 +239,7 @@ fn contradiction(family: &[UpstreamHint], shared: &UpstreamHint, draft: &mut Dra
             shared.variable,
             shared.bind
         ),
-        "unset the wrong one, or rename one of two upstreams whose names differ in - and _ alone"
-            .into(),
+        "unset the wrong one, or rename one of two upstreams whose names differ in - and _ alone".into(),
     );
 }
 
@@ -266,15 +264,9 @@ fn upstream(name: &str, draft: &mut Draft<'_>) -> Option<UpstreamHint> {
         ));
         return None;
     }
-    let addr = addr_text
-        .as_ref()
-        .map(|text| (text, upstream_addr(text, draft)));
-    let ip = ip_text
-        .as_ref()
-        .map(|text| (text, upstream_ip(text, draft)));
-    let port = port_text
-        .as_ref()
-        .map(|text| (text, upstream_port(text, draft)));
+    let addr = addr_text.as_ref().map(|text| (text, upstream_addr(text, draft)));
+    let ip = ip_text.as_ref().map(|text| (text, upstream_ip(text, draft)));
+    let port = port_text.as_ref().map(|text| (text, upstream_port(text, draft)));
 
     if let Some((_, addr)) = addr {
         let addr = addr?;
@@ -283,10 +275,7 @@ fn upstream(name: &str, draft: &mut Draft<'_>) -> Option<UpstreamHint> {
         for text in [ip_differs.map(|ip| ip.0), port_differs.map(|port| port.0)] {
             let Some(text) = text else { continue };
             draft.conflict(
-                format!(
-                    "{addr_name} is {addr}, but {} is {:?}",
-                    text.from, text.value
-                ),
+                format!("{addr_name} is {addr}, but {} is {:?}", text.from, text.value),
                 format!("correct or unset one of {addr_name} and {}", text.from),
             );
         }

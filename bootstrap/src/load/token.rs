@@ -34,8 +34,7 @@ pub(super) fn source(args: ConsulArgs, draft: &mut Draft<'_>) -> Option<TokenSou
     let literal = args.token.filter(|token| !token.is_empty());
     if let Some(token) = literal {
         offers.push(Sourced::new(TokenSource::Literal(token), "--token"));
-        draft
-            .note("--token is seen by everyone who may list processes; --token-file is not".into());
+        draft.note("--token is seen by everyone who may list processes; --token-file is not".into());
     }
     if let Some(file) = draft.flag("--token-file", args.token_file) {
         offers.push(one_file(file));
@@ -57,10 +56,7 @@ pub(super) fn source(args: ConsulArgs, draft: &mut Draft<'_>) -> Option<TokenSou
         }
     }
     if let Some(file) = draft.var(TOKEN_FILE) {
-        offers.push(one_file(Sourced::new(
-            PathBuf::from(file.value),
-            TOKEN_FILE,
-        )));
+        offers.push(one_file(Sourced::new(PathBuf::from(file.value), TOKEN_FILE)));
     }
     let mut offers = offers.into_iter();
     let Some(chosen) = offers.next() else {
@@ -169,10 +165,7 @@ fn nomad_jwt(draft: &mut Draft<'_>) -> Option<Sourced<PathBuf>> {
     let mut jwts: Vec<String> = names.into_iter().filter(is_jwt).collect();
     jwts.sort();
     match jwts.as_slice() {
-        [one] => Some(Sourced::new(
-            Path::new(&folder.value).join(one),
-            folder.from,
-        )),
+        [one] => Some(Sourced::new(Path::new(&folder.value).join(one), folder.from)),
         [] => {
             draft.missing(
                 format!(

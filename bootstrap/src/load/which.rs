@@ -18,12 +18,7 @@ pub(super) fn proxy(
     let hand_flags = manual::flags(&by_hand);
     let mut ways = Vec::new();
     ways.extend(which.proxy_id.is_some().then(|| "--proxy-id".to_owned()));
-    ways.extend(
-        which
-            .sidecar_for
-            .is_some()
-            .then(|| "--sidecar-for".to_owned()),
-    );
+    ways.extend(which.sidecar_for.is_some().then(|| "--sidecar-for".to_owned()));
     if !hand_flags.is_empty() {
         ways.push(hand_flags.join(", "));
     }

@@ -25,6 +25,9 @@ pub enum ClientError {
     /// The connection broke before the answer was complete.
     #[error("{}", broken(.0))]
     Broken(#[from] hyper::Error),
+    /// The other side closed it in good order, but too early.
+    #[error("connection closed by the sidecar")]
+    Closed,
     /// The answer took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -79,13 +82,27 @@ impl Answer {
     /// Any other status, and a body that is no JSON.
     pub fn json(&self) -> Result<Value, ClientError> {
         let value = serde_json::from_slice(&self.body).ok();
-        value.filter(|_| self.status == 200).ok_or_else(|| {
-            let text = String::from_utf8_lossy(&self.body);
-            ClientError::Status {
-                status: self.status,
-                text: text.trim().chars().take(200).collect(),
-            }
-        })
+        value.filter(|_| self.status == 200).ok_or_else(|| self.refusal())
+    }
+
+    /// The answer, if its status is 200.
+    ///
+    /// # Errors
+    /// Any other status.
+    pub fn success(self) -> Result<Self, ClientError> {
+        if self.status == 200 {
+            Ok(self)
+        } else {
+            Err(self.refusal())
+        }
+    }
+
+    fn refusal(&self) -> ClientError {
+        let text = String::from_utf8_lossy(&self.body);
+        ClientError::Status {
+            status: self.status,
+            text: text.trim().chars().take(200).collect(),
+        }
     }
 }
 
@@ -142,12 +159,7 @@ impl Consul {
     ///
     /// # Errors
     /// When no answer comes; any status is an answer.
-    pub async fn send(
-        &self,
-        method: &str,
-        path: &str,
-        body: &Value,
-    ) -> Result<Answer, ClientError> {
+    pub async fn send(&self, method: &str, path: &str, body: &Value) -> Result<Answer, ClientError> {
         let body = if body.is_null() {
             Bytes::new()
         } else {
@@ -164,9 +176,7 @@ impl Consul {
             .body(Full::new(body))
             .map_err(|error| ClientError::Request(error.to_string()))?;
         let exchange = async {
-            let mut addresses = lookup_host(&self.host)
-                .await
-                .map_err(ClientError::Connect)?;
+            let mut addresses = lookup_host(&self.host).await.map_err(ClientError::Connect)?;
             let address = addresses
                 .next()
                 .ok_or_else(|| ClientError::Request(format!("{}: no such host", self.host)))?;
@@ -180,19 +190,12 @@ impl Consul {
 ///
 /// # Errors
 /// When no complete answer comes in time; any status is an answer.
-pub async fn fetch(
-    address: SocketAddr,
-    path: &str,
-    limit: Duration,
-) -> Result<Answer, ClientError> {
+pub async fn fetch(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer, ClientError> {
     let request = get_request(address, path)?;
     within(limit, exchange(address, request)).await
 }
 
-pub(super) fn get_request(
-    address: SocketAddr,
-    path: &str,
-) -> Result<Request<Full<Bytes>>, ClientError> {
+pub(super) fn get_request(address: SocketAddr, path: &str) -> Result<Request<Full<Bytes>>, ClientError> {
     Request::get(path)
         .header("host", address.to_string())
         .body(Full::default())
@@ -209,15 +212,9 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn exchange(
-    address: SocketAddr,
-    request: Request<Full<Bytes>>,
-) -> Result<Answer, ClientError> {
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(ClientError::Connect)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+async fn exchange(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+    let stream = TcpStream::connect(address).await.map_err(ClientError::Connect)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Driven here rather than in a task: dropping this future closes the socket.
     let mut connection = std::pin::pin!(connection);
     let mut answer = std::pin::pin!(async {
@@ -236,9 +233,7 @@ async fn exchange(
     }
 }
 
-pub(super) async fn collect(
-    response: hyper::Response<hyper::body::Incoming>,
-) -> Result<Answer, ClientError> {
+pub(super) async fn collect(response: hyper::Response<hyper::body::Incoming>) -> Result<Answer, ClientError> {
     let (parts, body) = response.into_parts();
     Ok(Answer {
         status: parts.status.as_u16(),

@@ -100,6 +100,7 @@ impl Identity {
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, SecretError> {
         let (chain, facts) = certificates(chain_pem)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| SecretError::NoKey)?;
+        let key = Zeroizing::new(key);
         let leaf = facts.into_iter().next().ok_or(SecretError::NoCertificate)?;
         let [uri] = leaf.uris.as_slice() else {
             return Err(SecretError::Uris(leaf.uris.len()));
@@ -110,7 +111,7 @@ impl Identity {
         })?;
         Ok(Self {
             chain,
-            key: Arc::new(PrivateKey::from(key)),
+            key: Arc::new(PrivateKey::from(&*key)),
             leaf,
             spiffe_id,
         })
@@ -204,8 +205,8 @@ impl PrivateKey {
     }
 }
 
-impl From<PrivateKeyDer<'_>> for PrivateKey {
-    fn from(key: PrivateKeyDer<'_>) -> Self {
+impl From<&PrivateKeyDer<'_>> for PrivateKey {
+    fn from(key: &PrivateKeyDer<'_>) -> Self {
         let kind = match key {
             PrivateKeyDer::Pkcs1(_) => KeyKind::Pkcs1,
             PrivateKeyDer::Sec1(_) => KeyKind::Sec1,

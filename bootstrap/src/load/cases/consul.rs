@@ -8,33 +8,21 @@ use std::path::PathBuf;
 
 /// Changes to any environment.
 const WRONG: &[Case] = &[
-    (
-        "CONSUL_HTTP_ADDR=ftp://host",
-        &["CONSUL_HTTP_ADDR", "ftp://host"],
-    ),
+    ("CONSUL_HTTP_ADDR=ftp://host", &["CONSUL_HTTP_ADDR", "ftp://host"]),
     (
         "CONSUL_HTTP_ADDR=unix://",
         &["CONSUL_HTTP_ADDR", "path is missing"],
     ),
     ("CONSUL_HTTP_ADDR=host:0", &["CONSUL_HTTP_ADDR", "port"]),
     ("CONSUL_HTTP_ADDR=host:65536", &["CONSUL_HTTP_ADDR", "port"]),
-    (
-        "CONSUL_HTTP_ADDR=:8500",
-        &["CONSUL_HTTP_ADDR", "host is missing"],
-    ),
+    ("CONSUL_HTTP_ADDR=:8500", &["CONSUL_HTTP_ADDR", "host is missing"]),
     ("CONSUL_HTTP_ADDR=::1", &["CONSUL_HTTP_ADDR", "brackets"]),
     ("CONSUL_HTTP_ADDR=[::1", &["CONSUL_HTTP_ADDR", "bracket"]),
     ("CONSUL_HTTP_ADDR=[host]:1", &["CONSUL_HTTP_ADDR", "IPv6"]),
     ("CONSUL_HTTP_ADDR=[::1]1", &["CONSUL_HTTP_ADDR", "bracket"]),
-    (
-        "CONSUL_HTTP_ADDR=http://h/prefix",
-        &["CONSUL_HTTP_ADDR", "path"],
-    ),
+    ("CONSUL_HTTP_ADDR=http://h/prefix", &["CONSUL_HTTP_ADDR", "path"]),
     ("CONSUL_HTTP_SSL=yes", &["CONSUL_HTTP_SSL", "yes"]),
-    (
-        "CONSUL_HTTP_SSL_VERIFY=no",
-        &["CONSUL_HTTP_SSL_VERIFY", "no"],
-    ),
+    ("CONSUL_HTTP_SSL_VERIFY=no", &["CONSUL_HTTP_SSL_VERIFY", "no"]),
     (
         "CONSUL_HTTP_AUTH=user:pass",
         &["CONSUL_HTTP_AUTH", "not supported"],
@@ -101,10 +89,7 @@ fn consuls_address_has_many_spellings() {
         ),
     ];
     for (address, ssl, wanted) in cases {
-        let env = vars(
-            &[],
-            &[("CONSUL_HTTP_ADDR", address), ("CONSUL_HTTP_SSL", ssl)],
-        );
+        let env = vars(&[], &[("CONSUL_HTTP_ADDR", address), ("CONSUL_HTTP_SSL", ssl)]);
         assert_eq!(
             run("--proxy-id p", &env).config.consul.address,
             wanted,
@@ -134,11 +119,7 @@ fn jwts_of_the_secrets_folder_are_used_only_when_there_is_one() {
         let line = arguments("run --auth-method nomad-workloads");
         load(line, &env, files)
     };
-    one_problem(
-        "--auth-method m",
-        &env,
-        &["NOMAD_SECRETS_DIR", "no nomad_*.jwt"],
-    );
+    one_problem("--auth-method m", &env, &["NOMAD_SECRETS_DIR", "no nomad_*.jwt"]);
     let one = files().with("/secrets/nomad_consul.jwt", "");
     let Ok(Command::Run(loaded)) = with(&one) else {
         panic!("one JWT is enough");
@@ -217,9 +198,6 @@ fn tls_is_taken_from_arguments_before_variables() {
     assert_eq!(consul.partition.as_deref(), Some("other"));
     let report = loaded.report.to_json(None);
     assert_eq!(report["consul"]["ca_file"]["from"], "--ca-file");
-    assert_eq!(
-        report["consul"]["client_cert"]["from"],
-        "CONSUL_CLIENT_CERT"
-    );
+    assert_eq!(report["consul"]["client_cert"]["from"], "CONSUL_CLIENT_CERT");
     assert_eq!(report["consul"]["partition"]["from"], "--partition");
 }

@@ -57,10 +57,7 @@ fn vars(base: &[(&str, &str)], changes: &[(&str, &str)]) -> Vars {
 
 fn arguments(line: &str) -> Vec<OsString> {
     let words = line.split_whitespace().map(OsString::from);
-    [OsString::from("attache")]
-        .into_iter()
-        .chain(words)
-        .collect()
+    [OsString::from("attache")].into_iter().chain(words).collect()
 }
 
 fn try_run(line: &str, vars: &Vars) -> Result<Loaded, Failure> {
@@ -81,9 +78,7 @@ fn problems(line: &str, vars: &Vars) -> Vec<String> {
     match try_run(line, vars) {
         Err(Failure::Config(rejected)) => {
             let texts = rejected.problems.iter();
-            texts
-                .map(|one| format!("{} | {}", one.what, one.fix))
-                .collect()
+            texts.map(|one| format!("{} | {}", one.what, one.fix)).collect()
         }
         Err(other) => panic!("run {line}: {other}"),
         Ok(loaded) => panic!("run {line}: no problem: {:#}", loaded.report.to_json(None)),
@@ -95,10 +90,7 @@ fn one_problem(line: &str, vars: &Vars, words: &[&str]) {
     let found = problems(line, vars);
     assert_eq!(found.len(), 1, "run {line}: {found:#?}");
     for word in words {
-        assert!(
-            found[0].contains(word),
-            "run {line}: {word} is not in {found:#?}"
-        );
+        assert!(found[0].contains(word), "run {line}: {word} is not in {found:#?}");
     }
 }
 
@@ -221,18 +213,13 @@ fn arbitrary_environments_never_panic() {
     // A fixed sequence (Knuth's multiplier), so that a failure is seen again.
     let mut state = 1u64;
     let mut pick = |below: usize| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         usize::try_from(state >> 33).unwrap_or(0) % below
     };
     for _ in 0..5_000 {
         let mut env = Vars::new();
         for _ in 0..pick(12) {
-            env.insert(
-                names[pick(names.len())].into(),
-                values[pick(values.len())].into(),
-            );
+            env.insert(names[pick(names.len())].into(), values[pick(values.len())].into());
         }
         match load(arguments(lines[pick(lines.len())]), &env, &files()) {
             Ok(Command::Run(loaded) | Command::Bootstrap(loaded)) => {

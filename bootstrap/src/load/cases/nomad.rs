@@ -79,10 +79,7 @@ const WRONG: &[Case] = &[
         "NOMAD_UPSTREAM_PORT_count-api=+8080",
         &["NOMAD_UPSTREAM_PORT_count-api"],
     ),
-    (
-        "NOMAD_UPSTREAM_ADDR_=127.0.0.1:1",
-        &["NOMAD_UPSTREAM_ADDR_"],
-    ),
+    ("NOMAD_UPSTREAM_ADDR_=127.0.0.1:1", &["NOMAD_UPSTREAM_ADDR_"]),
     (
         "NOMAD_UPSTREAM_PORT_db=5432",
         &["NOMAD_UPSTREAM_PORT_db is set", "NOMAD_UPSTREAM_IP_db"],
@@ -126,10 +123,7 @@ fn nomads_environment_makes_a_configuration() {
     };
     assert_eq!(
         files,
-        [
-            PathBuf::from("/secrets/si_token"),
-            "/secrets/consul_token".into()
-        ]
+        [PathBuf::from("/secrets/si_token"), "/secrets/consul_token".into()]
     );
     assert_eq!(upstream_hints.len(), 1);
     assert_eq!(upstream_hints[0].destination, "count-api");
@@ -143,9 +137,7 @@ fn nomads_environment_makes_a_configuration() {
 #[test]
 fn spellings_of_upstreams_are_told_apart() {
     let hints = |changes: &[(&str, &str)]| -> Vec<String> {
-        let hints = run("--proxy-id p", &vars(&[], changes))
-            .config
-            .upstream_hints;
+        let hints = run("--proxy-id p", &vars(&[], changes)).config.upstream_hints;
         let text = |hint: &UpstreamHint| format!("{}={}", hint.destination, hint.bind);
         hints.iter().map(text).collect()
     };
@@ -162,10 +154,7 @@ fn spellings_of_upstreams_are_told_apart() {
     one("2048-game", "_048_game");
     one("db", "db");
     // Only the clean spelling got through: a shell in between drops names with dashes.
-    assert_eq!(
-        hints(&[(&addr("count_api"), "[::1]:1")]),
-        ["count_api=[::1]:1"]
-    );
+    assert_eq!(hints(&[(&addr("count_api"), "[::1]:1")]), ["count_api=[::1]:1"]);
     // Two upstreams, one clean spelling: Nomad's last one wins there, and neither is lost here.
     assert_eq!(
         hints(&[
@@ -211,10 +200,7 @@ fn the_hosts_addresses_are_never_the_public_listener() {
     assert_eq!(loaded.config.public_hint, None);
     let report = loaded.report.to_json(None);
     let gap = report["missing"][0]["what"].to_string();
-    assert!(
-        gap.contains("NOMAD_ALLOC_PORT_connect-proxy-web-app"),
-        "{gap}"
-    );
+    assert!(gap.contains("NOMAD_ALLOC_PORT_connect-proxy-web-app"), "{gap}");
     assert_eq!(report["missing"][0]["stops_run"], false);
     assert!(!report.to_string().contains("192.0.2.1"));
 }

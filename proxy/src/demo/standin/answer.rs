@@ -103,11 +103,7 @@ impl Answer {
     }
 
     pub(super) fn text(status: u16, body: &str) -> Self {
-        Self::new(
-            status,
-            "text/plain; charset=utf-8",
-            body.as_bytes().to_vec(),
-        )
+        Self::new(status, "text/plain; charset=utf-8", body.as_bytes().to_vec())
     }
 
     /// What a change that tells nothing gives.
@@ -145,10 +141,7 @@ impl Answer {
         let mut headers = vec![
             ("content-type", self.content_type.to_owned()),
             ("vary", "Accept-Encoding".to_owned()),
-            (
-                "x-consul-default-acl-policy",
-                acl_default.as_str().to_owned(),
-            ),
+            ("x-consul-default-acl-policy", acl_default.as_str().to_owned()),
         ];
         if matches!(self.family, Family::Cached | Family::CachedQuery) {
             headers.push(("age", "0".to_owned()));

@@ -4,8 +4,8 @@
 //! It keeps no leaf; `state` does. Private keys live as long as the authority.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber, SignatureAlgorithm,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -216,8 +216,7 @@ impl Authority {
     /// When the key or a certificate cannot be made, or the URI is not ASCII.
     pub fn issue(&mut self, uri: &str, options: &IssueOptions) -> Result<Issued, rcgen::Error> {
         let serial = self.serial();
-        let intermediate_serials: Vec<u64> =
-            (0..options.intermediates).map(|_| self.serial()).collect();
+        let intermediate_serials: Vec<u64> = (0..options.intermediates).map(|_| self.serial()).collect();
         let Some(root) = self.roots.last() else {
             return Err(rcgen::Error::CouldNotParseCertificate);
         };
@@ -235,8 +234,7 @@ impl Authority {
         for number in intermediate_serials {
             let issuer_key = generate(self.key_type)?;
             let name = format!("intermediate-{number}.consul");
-            let issuer_params =
-                authority_params(&name, &self.trust_domain, number, root.not_before)?;
+            let issuer_params = authority_params(&name, &self.trust_domain, number, root.not_before)?;
             let issuer = match &signer {
                 Some((params, key)) => Issuer::from_params(params, key),
                 None => Issuer::from_params(&root.params, &root.key),
@@ -364,8 +362,7 @@ fn base_params(
     params.serial_number = Some(SerialNumber::from(serial));
     params.use_authority_key_identifier_extension = true;
     let at = |unix: i64| {
-        rcgen::date_time_ymd(1970, 1, 1)
-            + Duration::from_secs(u64::try_from(unix).unwrap_or_default())
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(unix).unwrap_or_default())
     };
     params.not_before = at(not_before);
     params.not_after = at(not_after);
@@ -389,8 +386,7 @@ fn key_pem(key: &KeyPair, key_type: KeyType) -> String {
     const HEAD: [u8; 7] = [0x30, 0x77, 0x02, 0x01, 0x01, 0x04, 0x20];
     /// … [0] prime256v1, [1] BIT STRING of 65 bytes }
     const TAIL: [u8; 17] = [
-        0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0xa1, 0x44, 0x03,
-        0x42, 0x00,
+        0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0xa1, 0x44, 0x03, 0x42, 0x00,
     ];
     let document = key.serialized_der();
     // The scalar follows the version inside PKCS#8's own octet string.
@@ -442,14 +438,7 @@ pub(super) fn uuid() -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ]
-    .join("-")
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 fn random_word() -> String {
@@ -507,20 +496,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_key_signs_and_is_signed() {
-        for root in [
-            KeyType::P256,
-            KeyType::P384,
-            KeyType::P521,
-            KeyType::Rsa2048,
-        ] {
+        for root in [KeyType::P256, KeyType::P384, KeyType::P521, KeyType::Rsa2048] {
             let mut authority = Authority::new(root).unwrap();
             let trusted = ders(&authority.roots_pem());
-            for key in [
-                KeyType::P256,
-                KeyType::P384,
-                KeyType::P521,
-                KeyType::Rsa2048,
-            ] {
+            for key in [KeyType::P256, KeyType::P384, KeyType::P521, KeyType::Rsa2048] {
                 let options = IssueOptions {
                     key,
                     intermediates: 2,
@@ -541,14 +520,8 @@ mod tests {
     #[test]
     fn p256_keys_are_in_sec1_form() {
         let mut authority = Authority::new(KeyType::P256).unwrap();
-        let issued = authority
-            .issue("spiffe://x/y", &IssueOptions::default())
-            .unwrap();
-        assert!(
-            issued
-                .key_pem
-                .starts_with("-----BEGIN EC PRIVATE KEY-----\n")
-        );
+        let issued = authority.issue("spiffe://x/y", &IssueOptions::default()).unwrap();
+        assert!(issued.key_pem.starts_with("-----BEGIN EC PRIVATE KEY-----\n"));
     }
 
     #[test]
@@ -557,9 +530,7 @@ mod tests {
         let old = ders(&authority.roots_pem()).remove(0);
         authority.add_root(9).unwrap();
         let new = ders(&authority.roots_pem()).remove(1);
-        let issued = authority
-            .issue("spiffe://x/y", &IssueOptions::default())
-            .unwrap();
+        let issued = authority.issue("spiffe://x/y", &IssueOptions::default()).unwrap();
         let chain = ders(&issued.chain_pem);
         assert_eq!(chain.len(), 2);
         assert!(verifies(&old, &chain) && verifies(&new, &chain));

@@ -65,24 +65,17 @@ impl Wait {
     fn of(ask: &Ask) -> Result<Self, Answer> {
         let index = match ask.param("index") {
             None | Some("") => 0,
-            Some(text) => text
-                .parse()
-                .map_err(|_| Answer::text(400, "Invalid index"))?,
+            Some(text) => text.parse().map_err(|_| Answer::text(400, "Invalid index"))?,
         };
         let wait = match ask.param("wait") {
             None | Some("") => DEFAULT_WAIT,
-            Some(text) => {
-                parse_duration(text).ok_or_else(|| Answer::text(400, "Invalid wait time"))?
-            }
+            Some(text) => parse_duration(text).ok_or_else(|| Answer::text(400, "Invalid wait time"))?,
         };
         let wait = wait.min(MAX_WAIT);
         let jitter = (wait / JITTER_PART).mul_f64(fastrand::f64());
         Ok(Self {
             index,
-            hash: ask
-                .param("hash")
-                .filter(|it| !it.is_empty())
-                .map(str::to_owned),
+            hash: ask.param("hash").filter(|it| !it.is_empty()).map(str::to_owned),
             until: Instant::now() + wait + jitter,
         })
     }

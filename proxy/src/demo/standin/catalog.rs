@@ -42,9 +42,7 @@ pub enum RegistrationError {
     #[error("Missing service name")]
     Name,
     /// A proxy that does not say which service it stands for.
-    #[error(
-        "Validation failed: Proxy.DestinationServiceName must be non-empty for Connect proxy services"
-    )]
+    #[error("Validation failed: Proxy.DestinationServiceName must be non-empty for Connect proxy services")]
     Destination,
     /// The body is not a JSON object.
     #[error("Request decode failed: a JSON object is expected")]
@@ -136,8 +134,7 @@ impl Catalog {
         sidecar: &Value,
     ) -> Result<Registration, RegistrationError> {
         let sidecar_id = format!("{id}-sidecar-proxy");
-        let mut made =
-            Registration::from_json(sidecar.clone()).ok_or(RegistrationError::NotAnObject)?;
+        let mut made = Registration::from_json(sidecar.clone()).ok_or(RegistrationError::NotAnObject)?;
         for inherited in ["Tags", "Meta", "Address"] {
             if let (None, Some(value)) = (made.get(inherited), parent.get(inherited)) {
                 made = made.field(inherited, value.clone());
@@ -180,9 +177,9 @@ impl Catalog {
             .get("Proxy")
             .filter(|_| registration.text("Kind") == "connect-proxy");
         let destination = match proxy {
-            Some(proxy) => Some(
-                text_of(proxy, "DestinationServiceName").ok_or(RegistrationError::Destination)?,
-            ),
+            Some(proxy) => {
+                Some(text_of(proxy, "DestinationServiceName").ok_or(RegistrationError::Destination)?)
+            }
             None => registration
                 .get("Connect")
                 .and_then(|connect| connect.get("Native")?.as_bool())
@@ -227,10 +224,7 @@ impl Catalog {
             .cloned()
             .unwrap_or_default();
         let proxied = registration.text("Kind") == "connect-proxy";
-        if let Some(virtual_ip) = destination
-            .filter(|_| proxied)
-            .and_then(|it| self.virtual_ip(it))
-        {
+        if let Some(virtual_ip) = destination.filter(|_| proxied).and_then(|it| self.virtual_ip(it)) {
             tagged.insert(
                 "consul-virtual".to_owned(),
                 json!({ "Address": virtual_ip, "Port": port }),
@@ -249,14 +243,8 @@ impl Catalog {
         }
         set("ID", json!(id));
         set("Service", json!(name));
-        set(
-            "Tags",
-            registration.get("Tags").cloned().unwrap_or(json!([])),
-        );
-        set(
-            "Meta",
-            registration.get("Meta").cloned().unwrap_or(json!({})),
-        );
+        set("Tags", registration.get("Tags").cloned().unwrap_or(json!([])));
+        set("Meta", registration.get("Meta").cloned().unwrap_or(json!({})));
         set("Port", port);
         set("Address", json!(address));
         if let Some(path) = registration.get("SocketPath") {
@@ -293,8 +281,7 @@ impl Catalog {
         if let Some(instance) = self.instances.get_mut(id) {
             instance.check = Some((health, format!("set to {}", health.as_str())));
         }
-        let concerned =
-            |instance: &&mut Instance| instance.id == id || instance.alias.as_deref() == Some(id);
+        let concerned = |instance: &&mut Instance| instance.id == id || instance.alias.as_deref() == Some(id);
         self.instances
             .values_mut()
             .filter(concerned)
@@ -319,10 +306,7 @@ impl Catalog {
     }
 
     pub(super) fn virtual_ip(&self, service: &str) -> Option<String> {
-        let place = self
-            .virtual_addresses
-            .iter()
-            .position(|known| known == service)?;
+        let place = self.virtual_addresses.iter().position(|known| known == service)?;
         let low = u32::try_from(place + 1).ok()?;
         Some(std::net::Ipv4Addr::from_bits(0xf000_0000 | low).to_string())
     }
@@ -400,8 +384,7 @@ impl Catalog {
         if let Some(proxy) = proxy.as_object_mut() {
             proxy.entry("Mode").or_insert(json!(""));
         }
-        let native =
-            instance.alias.is_none() && instance.destination.as_ref() == Some(&instance.service);
+        let native = instance.alias.is_none() && instance.destination.as_ref() == Some(&instance.service);
         let connect = if native {
             json!({ "Native": true })
         } else {
@@ -412,8 +395,7 @@ impl Catalog {
         service.insert("PeerName".to_owned(), json!(""));
         service.insert("CreateIndex".to_owned(), json!(instance.create));
         service.insert("ModifyIndex".to_owned(), json!(instance.modify));
-        let mut checks =
-            vec![self.check("serfHealth", "Serf Health Status", Health::Passing, None)];
+        let mut checks = vec![self.check("serfHealth", "Serf Health Status", Health::Passing, None)];
         if instance.check.is_some() || instance.alias.is_some() {
             let id = format!("service:{}", instance.id);
             checks.push(self.check(&id, "up", self.status(instance), Some(instance)));

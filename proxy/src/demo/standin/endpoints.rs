@@ -53,9 +53,7 @@ fn permitted(state: &mut State, ask: &Ask) -> Answer {
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         ["v1", "agent", rest @ ..] => agent(state, ask, rest),
-        ["v1", "health", reach @ ("connect" | "service"), service] => {
-            health(state, ask, reach, service)
-        }
+        ["v1", "health", reach @ ("connect" | "service"), service] => health(state, ask, reach, service),
         ["v1", "connect", "intentions", "match"] => intentions(state, ask),
         ["v1", "discovery-chain", service] => discovery_chain(state, service),
         ["v1", "config"] => write_config(state, ask),
@@ -67,10 +65,7 @@ fn permitted(state: &mut State, ask: &Ask) -> Answer {
 }
 
 fn unknown() -> Answer {
-    Answer::text(
-        404,
-        "Invalid URL path: not a recognized HTTP API endpoint\n",
-    )
+    Answer::text(404, "Invalid URL path: not a recognized HTTP API endpoint\n")
 }
 
 fn agent(state: &mut State, ask: &Ask, path: &[&str]) -> Answer {
@@ -212,9 +207,7 @@ fn discovery_chain(state: &State, service: &str) -> Answer {
     let protocol = |kind: &str, name: &str| {
         let entry = state.config.get(&(kind.to_owned(), name.to_owned()))?;
         let own = entry.get("Protocol");
-        let shared = entry
-            .get("Config")
-            .and_then(|config| config.get("protocol"));
+        let shared = entry.get("Config").and_then(|config| config.get("protocol"));
         own.or(shared)?.as_str()
     };
     let protocol = protocol("service-defaults", service)
@@ -273,10 +266,7 @@ fn discovery_chain(state: &State, service: &str) -> Answer {
 
 fn write_config(state: &mut State, ask: &Ask) -> Answer {
     let Some(entry) = ask.json().filter(|_| ask.method == "PUT") else {
-        return Answer::text(
-            400,
-            "Request decoding failed: a JSON config entry is expected",
-        );
+        return Answer::text(400, "Request decoding failed: a JSON config entry is expected");
     };
     let field = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
     let (kind, name) = (field("Kind"), field("Name"));
@@ -291,11 +281,7 @@ fn write_config(state: &mut State, ask: &Ask) -> Answer {
         });
         state.put_intentions(&name, sources.collect());
     } else {
-        let name = if kind == "mesh" {
-            "mesh"
-        } else {
-            name.as_str()
-        };
+        let name = if kind == "mesh" { "mesh" } else { name.as_str() };
         state.put_config(&kind, name, Some(entry));
     }
     Answer::json(&json!(true))

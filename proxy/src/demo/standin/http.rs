@@ -116,10 +116,7 @@ async fn serve_connection(stream: TcpStream, shared: Shared, _open: Open) {
 
 async fn exchange(shared: &Shared, request: Request<Incoming>) -> Response<Payload> {
     let (parts, body) = request.into_parts();
-    let body = match http_body_util::Limited::new(body, MAX_BODY_BYTES)
-        .collect()
-        .await
-    {
+    let body = match http_body_util::Limited::new(body, MAX_BODY_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => return respond(shared, &Answer::text(400, &error.to_string()), false),
     };
@@ -186,10 +183,7 @@ impl Body for Payload {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.bytes.take() {
             Some(bytes) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             _ if self.cut => Poll::Ready(Some(Err(io::Error::other("cut by a fault")))),

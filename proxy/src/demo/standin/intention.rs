@@ -132,10 +132,7 @@ impl Intentions {
             }
         }
         found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-        found
-            .into_iter()
-            .map(|(_, _, intention)| intention)
-            .collect()
+        found.into_iter().map(|(_, _, intention)| intention).collect()
     }
 
     /// The answer of `POST /v1/agent/connect/authorize`. Like Consul it looks at neither the
@@ -182,12 +179,7 @@ fn precedence(source: &str, destination: &str) -> u8 {
     }
 }
 
-fn intention_json(
-    source: &Map<String, Value>,
-    destination: &str,
-    rank: u8,
-    entry: &Entry,
-) -> Value {
+fn intention_json(source: &Map<String, Value>, destination: &str, rank: u8, entry: &Entry) -> Value {
     let mut intention = Map::new();
     let mut set = |name: &str, value: Value| intention.insert(name.to_owned(), value);
     if let Some(description) = source.get("Description") {
@@ -250,9 +242,7 @@ mod tests {
         intentions.set("web", "api", Action::Deny, 4);
         intentions.set("admin", "api", Action::Allow, 5);
         intentions.set("other", "db", Action::Deny, 6);
-        let row = |source: &str, destination: &str, rank| {
-            (source.to_owned(), destination.to_owned(), rank)
-        };
+        let row = |source: &str, destination: &str, rank| (source.to_owned(), destination.to_owned(), rank);
         assert_eq!(
             order(&intentions),
             [

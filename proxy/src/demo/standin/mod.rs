@@ -218,12 +218,7 @@ impl StandIn {
     ///
     /// # Errors
     /// As Consul would refuse it.
-    pub fn register_sidecar(
-        &self,
-        name: &str,
-        port: u16,
-        sidecar: Sidecar,
-    ) -> Result<String, StandInError> {
+    pub fn register_sidecar(&self, name: &str, port: u16, sidecar: Sidecar) -> Result<String, StandInError> {
         self.register(&Registration::new(name, port).sidecar(sidecar))
     }
 
@@ -267,16 +262,13 @@ impl StandIn {
 
     /// Writes a config entry of any kind but `service-intentions`, or removes it.
     pub fn set_config_entry(&self, kind: &str, name: &str, entry: Option<Value>) {
-        self.shared
-            .with(|state| state.put_config(kind, name, entry));
+        self.shared.with(|state| state.put_config(kind, name, entry));
     }
 
     /// Defines a prepared query for a service.
     pub fn set_prepared_query(&self, name: &str, service: &str) {
         self.shared.with(|state| {
-            state
-                .prepared_queries
-                .insert(name.to_owned(), service.to_owned());
+            state.prepared_queries.insert(name.to_owned(), service.to_owned());
         });
     }
 
@@ -353,8 +345,7 @@ impl StandIn {
     /// plain text. Blocking queries work on it, and are woken by the next change of it.
     pub fn override_path(&self, path: &str, status: u16, body: Value) {
         let answer = Override { status, body };
-        self.shared
-            .with(|state| state.set_override(path, Some(answer)));
+        self.shared.with(|state| state.set_override(path, Some(answer)));
     }
 
     /// Gives a path its own answer back.

@@ -12,8 +12,7 @@ use super::authority::uuid;
 use super::catalog::{Catalog, Instance};
 use super::intention::Intentions;
 use super::{
-    Action, Authority, Fault, Health, IssueOptions, Issued, Registration, RegistrationError,
-    StandInOptions,
+    Action, Authority, Fault, Health, IssueOptions, Issued, Registration, RegistrationError, StandInOptions,
 };
 
 /// Where the index of a fresh server stands once it has a leader, an authority and its config.
@@ -124,10 +123,7 @@ impl State {
         self.topics.insert(topic, self.index);
     }
 
-    pub(super) fn register(
-        &mut self,
-        registration: &Registration,
-    ) -> Result<Vec<String>, RegistrationError> {
+    pub(super) fn register(&mut self, registration: &Registration) -> Result<Vec<String>, RegistrationError> {
         let index = self.next_index();
         let ids = self.catalog.register(registration, index)?;
         for id in &ids {
@@ -167,12 +163,7 @@ impl State {
         self.mark(Topic::Intentions(destination.to_owned()));
     }
 
-    pub(super) fn set_intention(
-        &mut self,
-        source: &str,
-        destination: &str,
-        action: Option<Action>,
-    ) {
+    pub(super) fn set_intention(&mut self, source: &str, destination: &str, action: Option<Action>) {
         let index = self.next_index();
         match action {
             Some(action) => self.intentions.set(source, destination, action, index),
@@ -219,11 +210,7 @@ impl State {
     }
 
     /// The override for a path; one with a query asks for those parameters too, and wins.
-    pub(super) fn override_for(
-        &self,
-        path: &str,
-        query: &[(String, String)],
-    ) -> Option<(Override, u64)> {
+    pub(super) fn override_for(&self, path: &str, query: &[(String, String)]) -> Option<(Override, u64)> {
         let fits = |pattern: &&String| match pattern.split_once('?') {
             None => pattern.as_str() == path,
             Some((start, wanted)) => {
@@ -235,11 +222,7 @@ impl State {
                     })
             }
         };
-        let pattern = self
-            .overrides
-            .keys()
-            .filter(fits)
-            .max_by_key(|key| key.len())?;
+        let pattern = self.overrides.keys().filter(fits).max_by_key(|key| key.len())?;
         let index = self.index_of(&[Topic::Override(pattern.clone())]);
         Some((self.overrides.get(pattern)?.clone(), index))
     }
@@ -248,15 +231,11 @@ impl State {
     pub(super) fn set_fault(&mut self, prefix: &str, fault: Option<Fault>) {
         self.touch();
         self.faults.retain(|(known, _)| known != prefix);
-        self.faults
-            .extend(fault.map(|fault| (prefix.to_owned(), fault)));
+        self.faults.extend(fault.map(|fault| (prefix.to_owned(), fault)));
     }
 
     pub(super) fn fault_for(&self, path: &str) -> Option<Fault> {
-        let fits = self
-            .faults
-            .iter()
-            .filter(|(prefix, _)| path.starts_with(prefix));
+        let fits = self.faults.iter().filter(|(prefix, _)| path.starts_with(prefix));
         fits.max_by_key(|(prefix, _)| prefix.len())
             .map(|(_, fault)| *fault)
     }
@@ -286,11 +265,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn issue(
-        &mut self,
-        service: &str,
-        options: &IssueOptions,
-    ) -> Result<Issued, rcgen::Error> {
+    pub(super) fn issue(&mut self, service: &str, options: &IssueOptions) -> Result<Issued, rcgen::Error> {
         let uri = self.authority.service_uri(&self.datacenter, service);
         self.authority.issue(&uri, options)
     }
@@ -332,11 +307,7 @@ impl State {
         known.insert(self.base);
         known.extend(self.leaves.values().map(|leaf| leaf.index));
         known.extend(self.authority.indexes());
-        known.extend(
-            self.catalog
-                .instances_mut()
-                .flat_map(|it| [it.create, it.modify]),
-        );
+        known.extend(self.catalog.instances_mut().flat_map(|it| [it.create, it.modify]));
         known.extend(
             self.intentions
                 .entries_mut()
@@ -344,9 +315,7 @@ impl State {
         );
         let ranks: HashMap<u64, u64> = known.into_iter().zip(2..).collect();
         let small = |index: u64| ranks.get(&index).copied().unwrap_or(index);
-        self.topics
-            .values_mut()
-            .for_each(|index| *index = small(*index));
+        self.topics.values_mut().for_each(|index| *index = small(*index));
         self.leaves
             .values_mut()
             .for_each(|leaf| leaf.index = small(leaf.index));

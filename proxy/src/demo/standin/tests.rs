@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{
-    Action, Fault, Health, IssueOptions, KeyType, Registration, Sidecar, StandIn, StandInOptions,
-};
+use super::{Action, Fault, Health, IssueOptions, KeyType, Registration, Sidecar, StandIn, StandInOptions};
 use crate::demo::client::{ClientError, Consul};
 
 struct Got {
@@ -59,9 +57,7 @@ async fn still_waiting(standin: &StandIn) {
 }
 
 fn mesh(standin: &StandIn) -> (String, String) {
-    let api = standin
-        .register_sidecar("api", 9001, Sidecar::new())
-        .unwrap();
+    let api = standin.register_sidecar("api", 9001, Sidecar::new()).unwrap();
     let web = Registration::new("web", 9002)
         .id("web-1")
         .address("127.0.0.1")
@@ -120,10 +116,7 @@ async fn only_the_answer_that_changes_wakes() {
     mesh(&standin);
     let first = get(&standin, "/v1/health/connect/api?passing=1").await;
     assert_eq!(first.body.as_array().unwrap().len(), 1);
-    let path = format!(
-        "/v1/health/connect/api?passing=1&index={}&wait=5m",
-        first.index
-    );
+    let path = format!("/v1/health/connect/api?passing=1&index={}&wait=5m", first.index);
     let asked = wait_on(&standin, path).await;
     standin.register_service("unrelated", 1).unwrap();
     standin.set_intention("web", "api", Action::Deny);
@@ -145,10 +138,7 @@ async fn a_sidecar_is_no_healthier_than_its_service() {
     assert_eq!(passing.body, json!([]));
     assert_eq!(all.body[0]["Checks"][1]["Status"], "critical");
     standin.deregister("api");
-    assert_eq!(
-        get(&standin, "/v1/health/connect/api").await.body,
-        json!([])
-    );
+    assert_eq!(get(&standin, "/v1/health/connect/api").await.body, json!([]));
 }
 
 #[tokio::test]
@@ -179,9 +169,7 @@ async fn an_agents_service_blocks_on_its_hash() {
     let hash = first.body["ContentHash"].as_str().unwrap().to_owned();
     let asked = wait_on(&standin, format!("{path}?hash={hash}&wait=5m")).await;
     let upstreams = Sidecar::new().port(21_003).upstream("api", 8081);
-    let changed = Registration::new("web", 9002)
-        .id("web-1")
-        .sidecar(upstreams);
+    let changed = Registration::new("web", 9002).id("web-1").sidecar(upstreams);
     standin.register(&changed).unwrap();
     let second = asked.await.unwrap();
     assert_eq!(second.body["Proxy"]["Upstreams"][0]["LocalBindPort"], 8081);
@@ -307,10 +295,7 @@ async fn comes_back_with_lower_indexes_and_the_same_data() {
         let after = get(&standin, path).await;
         assert!(after.index < before.index, "{path}");
         assert_eq!(after.body["CertPEM"], before.body["CertPEM"]);
-        assert_eq!(
-            after.body[0]["Service"]["ID"],
-            before.body[0]["Service"]["ID"]
-        );
+        assert_eq!(after.body[0]["Service"]["ID"], before.body[0]["Service"]["ID"]);
     }
 }
 
@@ -345,10 +330,7 @@ async fn a_token_is_required_and_must_be_known() {
     assert_eq!(text(None).await, (403, json!("Permission denied")));
     assert_eq!(text(Some("other")).await, (403, json!("ACL not found")));
     assert_eq!(text(Some("secret")).await, (200, json!({})));
-    assert_eq!(
-        get(&standin, "/v1/agent/connect/ca/roots").await.status,
-        200
-    );
+    assert_eq!(get(&standin, "/v1/agent/connect/ca/roots").await.status, 200);
     standin.set_token(Some("new".to_owned()));
     assert_eq!(text(Some("secret")).await.0, 403);
 }
@@ -391,19 +373,10 @@ async fn overrides_answer_for_their_path_and_query() {
         json!("No path to datacenter"),
     );
     let far = get(&standin, "/v1/health/connect/api?passing=1&dc=dc2").await;
-    assert_eq!(
-        (far.status, far.body),
-        (500, json!("No path to datacenter"))
-    );
-    assert_eq!(
-        get(&standin, "/v1/health/connect/api").await.body,
-        json!([])
-    );
+    assert_eq!((far.status, far.body), (500, json!("No path to datacenter")));
+    assert_eq!(get(&standin, "/v1/health/connect/api").await.body, json!([]));
     standin.clear_override("/v1/discovery-chain/api");
-    assert_eq!(
-        get(&standin, "/v1/discovery-chain/api").await.body,
-        plain.body
-    );
+    assert_eq!(get(&standin, "/v1/discovery-chain/api").await.body, plain.body);
 }
 
 #[tokio::test]
@@ -436,20 +409,14 @@ async fn config_entries_are_written_read_and_removed() {
         missing.body,
         json!("Config entry not found for \"mesh\" / \"mesh\"")
     );
-    let asked = wait_on(
-        &standin,
-        format!("/v1/config/mesh/mesh?index={}", missing.index),
-    )
-    .await;
+    let asked = wait_on(&standin, format!("/v1/config/mesh/mesh?index={}", missing.index)).await;
     let mesh = json!({ "Kind": "mesh", "TLS": { "Incoming": { "TLSMinVersion": "TLSv1_3" } } });
     consul.send("PUT", "/v1/config", &mesh).await.unwrap();
     assert_eq!(asked.await.unwrap().body["TLS"], mesh["TLS"]);
     let entry = json!({ "Kind": "service-intentions", "Name": "api",
         "Sources": [{ "Name": "web", "Action": "deny" }] });
     consul.send("PUT", "/v1/config", &entry).await.unwrap();
-    let shown = get(&standin, "/v1/config/service-intentions/api")
-        .await
-        .body;
+    let shown = get(&standin, "/v1/config/service-intentions/api").await.body;
     assert_eq!(shown["Sources"][0]["Precedence"], 9);
     let gone = "/v1/config/service-intentions/api";
     consul.send("DELETE", gone, &Value::Null).await.unwrap();
@@ -464,8 +431,5 @@ async fn requests_are_counted_and_prepared_queries_answered() {
     let got = get(&standin, "/v1/query/near/execute?connect=true").await;
     assert_eq!(got.body["Nodes"][0]["Service"]["ID"], "api-sidecar-proxy");
     assert_eq!(get(&standin, "/v1/query/nope/execute").await.status, 404);
-    assert_eq!(
-        (standin.requests("/v1/query"), standin.requests("/")),
-        (2, 2)
-    );
+    assert_eq!((standin.requests("/v1/query"), standin.requests("/")), (2, 2));
 }

@@ -1,0 +1,225 @@
+//! The commands: what each does with a loaded configuration, what it prints, how it exits.
+//!
+//! Owns the control thread's runtime. The only place that writes to standard output.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write;
+use std::rc::Rc;
+
+use attache_bootstrap::config::{ConsulAddress, TokenSource};
+use attache_bootstrap::env::{Env, RealFiles};
+use attache_bootstrap::{
+    Command, Config, ENVOY_FILE_NOT_READ, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected,
+    Shell, exit,
+};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+
+use crate::app::{self, AppError};
+use crate::control::consul::{self, ConsulSource};
+use crate::control::status_channel;
+use crate::model::Identity;
+use crate::telemetry::logging;
+use crate::tls::identity::certified_key;
+
+/// Carries out a command line and returns the process's exit code ([`exit`]).
+pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &dyn Env) -> u8 {
+    match attache_bootstrap::load(arguments, environment, &RealFiles) {
+        Ok(Command::Run(loaded)) => sidecar(&loaded),
+        Ok(Command::Bootstrap(loaded)) => explain(&loaded),
+        Ok(Command::Demo(config)) => demo(*config),
+        Ok(Command::Completions(shell)) => completions(shell),
+        Ok(Command::Envoy(_)) => {
+            complain(ENVOY_FILE_NOT_READ);
+            exit::USAGE
+        }
+        Err(Failure::Usage(error)) => {
+            let _ = error.print();
+            Failure::Usage(error).exit_code()
+        }
+        Err(Failure::Config(rejected)) => refuse(&rejected),
+    }
+}
+
+fn sidecar(loaded: &Loaded) -> u8 {
+    let config = &loaded.config;
+    logging::init(config.log);
+    for note in loaded.report.notes() {
+        tracing::info!("{note}");
+    }
+    for gap in loaded.report.gaps() {
+        tracing::warn!("{gap}");
+    }
+    let (status, reader) = status_channel();
+    let reader = RefCell::new(reader);
+    let describe = Rc::new(move || reader.borrow_mut().borrow_and_update().to_json());
+    let served = block_on(app::run(config, describe, |publisher| {
+        consul::run(ConsulSource {
+            config: config.clone(),
+            publisher,
+            status,
+            check: usable,
+        })
+    }));
+    match served {
+        Some(Ok(())) => exit::OK,
+        Some(Err(error)) => {
+            tracing::error!("{error}");
+            match error {
+                AppError::Bind(_) | AppError::Admin(_) => exit::UNAVAILABLE,
+                AppError::Source(_) => exit::CONFIG,
+                AppError::System(_) | AppError::Worker => exit::INTERNAL,
+            }
+        }
+        None => exit::INTERNAL,
+    }
+}
+
+/// `attache bootstrap`: the report, completed by what the agent says if it answers.
+fn explain(loaded: &Loaded) -> u8 {
+    let live = block_on(consul::inspect(&loaded.config));
+    let report = match live {
+        Some(Ok(live)) => loaded.report.to_json(Some(&facts(&loaded.config, live))),
+        Some(Err(error)) => {
+            let mut report = loaded.report.to_json(None);
+            if let Some(notes) = report.get_mut("notes").and_then(serde_json::Value::as_array_mut) {
+                notes.push(format!("not completed by the agent: {error}").into());
+            }
+            report
+        }
+        None => return exit::INTERNAL,
+    };
+    print(&format!("{report:#}\n"));
+    exit::OK
+}
+
+/// Whether a leaf can be presented: its key is known to the provider and fits.
+fn usable(identity: &Identity) -> Result<(), String> {
+    certified_key(identity)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+/// What the agent said, as the report wants it.
+fn facts(config: &Config, live: consul::LiveFacts) -> LiveFacts {
+    let agent = match &config.consul.address {
+        ConsulAddress::Http { host, port } => format!("http://{host}:{port}"),
+        ConsulAddress::Https { host, port } => format!("https://{host}:{port}"),
+        ConsulAddress::Unix(path) => format!("unix://{}", path.display()),
+    };
+    let upstream = |upstream: consul::LiveUpstream| LiveUpstream {
+        bind: match upstream.bind.parse() {
+            Ok(address) => LiveBind::Address(address),
+            Err(_) => LiveBind::Socket(upstream.bind.into()),
+        },
+        destination: upstream.destination,
+        destination_type: upstream.kind,
+        datacenter: upstream.datacenter,
+        namespace: upstream.namespace,
+        partition: upstream.partition,
+        peer: upstream.peer,
+    };
+    LiveFacts {
+        agent,
+        proxy_id: live.proxy_id,
+        public_listener: live.public_listener.ok(),
+        upstreams: live.upstreams.into_iter().map(upstream).collect(),
+    }
+}
+
+fn refuse(rejected: &Rejected) -> u8 {
+    if rejected.by_bootstrap {
+        print(&format!("{:#}\n", rejected.report.to_json(None)));
+    } else {
+        complain(&rejected.to_string());
+    }
+    exit::CONFIG
+}
+
+fn completions(shell: Shell) -> u8 {
+    use clap_complete::aot;
+    let mut command = attache_bootstrap::command();
+    let mut script = Vec::new();
+    let name = "attache";
+    match shell {
+        Shell::Bash => clap_complete::generate(aot::Bash, &mut command, name, &mut script),
+        Shell::Elvish => clap_complete::generate(aot::Elvish, &mut command, name, &mut script),
+        Shell::Fish => clap_complete::generate(aot::Fish, &mut command, name, &mut script),
+        Shell::PowerShell => clap_complete::generate(aot::PowerShell, &mut command, name, &mut script),
+        Shell::Zsh => clap_complete::generate(aot::Zsh, &mut command, name, &mut script),
+    }
+    print(&String::from_utf8_lossy(&script));
+    exit::OK
+}
+
+#[cfg(feature = "demo")]
+fn demo(config: attache_bootstrap::DemoConfig) -> u8 {
+    let sidecar_program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            complain(&format!("the path of this program cannot be told: {error}"));
+            return exit::INTERNAL;
+        }
+    };
+    logging::init(config.log);
+    let mut options = crate::demo::DemoOptions::new(sidecar_program);
+    (options.dashboard_port, options.api_port, options.upstream_port) =
+        (config.dashboard_port, config.api_port, config.upstream_port);
+    options.who_holds = crate::net::holder::of;
+    match config.consul.map(|agent| (agent.address, agent.token)) {
+        None => {}
+        Some((ConsulAddress::Http { host, port }, token)) => {
+            options.consul = Some(format!("{host}:{port}"));
+            options.token = match token {
+                TokenSource::Literal(token) => Some(token.expose().to_owned()),
+                TokenSource::None | TokenSource::Files(_) | TokenSource::Login { .. } => None,
+            };
+        }
+        Some(_) => {
+            complain("demo --consul takes an agent's plain HTTP address, such as 127.0.0.1:8500");
+            return exit::USAGE;
+        }
+    }
+    match block_on(crate::demo::run(options)) {
+        Some(Ok(())) => exit::OK,
+        Some(Err(error)) => {
+            complain(&error.to_string());
+            exit::UNAVAILABLE
+        }
+        None => exit::INTERNAL,
+    }
+}
+
+#[cfg(not(feature = "demo"))]
+fn demo(_: attache_bootstrap::DemoConfig) -> u8 {
+    complain("this binary was built without the demo (cargo feature `demo`)");
+    exit::USAGE
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> Option<T> {
+    let runtime: std::io::Result<LocalRuntime> = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default());
+    match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(future);
+            // A name look-up on a helper thread must not hold up the end.
+            runtime.shutdown_background();
+            Some(ended)
+        }
+        Err(error) => {
+            complain(&format!("no runtime: {error}"));
+            None
+        }
+    }
+}
+
+fn print(text: &str) {
+    // A reader that went away (`attache bootstrap | head`) is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "attache: {}", text.trim_end());
+}

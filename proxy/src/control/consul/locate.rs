@@ -1,0 +1,244 @@
+//! Finding the proxy's registration and keeping it up to date.
+//!
+//! Owns the search among an agent's services and the watch of the one that was found. A registration
+//! that goes away is waited for; what was known of it goes on serving.
+
+use std::time::Duration;
+
+use attache_bootstrap::config::{ManualProxy, ProxyRef};
+
+use super::client::ConsulError;
+use super::json::DecodeError;
+use super::registration::{self, Listed, Registration, Upstream};
+use super::watch::{Backoff, Shared, Watch};
+use super::{SourceError, questions};
+
+/// The watch's name in status and log.
+const NAME: &str = "registration";
+
+/// The registration that stands for a proxy without one.
+pub(super) fn manual(proxy: &ManualProxy) -> Registration {
+    let local = proxy.local_service;
+    let upstream = |u: &attache_bootstrap::config::ManualUpstream| Upstream {
+        destination: u.destination.clone(),
+        kind: "service".to_owned(),
+        datacenter: u.datacenter.clone(),
+        bind_port: u.local_bind_port,
+        ..Upstream::default()
+    };
+    Registration {
+        kind: "connect-proxy".to_owned(),
+        service: proxy.service.clone(),
+        address: proxy.listen.map(|a| a.ip().to_string()).unwrap_or_default(),
+        port: proxy.listen.map_or(0, |a| a.port()),
+        local_address: local.map(|a| a.ip().to_string()).unwrap_or_default(),
+        local_port: local.map_or(0, |a| a.port()),
+        upstreams: proxy.upstreams.iter().map(upstream).collect(),
+        ..Registration::default()
+    }
+}
+
+/// Keeps the registration up to date; `tell` gets each new one, and what waiting cannot cure.
+pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<Registration, SourceError>)) {
+    let mut search = Search {
+        shared: shared.clone(),
+        backoff: Backoff::default(),
+    };
+    loop {
+        let id = match search.find(&proxy).await {
+            Ok(id) => id,
+            Err(refused) => {
+                tell(Err(refused));
+                tokio::time::sleep(search.backoff.next(Backoff::REFUSED)).await;
+                continue;
+            }
+        };
+        let mut watch = Watch::new(shared.clone(), questions::registration(&id));
+        loop {
+            let answer = watch.next().await;
+            if answer.status == 404 {
+                watch.absent(&format!("a registration with the ID {id:?}")).await;
+                break;
+            }
+            match registration::decode(&answer.body).and_then(|found| whole(found, &id)) {
+                Ok(found) => {
+                    watch.accepted();
+                    tell(acceptable(found));
+                }
+                Err(error) => watch.rejected(error).await,
+            }
+        }
+    }
+}
+
+fn whole(found: Registration, id: &str) -> Result<Registration, DecodeError> {
+    if found.kind == "connect-proxy" && found.service.is_empty() {
+        let why = format!("missing in the registration {id:?}");
+        return Err(DecodeError::new("Proxy.DestinationServiceName", why));
+    }
+    Ok(found)
+}
+
+pub(super) fn acceptable(found: Registration) -> Result<Registration, SourceError> {
+    match found.kind.as_str() {
+        "connect-proxy" => Ok(found),
+        "" | "typical" => Err(SourceError::NotAProxy { id: found.id }),
+        _ => Err(SourceError::Kind {
+            id: found.id,
+            kind: found.kind,
+        }),
+    }
+}
+
+/// Looks for the registration among an agent's services.
+pub(super) struct Search {
+    pub(super) shared: Shared,
+    pub(super) backoff: Backoff,
+}
+
+impl Search {
+    /// The proxy's ID, as soon as there is one.
+    pub(super) async fn find(&mut self, proxy: &ProxyRef) -> Result<String, SourceError> {
+        if let ProxyRef::ProxyId(id) = proxy {
+            return Ok(id.clone());
+        }
+        loop {
+            let why = match self.list().await {
+                Ok((list, filtered)) => match pick(proxy, &list)? {
+                    Some(id) => {
+                        self.backoff.reset();
+                        return Ok(id);
+                    }
+                    None => {
+                        let mut reason = sought(proxy);
+                        if filtered {
+                            reason.push_str(" (the ACL token hides some of the agent's services)");
+                        }
+                        if self.shared.status.waiting(NAME, &reason).changed {
+                            tracing::info!(watch = NAME, reason, "waiting");
+                        }
+                        None
+                    }
+                },
+                Err(error) => Some(error),
+            };
+            if let Some(error) = why {
+                let why = error.to_string();
+                if self.shared.status.failing(NAME, &error.kind(), &why).changed {
+                    tracing::warn!(watch = NAME, why, "cannot look for the registration");
+                }
+            }
+            let pause = self.backoff.next(Duration::from_secs(2));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// The agent's proxies, and whether the token hides some.
+    async fn list(&self) -> Result<(Vec<Listed>, bool), ConsulError> {
+        let answer = self.shared.client.send(&questions::services()).await?;
+        match answer.refusal() {
+            Some(refusal) => Err(refusal),
+            None => Ok((registration::decode_list(&answer.body)?, answer.filtered)),
+        }
+    }
+}
+
+/// What is waited for, in words for a person.
+pub(super) fn sought(proxy: &ProxyRef) -> String {
+    match proxy {
+        ProxyRef::ProxyId(id) => format!("a registration with the ID {id:?}"),
+        ProxyRef::SidecarFor(id) => format!("a sidecar registered for the service ID {id:?}"),
+        ProxyRef::Nomad { prefix, service } => {
+            format!("Nomad's registration {prefix}…-sidecar-proxy for the service {service:?}")
+        }
+        ProxyRef::Manual(proxy) => format!("nothing: {:?} has no registration", proxy.service),
+    }
+}
+
+fn pick(proxy: &ProxyRef, list: &[Listed]) -> Result<Option<String>, SourceError> {
+    let fits = |one: &&Listed| match proxy {
+        ProxyRef::ProxyId(id) => one.id == *id,
+        ProxyRef::SidecarFor(id) => one.kind == "connect-proxy" && one.service_id == *id,
+        ProxyRef::Nomad { prefix, service } => {
+            one.kind == "connect-proxy"
+                && one.service == *service
+                && one.id.starts_with(prefix.as_str())
+                && one.id.ends_with("-sidecar-proxy")
+        }
+        ProxyRef::Manual(_) => false,
+    };
+    let mut found: Vec<String> = list.iter().filter(fits).map(|one| one.id.clone()).collect();
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        _ => Err(SourceError::Several {
+            sought: sought(proxy),
+            ids: found,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(id: &str, kind: &str, service: &str, service_id: &str) -> Listed {
+        Listed {
+            id: id.to_owned(),
+            kind: kind.to_owned(),
+            service: service.to_owned(),
+            service_id: service_id.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_one_that_fits_is_found() {
+        let list = [
+            listed("api-1", "", "", ""),
+            listed("api-1-sidecar-proxy", "connect-proxy", "api", "api-1"),
+            listed(
+                "_nomad-task-a-group-g-api-http-sidecar-proxy",
+                "connect-proxy",
+                "api",
+                "x",
+            ),
+            listed(
+                "_nomad-task-b-group-g-api-http-sidecar-proxy",
+                "connect-proxy",
+                "api",
+                "y",
+            ),
+            listed("gw", "mesh-gateway", "", "api-1"),
+        ];
+        let sidecar = ProxyRef::SidecarFor("api-1".to_owned());
+        let found = pick(&sidecar, &list).unwrap();
+        assert_eq!(found.as_deref(), Some("api-1-sidecar-proxy"));
+        let nomad = |prefix: &str| ProxyRef::Nomad {
+            prefix: prefix.to_owned(),
+            service: "api".to_owned(),
+        };
+        let found = pick(&nomad("_nomad-task-b-group-g-api-"), &list).unwrap();
+        assert_eq!(
+            found.as_deref(),
+            Some("_nomad-task-b-group-g-api-http-sidecar-proxy")
+        );
+        assert_eq!(pick(&nomad("_nomad-task-c-"), &list).unwrap(), None);
+        let error = pick(&nomad("_nomad-task-"), &list).unwrap_err().to_string();
+        assert!(error.contains("task-a") && error.contains("task-b"), "{error}");
+    }
+
+    #[test]
+    fn gateways_and_plain_services_are_refused_by_name() {
+        let of = |kind: &str| Registration {
+            id: "x".to_owned(),
+            kind: kind.to_owned(),
+            ..Registration::default()
+        };
+        assert!(acceptable(of("connect-proxy")).is_ok());
+        let error = acceptable(of("mesh-gateway")).unwrap_err().to_string();
+        assert!(error.contains("mesh-gateway"), "{error}");
+        let error = acceptable(of("")).unwrap_err().to_string();
+        assert!(error.contains("--sidecar-for x"), "{error}");
+    }
+}

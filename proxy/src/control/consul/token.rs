@@ -1,0 +1,261 @@
+//! Which ACL token requests carry, and noticing a new one.
+//!
+//! Owns the current token: given by hand, read from a file that is watched, or got by exchanging a
+//! JWT. A new token raises the generation, at which running queries start again. A token never
+//! reaches the log.
+
+use std::convert::Infallible;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use attache_bootstrap::Secret;
+use attache_bootstrap::config::TokenSource;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::client::{Client, ConsulError, Request};
+use super::json::{self, Node};
+use super::watch::Backoff;
+
+/// How often a token file's status is looked at.
+const POLL: Duration = Duration::from_secs(1);
+/// A file that changed is read once it has kept still for this long, so that no half of it is taken.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A login is one short request.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A token and how many there were before it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Token {
+    pub(super) generation: u64,
+    pub(super) secret: Option<Secret>,
+}
+
+/// Sees the newest token.
+#[derive(Clone)]
+pub(super) struct TokenReader {
+    current: watch::Receiver<Token>,
+    rejected: Rc<watch::Sender<u64>>,
+}
+
+/// The task that keeps the token new.
+pub(super) struct TokenKeeper {
+    source: TokenSource,
+    current: watch::Sender<Token>,
+    rejected: watch::Receiver<u64>,
+}
+
+/// What tells that a file was written: length, modification time, inode, device.
+type Stamp = (u64, i64, i64, u64, u64);
+
+/// Reads the first token where that needs no exchange.
+pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
+    let secret = match source {
+        TokenSource::None | TokenSource::Login { .. } => None,
+        TokenSource::Literal(secret) => Some(secret.clone()),
+        TokenSource::Files(paths) => first(paths).map(|(_, secret)| secret),
+    };
+    if let TokenSource::Files(paths) = source
+        && secret.is_none()
+    {
+        tracing::warn!(
+            ?paths,
+            "no token file can be read yet: asking Consul without a token"
+        );
+    }
+    let (sender, current) = watch::channel(Token {
+        generation: 1,
+        secret,
+    });
+    let (reject, rejected) = watch::channel(0);
+    let reader = TokenReader {
+        current,
+        rejected: Rc::new(reject),
+    };
+    let keeper = TokenKeeper {
+        source: source.clone(),
+        current: sender,
+        rejected,
+    };
+    (reader, keeper)
+}
+
+impl TokenReader {
+    pub(super) fn current(&self) -> Token {
+        self.current.borrow().clone()
+    }
+
+    /// Waits for another token than `generation`; for ever once there can be none.
+    pub(super) async fn newer_than(&mut self, generation: u64) {
+        let newer = |token: &Token| token.generation > generation;
+        if self.current.wait_for(newer).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Consul says that it does not know this token.
+    pub(super) fn rejected(&self, generation: u64) {
+        self.rejected.send_replace(generation);
+    }
+}
+
+impl TokenKeeper {
+    /// Whether a request before the first exchange would be without the token that it needs.
+    pub(super) fn must_log_in(&self) -> bool {
+        matches!(self.source, TokenSource::Login { .. })
+    }
+
+    /// Keeps the token new for as long as it is polled.
+    pub(super) async fn run(mut self, client: Client) -> Infallible {
+        match self.source.clone() {
+            TokenSource::None | TokenSource::Literal(_) => std::future::pending().await,
+            TokenSource::Files(paths) => self.watch_files(&paths).await,
+            TokenSource::Login {
+                auth_method,
+                jwt_file,
+            } => self.log_in(&client, &auth_method, &jwt_file).await,
+        }
+    }
+
+    fn replace(&self, secret: Secret) -> bool {
+        self.current.send_if_modified(|token| {
+            let changed = token.secret.as_ref() != Some(&secret);
+            if changed {
+                token.generation += 1;
+                token.secret = Some(secret);
+            }
+            changed
+        })
+    }
+
+    async fn watch_files(&mut self, paths: &[PathBuf]) -> Infallible {
+        let mut seen = stamps(paths);
+        loop {
+            tokio::time::sleep(POLL).await;
+            let now = stamps(paths);
+            if now == seen {
+                continue;
+            }
+            tokio::time::sleep(SETTLE).await;
+            if stamps(paths) != now {
+                continue;
+            }
+            seen = now;
+            if let Some((path, secret)) = first(paths)
+                && self.replace(secret)
+            {
+                tracing::info!(path = %path.display(), "a new Consul token is used from now on");
+            }
+        }
+    }
+
+    async fn log_in(&mut self, client: &Client, method: &str, jwt_file: &Path) -> Infallible {
+        let mut backoff = Backoff::default();
+        let mut told = None;
+        loop {
+            let seen = stamp(jwt_file);
+            match exchange(client, method, jwt_file).await {
+                Ok(secret) => {
+                    backoff.reset();
+                    told = None;
+                    self.rejected.mark_unchanged();
+                    self.replace(secret);
+                    tracing::info!(auth_method = method, "logged in to Consul");
+                    self.wait_for_reason(jwt_file, seen).await;
+                }
+                Err(why) => {
+                    if told.as_ref() != Some(&why) {
+                        tracing::warn!(auth_method = method, why, "cannot log in to Consul");
+                        told = Some(why);
+                    }
+                    tokio::time::sleep(backoff.next(Backoff::REFUSED)).await;
+                }
+            }
+        }
+    }
+
+    /// Until the JWT is another one or Consul has forgotten the token that was got for it.
+    async fn wait_for_reason(&mut self, jwt_file: &Path, seen: Option<Stamp>) {
+        let generation = self.current.borrow().generation;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {
+                    let now = stamp(jwt_file);
+                    if now.is_some() && now != seen {
+                        tokio::time::sleep(SETTLE).await;
+                        if stamp(jwt_file) == now {
+                            return;
+                        }
+                    }
+                }
+                changed = self.rejected.changed() => {
+                    if changed.is_ok() && *self.rejected.borrow_and_update() >= generation {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn exchange(client: &Client, method: &str, jwt_file: &Path) -> Result<Secret, String> {
+    let jwt = read(jwt_file).ok_or_else(|| format!("{}: no JWT in it", jwt_file.display()))?;
+    let body = json!({ "AuthMethod": method, "BearerToken": jwt.expose() }).to_string();
+    let request = Request::post("/v1/acl/login", body, LOGIN_TIMEOUT);
+    let answer = client.send(&request).await.map_err(|e| e.to_string())?;
+    if let Some(refusal) = answer.refusal() {
+        return Err(refusal.to_string());
+    }
+    let secret = json::parse(&answer.body)
+        .and_then(|value| Node::root(&value)?.need_text("SecretID").map(Secret::new));
+    secret.map_err(|e| ConsulError::from(e).to_string())
+}
+
+fn first(paths: &[PathBuf]) -> Option<(&Path, Secret)> {
+    paths.iter().find_map(|path| Some((path.as_path(), read(path)?)))
+}
+
+fn read(path: &Path) -> Option<Secret> {
+    let secret = Secret::new(std::fs::read_to_string(path).ok()?);
+    (!secret.is_empty()).then_some(secret)
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| stamp(path)).collect()
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    let time = (meta.mtime(), meta.mtime_nsec());
+    Some((meta.len(), time.0, time.1, meta.ino(), meta.dev()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rewritten_file_is_a_new_generation_and_an_empty_one_is_not() {
+        let folder = std::env::temp_dir().join(format!("attache-token-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let paths = vec![folder.join("absent"), folder.join("si_token")];
+        std::fs::write(&paths[1], "one\n").unwrap();
+        let (mut reader, mut keeper) = open(&TokenSource::Files(paths.clone()));
+        assert_eq!(reader.current().secret, Some(Secret::new("one")));
+        let work = async {
+            std::fs::write(&paths[1], "").unwrap();
+            tokio::time::sleep(POLL + SETTLE * 2).await;
+            assert_eq!(reader.current().generation, 1);
+            std::fs::write(&paths[1], "second").unwrap();
+            reader.newer_than(1).await;
+            assert_eq!(reader.current().secret, Some(Secret::new("second")));
+        };
+        tokio::select! {
+            _ = keeper.watch_files(&paths) => {}
+            () = work => {}
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

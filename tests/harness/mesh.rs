@@ -1,0 +1,234 @@
+//! A stand-in with members: services with their apps and sidecar processes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use attache::demo::standin::{Registration, Sidecar, StandIn, StandInOptions};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::app::{App, Line};
+use crate::process::Process;
+use crate::{eventually, free_port};
+
+/// A mesh on one stand-in.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Consul, as far as the sidecars can tell.
+    pub consul: StandIn,
+    program: String,
+}
+
+/// What a member will be; `start` makes it.
+#[derive(Debug)]
+pub struct MemberBuilder<'a> {
+    mesh: &'a Mesh,
+    name: String,
+    id: String,
+    upstreams: Vec<(String, u16)>,
+    sidecar: Sidecar,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// A service: its app, its registration and its sidecar process.
+#[derive(Debug)]
+pub struct Member {
+    /// The service's ID at Consul.
+    pub id: String,
+    /// The app.
+    pub app: App,
+    /// The sidecar's public mTLS listener.
+    pub public: SocketAddr,
+    /// The sidecar process.
+    pub sidecar: Process,
+    /// Where each upstream listens, by name.
+    pub upstreams: BTreeMap<String, SocketAddr>,
+    /// The sidecar's admin API.
+    pub admin: SocketAddr,
+}
+
+impl Mesh {
+    /// A mesh whose sidecars are `program`.
+    pub async fn start(program: &str) -> Self {
+        Self::with(program, StandInOptions::default()).await
+    }
+
+    /// As [`Self::start`], with other options for the stand-in.
+    pub async fn with(program: &str, options: StandInOptions) -> Self {
+        let consul = StandIn::start(options).await.unwrap();
+        Self {
+            consul,
+            program: program.to_owned(),
+        }
+    }
+
+    /// Begins a member: a service with the ID `<name>-1`.
+    pub fn service(&self, name: &str) -> MemberBuilder<'_> {
+        MemberBuilder {
+            mesh: self,
+            name: name.to_owned(),
+            id: format!("{name}-1"),
+            upstreams: Vec::new(),
+            sidecar: Sidecar::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+}
+
+impl MemberBuilder<'_> {
+    /// Another ID, for a second instance.
+    #[must_use]
+    pub fn id(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.id);
+        self
+    }
+
+    /// An upstream on a free loopback port.
+    #[must_use]
+    pub fn upstream(mut self, name: &str) -> Self {
+        let port = free_port();
+        self.upstreams.push((name.to_owned(), port));
+        self.sidecar = self.sidecar.upstream(name, port);
+        self
+    }
+
+    /// An upstream with more to say than a name; `LocalBindPort` is set here.
+    #[must_use]
+    pub fn upstream_with(mut self, name: &str, mut fields: Value) -> Self {
+        let port = free_port();
+        self.upstreams.push((name.to_owned(), port));
+        fields["LocalBindPort"] = port.into();
+        fields["DestinationName"] = name.into();
+        self.sidecar = self.sidecar.upstream_with(fields);
+        self
+    }
+
+    /// A field of `Proxy.Config`.
+    #[must_use]
+    pub fn config(mut self, config: Value) -> Self {
+        self.sidecar = self.sidecar.config(config);
+        self
+    }
+
+    /// More arguments for `attache run`.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&a| a.to_owned()));
+        self
+    }
+
+    /// A variable in the sidecar's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Registers it, starts app and sidecar, and waits until the sidecar is ready.
+    pub async fn start(self) -> Member {
+        let member = self.launch().await;
+        member.ready().await;
+        member
+    }
+
+    /// As [`Self::start`], without waiting for the sidecar.
+    pub async fn launch(self) -> Member {
+        let app = App::echo(&self.id).await;
+        let public = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let sidecar = self.sidecar.port(public.port());
+        let registration = Registration::new(&self.name, app.address.port())
+            .id(&self.id)
+            .address("127.0.0.1")
+            .sidecar(sidecar);
+        self.mesh.consul.register(&registration).unwrap();
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut arguments: Vec<String> = ["run", "--sidecar-for", &self.id, "--http-addr"]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.push(self.mesh.consul.address().to_string());
+        arguments.extend(["--admin-bind".to_owned(), admin.to_string()]);
+        arguments.extend(self.arguments);
+        let sidecar = Process::start(&self.id, &self.mesh.program, &arguments, &self.environment);
+        let at = |(name, port)| (name, SocketAddr::from(([127, 0, 0, 1], port)));
+        Member {
+            id: self.id,
+            app,
+            public,
+            sidecar,
+            upstreams: self.upstreams.into_iter().map(at).collect(),
+            admin,
+        }
+    }
+}
+
+impl Member {
+    /// Waits until the sidecar's `/ready` says LIVE.
+    pub async fn ready(&self) {
+        eventually(
+            &format!("{} is ready; it said:\n{}", self.id, self.sidecar.log()),
+            || async {
+                let (status, _) = get(self.admin, "/ready").await?;
+                (status == 200).then_some(())
+            },
+        )
+        .await;
+    }
+
+    /// A connection to an upstream.
+    pub async fn dial(&self, upstream: &str) -> Line {
+        Line::connect(self.upstreams[upstream]).await.unwrap()
+    }
+
+    /// One line over a new connection; an error or an end is its kind's name.
+    pub async fn ask(&self, upstream: &str, line: &str) -> String {
+        let answered = async { Line::connect(self.upstreams[upstream]).await?.ask(line).await };
+        answered
+            .await
+            .unwrap_or_else(|error| format!("{:?}", error.kind()))
+    }
+
+    /// Asks until the answer begins with `wanted`.
+    pub async fn eventually_hears(&self, upstream: &str, wanted: &str) -> String {
+        eventually(&format!("{} hears {wanted} from {upstream}", self.id), || async {
+            let answer = self.ask(upstream, "hi").await;
+            answer.starts_with(wanted).then_some(answer)
+        })
+        .await
+    }
+
+    /// A page of the admin API.
+    pub async fn admin(&self, path: &str) -> String {
+        get(self.admin, path)
+            .await
+            .map(|(_, body)| body)
+            .unwrap_or_default()
+    }
+
+    /// The sum of a metric's series that have all of `labels` in their text.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = self.admin("/stats/prometheus").await;
+        page.lines()
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
+            .filter(|line| labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+/// One GET over HTTP/1.0 semantics: status and body, `None` where nobody answers.
+pub async fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
