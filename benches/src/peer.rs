@@ -118,6 +118,8 @@ impl Peer {
         };
         let text = text?;
         let version = text.lines().map(str::trim).find(|line| !line.is_empty());
+        // Envoy and attache begin with the path that they were started by.
+        let version = version.map(|line| line.split_once("version: ").map_or(line, |(_, rest)| rest));
         Ok(Self {
             name: name.to_owned(),
             version: version.unwrap_or("of no known version").to_owned(),
@@ -197,11 +199,12 @@ fn attache(scene: &Scene, program: &Path, side: Side) -> Command {
         Side::Outbound => (CALLER, scene.outbound_admin),
     };
     let mut command = Command::new(program);
+    // Envoy writes no line for a connection here; Attaché's are of level info.
     command
         .args(["run", "--sidecar-for", service])
         .args(["--http-addr", &scene.consul.to_string()])
         .args(["--admin-bind", &admin.to_string()])
-        .args(["--concurrency", "1", "--log-level", "error"]);
+        .args(["--concurrency", "1", "--log-level", "warning"]);
     command
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct Scene {
     /// The inbound sidecar's certificate.
     pub(crate) callee: Issued,
     folder: Folder,
+    /// Its last handle closes it.
+    _standin: StandIn,
 }
 
 impl Scene {
@@ -83,6 +85,7 @@ impl Scene {
             caller: issue(CALLER)?,
             callee: issue(CALLEE)?,
             folder: Folder::create().map_err(|error| format!("a folder for the run: {error}"))?,
+            _standin: standin,
         })
     }
 
