@@ -8,18 +8,34 @@ use serde_json::{Value, json};
 
 use crate::scene::{CALLEE, INTRUDER, Scene};
 
+/// Envoy's clients keep to TLS 1.2 and resume sessions unless told otherwise, so that all but the
+/// first few of its handshakes are short ones. Attaché's are all full ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handshakes {
+    /// As Consul configures it.
+    Resumed,
+    /// The same work as Attaché's.
+    Full,
+}
+
+/// How a peer with full handshakes differs from Envoy.
+pub(crate) const FULL_NOTE: &str = "no session is resumed, and TLS 1.3 on both sides";
+
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 
 /// The outbound sidecar: an upstream listener, and a cluster over TLS that demands the callee's
 /// exact SPIFFE ID.
-pub(crate) fn outbound(scene: &Scene) -> Value {
+pub(crate) fn outbound(scene: &Scene, handshakes: Handshakes) -> Value {
     let mut context = tls_context(&scene.caller, &scene.roots);
     context["validation_context"]["match_typed_subject_alt_names"] =
         json!([{ "san_type": "URI", "matcher": { "exact": scene.callee.uri } }]);
-    let socket = transport_socket(
-        "UpstreamTlsContext",
-        json!({ "common_tls_context": context, "sni": scene.sni() }),
-    );
+    let mut tls = json!({ "sni": scene.sni() });
+    if handshakes == Handshakes::Full {
+        context["tls_params"]["tls_maximum_protocol_version"] = json!("TLSv1_3");
+        tls["max_session_keys"] = json!(0);
+    }
+    tls["common_tls_context"] = context;
+    let socket = transport_socket("UpstreamTlsContext", tls);
     let mut upstream = cluster(&scene.sni(), scene.inbound);
     upstream["transport_socket"] = socket;
     let chain = json!({ "filters": [tcp_proxy("upstream.count-api", &scene.sni())] });
@@ -28,12 +44,14 @@ pub(crate) fn outbound(scene: &Scene) -> Value {
 }
 
 /// The inbound sidecar: a listener that demands a client certificate and asks the intentions.
-pub(crate) fn inbound(scene: &Scene) -> Value {
+pub(crate) fn inbound(scene: &Scene, handshakes: Handshakes) -> Value {
     let context = tls_context(&scene.callee, &scene.roots);
-    let socket = transport_socket(
-        "DownstreamTlsContext",
-        json!({ "common_tls_context": context, "require_client_certificate": true }),
-    );
+    let mut tls = json!({ "common_tls_context": context, "require_client_certificate": true });
+    if handshakes == Handshakes::Full {
+        tls["disable_stateless_session_resumption"] = json!(true);
+        tls["disable_stateful_session_resumption"] = json!(true);
+    }
+    let socket = transport_socket("DownstreamTlsContext", tls);
     let chain = json!({
         "filters": [intentions(&scene.trust_domain), tcp_proxy("public_listener", "local_app")],
         "transport_socket": socket,

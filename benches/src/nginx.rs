@@ -30,6 +30,7 @@ pub(crate) fn outbound(scene: &Scene, module: Option<&Path>) -> Result<String, S
     let server = format!(
         "listen {};
         proxy_pass {};
+        proxy_half_close on;
         proxy_ssl on;
         proxy_ssl_protocols TLSv1.2 TLSv1.3;
         proxy_ssl_certificate {};
@@ -57,6 +58,7 @@ pub(crate) fn inbound(scene: &Scene, module: Option<&Path>) -> Result<String, St
         ssl_certificate_key {};
         ssl_client_certificate {};
         ssl_verify_client on;
+        proxy_half_close on;
         proxy_pass {};",
         scene.inbound,
         certificate.display(),

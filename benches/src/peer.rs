@@ -5,8 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
-
+use crate::envoy::Handshakes;
 use crate::process::Process;
 use crate::scene::{CALLEE, CALLER, Scene};
 use crate::{envoy, haproxy, nginx};
@@ -37,7 +36,7 @@ enum Launch {
     /// `attache run` on the stand-in.
     Attache(PathBuf),
     /// A program and its first arguments, on Envoy's file.
-    EnvoyFile(Vec<String>),
+    EnvoyFile(Vec<String>, Handshakes),
     Haproxy,
     Nginx {
         module: Option<PathBuf>,
@@ -72,24 +71,31 @@ enum Side {
     Outbound,
 }
 
+impl Programs {
+    fn envoy(&self, handshakes: Handshakes) -> Result<Launch, String> {
+        let program = self.envoy.clone().map_or_else(find_envoy, Ok)?;
+        let words = vec![program.to_string_lossy().into_owned()];
+        Ok(Launch::EnvoyFile(words, handshakes))
+    }
+}
+
 impl Peer {
     /// Finds the program of a known name; the error says why this peer is skipped.
     pub(crate) fn find(name: &str, programs: &Programs) -> Result<Self, String> {
         let (launch, note) = match name {
             "attache" => (Launch::Attache(programs.attache.clone()), None),
-            ENVOY => {
-                let program = programs.envoy.clone().map_or_else(find_envoy, Ok)?;
-                (
-                    Launch::EnvoyFile(vec![program.to_string_lossy().into_owned()]),
-                    None,
-                )
-            }
+            ENVOY => (programs.envoy(Handshakes::Resumed)?, None),
+            "envoy-full" => (programs.envoy(Handshakes::Full)?, Some(envoy::FULL_NOTE)),
             "haproxy" => (Launch::Haproxy, Some(haproxy::NOTE)),
             "nginx" => {
                 let module = nginx::stream_module(&output("nginx", &["-V"])?)?;
                 (Launch::Nginx { module }, Some(nginx::NOTE))
             }
-            _ => return Err(format!("{name} is not one of attache, envoy, haproxy, nginx")),
+            _ => {
+                return Err(format!(
+                    "{name} is not one of attache, envoy, envoy-full, haproxy, nginx"
+                ));
+            }
         };
         Self::with_version(name, launch, note)
     }
@@ -100,13 +106,13 @@ impl Peer {
             .split_once('=')
             .ok_or_else(|| format!("{text:?} is not NAME=COMMAND"))?;
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
-        Self::with_version(name, Launch::EnvoyFile(words), None)
+        Self::with_version(name, Launch::EnvoyFile(words, Handshakes::Resumed), None)
     }
 
     fn with_version(name: &str, launch: Launch, note: Option<&'static str>) -> Result<Self, String> {
         let text = match &launch {
             Launch::Attache(program) => output(&program.to_string_lossy(), &["--version"]),
-            Launch::EnvoyFile(words) => match words.split_first() {
+            Launch::EnvoyFile(words, _) => match words.split_first() {
                 Some((program, rest)) => {
                     let rest = rest.iter().map(String::as_str);
                     output(program, &rest.chain(["--version"]).collect::<Vec<_>>())
@@ -151,8 +157,12 @@ impl Peer {
         let write = |text: &str| scene.write(&format!("{}-{side_name}.conf", self.name), text);
         let command = match &self.launch {
             Launch::Attache(program) => attache(scene, program, side),
-            Launch::EnvoyFile(words) => {
-                let text = envoy_file(scene, side).to_string();
+            Launch::EnvoyFile(words, handshakes) => {
+                let text = match side {
+                    Side::Inbound => envoy::inbound(scene, *handshakes),
+                    Side::Outbound => envoy::outbound(scene, *handshakes),
+                };
+                let text = text.to_string();
                 let path = scene.write(&format!("{}-{side_name}.json", self.name), &text)?;
                 envoy_command(words, &path)
             }
@@ -206,13 +216,6 @@ fn attache(scene: &Scene, program: &Path, side: Side) -> Command {
         .args(["--admin-bind", &admin.to_string()])
         .args(["--concurrency", "1", "--log-level", "warning"]);
     command
-}
-
-fn envoy_file(scene: &Scene, side: Side) -> Value {
-    match side {
-        Side::Inbound => envoy::inbound(scene),
-        Side::Outbound => envoy::outbound(scene),
-    }
 }
 
 fn envoy_command(words: &[String], file: &Path) -> Command {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::net::TcpStream;
 
@@ -17,6 +17,9 @@ const STARTS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Well below the shortest start there is to measure.
 const PROBE_EVERY: Duration = Duration::from_micros(500);
+
+/// Nothing of a proxy without connections is worth a longer wait.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// How much of a log is shown when its process fails.
 const TAIL_LINES: usize = 10;
@@ -89,10 +92,17 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Ok(leader) = i32::try_from(self.child.id()) {
-            // It may be gone already; there is nobody to tell.
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        let Ok(leader) = i32::try_from(self.child.id()).map(Pid::from_raw) else {
+            return;
+        };
+        // It may be gone already; there is nobody to tell. A leader that is asked first reaps its
+        // own children.
+        let _ = kill(leader, Signal::SIGTERM);
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < ENDS_WITHIN {
+            std::thread::sleep(PROBE_EVERY);
         }
+        let _ = killpg(leader, Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }

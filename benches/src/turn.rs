@@ -36,13 +36,14 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
-/// A turn's figures so far, and how many exchanges failed.
+/// A turn's figures, and what went wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     /// What was measured.
     pub(crate) figures: Vec<(Figure, f64)>,
-    /// Wrong or missing responses.
-    pub(crate) errors: u64,
+    /// What went wrong; the groups of figures before that are there all the same.
+    pub(crate) failure: Option<String>,
+    errors: u64,
 }
 
 impl Plan {
@@ -62,13 +63,22 @@ impl Turn {
     }
 
     /// All groups of the plan with a pair of this peer.
-    pub(crate) async fn of(plan: &Plan, peer: &Peer, scene: &Scene) -> Result<Self, String> {
-        let mut pair = peer.start(scene).await?;
+    pub(crate) async fn of(plan: &Plan, peer: &Peer, scene: &Scene) -> Self {
         let mut turn = Self::default();
-        match turn.measure(plan, &mut pair, scene.outbound).await {
-            Ok(()) => Ok(turn),
-            Err(error) => Err(format!("{error}{}", pair.tails())),
-        }
+        let mut pair = match peer.start(scene).await {
+            Ok(pair) => pair,
+            Err(error) => {
+                turn.failure = Some(error);
+                return turn;
+            }
+        };
+        let measured = turn.measure(plan, &mut pair, scene.outbound).await;
+        turn.failure = match (measured, turn.errors) {
+            (Ok(()), 0) => None,
+            (Ok(()), errors) => Some(format!("{errors} wrong or missing responses")),
+            (Err(error), _) => Some(format!("{error}{}", pair.tails())),
+        };
+        turn
     }
 
     async fn measure(&mut self, plan: &Plan, pair: &mut Pair, target: SocketAddr) -> Result<(), String> {
