@@ -6,6 +6,7 @@
 )]
 
 mod carry;
+mod endpoints;
 mod ends;
 mod load;
 
