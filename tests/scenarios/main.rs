@@ -9,6 +9,7 @@ mod carry;
 mod endpoints;
 mod ends;
 mod load;
+mod refusals;
 
 /// The sidecar under test.
 const ATTACHE: &str = env!("CARGO_BIN_EXE_attache-under-test");
