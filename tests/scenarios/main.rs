@@ -9,6 +9,8 @@ mod carry;
 mod endpoints;
 mod ends;
 mod load;
+mod observe;
+mod process;
 mod refusals;
 
 /// The sidecar under test.
