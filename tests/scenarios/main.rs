@@ -8,6 +8,7 @@
 mod carry;
 mod endpoints;
 mod ends;
+mod envoy;
 mod load;
 mod observe;
 mod process;
