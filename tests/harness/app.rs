@@ -103,7 +103,9 @@ impl App {
     pub async fn accept(&self) -> TcpStream {
         let next = async { self.by_hand.lock().await.recv().await };
         let accepted = tokio::time::timeout(crate::PATIENCE, next).await;
-        accepted.expect("no connection reaches the app").unwrap()
+        accepted
+            .unwrap_or_else(|_| panic!("no connection reaches the app"))
+            .unwrap()
     }
 }
 

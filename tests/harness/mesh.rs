@@ -55,6 +55,21 @@ pub struct Member {
     pub upstreams: BTreeMap<String, SocketAddr>,
     /// The sidecar's admin API.
     pub admin: SocketAddr,
+    command: SidecarCommand,
+}
+
+/// How a sidecar is started, to do so again.
+#[derive(Debug)]
+struct SidecarCommand {
+    program: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl SidecarCommand {
+    fn start(&self, name: &str) -> Process {
+        Process::start(name, &self.program, &self.arguments, &self.environment)
+    }
 }
 
 impl Mesh {
@@ -195,7 +210,12 @@ impl MemberBuilder<'_> {
             arguments.extend(["--admin-bind".to_owned(), admin.to_string()]);
         }
         arguments.extend(self.arguments);
-        let sidecar = Process::start(&self.id, &self.mesh.program, &arguments, &self.environment);
+        let command = SidecarCommand {
+            program: self.mesh.program.clone(),
+            arguments,
+            environment: self.environment,
+        };
+        let sidecar = command.start(&self.id);
         let at = |(name, port)| (name, SocketAddr::from(([127, 0, 0, 1], port)));
         Member {
             id: self.id,
@@ -205,6 +225,7 @@ impl MemberBuilder<'_> {
             sidecar,
             upstreams: self.upstreams.into_iter().map(at).collect(),
             admin: self.admin.unwrap_or(NOWHERE),
+            command,
         }
     }
 }
@@ -220,6 +241,13 @@ impl Member {
             },
         )
         .await;
+    }
+
+    /// Kills the sidecar and starts it again on the same ports, without waiting for it to be ready.
+    pub async fn restart(&mut self) {
+        self.sidecar.signal("KILL").await;
+        self.sidecar.ended().await;
+        self.sidecar = self.command.start(&self.id);
     }
 
     /// Learns the admin address that the sidecar chose by itself.

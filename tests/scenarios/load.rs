@@ -116,26 +116,28 @@ async fn a_slow_reader_slows_the_sender_and_bounds_the_memory() {
     let web = mesh.service("web").upstream("api").start().await;
     let block = Arc::new(pattern(7, 64 * 1024));
     let mut flooding = Vec::new();
-    for _ in 0..FLOODED {
+    for i in 0..FLOODED {
         let client = web.dial("api").await.into_stream();
         let app = api.app.accept().await;
-        let flood = flood(client, Arc::clone(&block));
-        flooding.push((app, tokio::spawn(flood)));
+        // Half of them upload, half download.
+        let (sender, reader) = if i % 2 == 0 { (client, app) } else { (app, client) };
+        let flood = flood(sender, Arc::clone(&block));
+        flooding.push((reader, tokio::spawn(flood)));
     }
     let mut paths = Vec::new();
-    for (app, flood) in flooding {
-        let (client, sent) = flood.await.unwrap();
+    for (reader, flood) in flooding {
+        let (sender, sent) = flood.await.unwrap();
         assert!(sent < FLOOD_BYTES, "the sender was never slowed down");
-        paths.push((client, app, sent));
+        paths.push((sender, reader, sent));
     }
     for member in [&api, &web] {
         let held = member.sidecar.resident_bytes();
         assert!(held < BOUND_BYTES, "{} holds {held} bytes", member.id);
     }
     // What waited arrives, all of it, once the readers read.
-    for (mut client, mut app, sent) in paths {
-        client.shutdown().await.unwrap();
-        let (received, ended) = to_end(&mut app).await;
+    for (mut sender, mut reader, sent) in paths {
+        sender.shutdown().await.unwrap();
+        let (received, ended) = to_end(&mut reader).await;
         ended.unwrap();
         assert_eq!(received.len(), sent);
         assert!(

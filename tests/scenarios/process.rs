@@ -36,20 +36,14 @@ async fn live(arguments: &[&str]) -> (Mesh, Member, Member, Line) {
 
 #[tokio::test]
 async fn a_second_sidecar_on_the_same_address_ends_and_names_the_holder() {
+    // With several workers each, whose sockets share an address among themselves.
+    let two = ["--concurrency", "2"];
     let mesh = Mesh::start(ATTACHE).await;
-    let api = mesh.service("api").start().await;
+    let api = mesh.service("api").arguments(&two).start().await;
     let admin = format!("127.0.0.1:{}", free_port());
     let consul = mesh.consul.address().to_string();
-    let (code, said) = ends(&[
-        "run",
-        "--sidecar-for",
-        "api-1",
-        "--http-addr",
-        &consul,
-        "--admin-bind",
-        &admin,
-    ])
-    .await;
+    let run = ["run", "--sidecar-for", "api-1", "--http-addr", &consul];
+    let (code, said) = ends(&[&run[..], &["--admin-bind", &admin], &two].concat()).await;
     assert_eq!(code, exit::UNAVAILABLE, "{said}");
     let holder = format!("(pid {})", api.sidecar.pid().unwrap());
     assert!(
@@ -58,6 +52,17 @@ async fn a_second_sidecar_on_the_same_address_ends_and_names_the_holder() {
     );
     // The first one goes on.
     assert!(api.admin("/ready").await.starts_with("LIVE"));
+}
+
+#[tokio::test]
+async fn a_restarted_sidecar_takes_its_ports_back_at_once() {
+    let (_mesh, _api, mut web, line) = live(&["--concurrency", "2"]).await;
+    // Its old connections still linger in the kernel, and on this side even open.
+    web.restart().await;
+    web.ready().await;
+    assert_eq!(web.ask("api", "hi").await, "api-1: hi");
+    assert!(tokio::net::TcpStream::connect(web.public).await.is_ok());
+    drop(line);
 }
 
 #[tokio::test]
