@@ -1,7 +1,9 @@
 //! Bytes from app to app through two sidecars: over TCP and unix sockets, whoever speaks first.
 
+use attache::demo::standin::{IssueOptions, KeyType, StandInOptions};
 use attache_tests::app::Line;
-use attache_tests::{App, Folder, Mesh, eventually};
+use attache_tests::{App, Folder, Mesh, eventually, peer};
+use rustls::version::TLS12;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
@@ -61,6 +63,28 @@ async fn two_upstreams_of_one_service_do_not_mix() {
     for _ in 0..5 {
         assert_eq!(web.ask("api", "hi").await, "api-1: hi");
         assert_eq!(web.ask("db", "hi").await, "db-1: hi");
+    }
+}
+
+#[tokio::test]
+async fn roots_and_leaves_of_every_key_type_are_used() {
+    for key in [KeyType::P256, KeyType::P384, KeyType::P521, KeyType::Rsa2048] {
+        let options = StandInOptions {
+            authority_key: key,
+            ..StandInOptions::default()
+        };
+        let mesh = Mesh::with(ATTACHE, options).await;
+        let api = mesh.service("api").start().await;
+        let web = mesh.service("web").upstream("api").start().await;
+        assert_eq!(web.ask("api", "hi").await, "api-1: hi", "roots of {key:?}");
+
+        let options = IssueOptions {
+            key,
+            ..IssueOptions::default()
+        };
+        let caller = mesh.consul.issue("web", &options).unwrap();
+        let answer = peer::ask(api.public, Some(&caller), &[&TLS12]).await;
+        assert_eq!(answer.unwrap(), "api-1: hi", "a leaf of {key:?}");
     }
 }
 

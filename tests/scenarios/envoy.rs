@@ -20,7 +20,7 @@ struct Pair {
     mesh: Mesh,
     /// The Attaché of the two.
     attache: Member,
-    _envoy: Process,
+    envoy: Process,
     /// The app behind an Envoy; behind an Attaché it is the member's own.
     app: Option<App>,
     /// Where the client dials.
@@ -61,7 +61,7 @@ async fn to_envoy(version: Version) -> Option<Pair> {
         mesh,
         dial: web.upstreams["api"],
         attache: web,
-        _envoy: envoy.process,
+        envoy: envoy.process,
         app: Some(app),
     })
 }
@@ -83,7 +83,7 @@ async fn from_envoy(version: Version) -> Option<Pair> {
         mesh,
         dial: envoy.address,
         attache: api,
-        _envoy: envoy.process,
+        envoy: envoy.process,
         app: None,
     })
 }
@@ -195,6 +195,27 @@ async fn a_reset_goes_through_envoy_and_attache() {
             return;
         };
         resets(&pair).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_envoy_is_a_cut_and_no_end() {
+    for version in VERSIONS {
+        let Some(pair) = to_envoy(version).await else {
+            return;
+        };
+        let (mut client, _app) = pair.connect().await;
+        pair.envoy.signal("KILL").await;
+        let (_, ended) = to_end(&mut client).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+
+        let Some(pair) = from_envoy(version).await else {
+            return;
+        };
+        let (_client, mut app) = pair.connect().await;
+        pair.envoy.signal("KILL").await;
+        let (_, ended) = to_end(&mut app).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 }
 

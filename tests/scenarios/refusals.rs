@@ -2,8 +2,9 @@
 
 use attache::demo::standin::{Action, IssueOptions, Issued, Registration, Sidecar, StandIn, StandInOptions};
 use attache_tests::bytes::{pattern, to_end};
-use attache_tests::{Member, Mesh, peer};
+use attache_tests::{Member, Mesh, eventually, peer};
 use rustls::version::{TLS12, TLS13};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -125,6 +126,32 @@ async fn a_right_chain_with_a_uri_that_is_no_spiffe_id_is_refused() {
     };
     let web = mesh.consul.issue("web", &options).unwrap();
     refused(&api, Some(&web), &["the certificate's URI is no SPIFFE ID"]).await;
+}
+
+#[tokio::test]
+async fn a_tls_version_below_the_meshs_minimum_is_refused() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let entry = json!({
+        "Kind": "mesh",
+        "TLS": { "Incoming": { "TLSMinVersion": "TLSv1_3" } },
+    });
+    mesh.consul.set_config_entry("mesh", "mesh", Some(entry));
+    let api = mesh.service("api").start().await;
+    let web = mesh.consul.issue("web", &IssueOptions::default()).unwrap();
+    eventually("the minimum is in use", || async {
+        api.admin("/config_dump")
+            .await
+            .contains("V1_3 to V1_3")
+            .then_some(())
+    })
+    .await;
+    let answer = peer::ask(api.public, Some(&web), &[&TLS12]).await;
+    assert!(answer.is_err(), "{answer:?}");
+    api.sidecar
+        .says(&["access", "flags=\"DPE\"", "no common TLS version"])
+        .await;
+    let answer = peer::ask(api.public, Some(&web), &[&TLS13]).await;
+    assert_eq!(answer.unwrap(), "api-1: hi");
 }
 
 #[tokio::test]
