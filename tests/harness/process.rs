@@ -121,6 +121,12 @@ impl Process {
         kibibytes * 1024
     }
 
+    /// How many file descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id().unwrap());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
     /// The names of its threads.
     pub fn threads(&self) -> Vec<String> {
         let folder = format!("/proc/{}/task", self.child.id().unwrap());

@@ -1,13 +1,18 @@
 //! How connections end: an end stays an end, a reset stays a reset, a cut never looks complete.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use attache_tests::bytes::{pattern, reset, to_end};
 use attache_tests::{App, Member, Mesh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::ATTACHE;
+
+/// A path whose writer had no progress for this long is full.
+const STALL: Duration = Duration::from_millis(500);
 
 /// An api whose connections the scenario serves, a web that dials it, and one connection's two ends.
 struct Pair {
@@ -165,5 +170,18 @@ async fn a_killed_sidecar_cuts_an_idle_connection_too() {
     let mut pair = pair().await;
     pair.api.sidecar.signal("KILL").await;
     let (_, ended) = to_end(&mut pair.client).await;
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_reset_behind_bytes_that_nobody_reads_is_found_at_their_end() {
+    let mut pair = pair().await;
+    let block = pattern(14, 64 * 1024);
+    // Until every buffer on the path is full.
+    while let Ok(written) = timeout(STALL, pair.client.write(&block)).await {
+        written.unwrap();
+    }
+    reset(pair.client);
+    let (_, ended) = to_end(&mut pair.app).await;
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }

@@ -70,6 +70,7 @@ async fn hundreds_of_connections_are_served_at_once() {
     let api = mesh.service("api").start().await;
     let web = mesh.service("web").upstream("api").start().await;
     let address = web.upstreams["api"];
+    let before = [&api, &web].map(|member| member.sidecar.descriptors());
     let asking: Vec<_> = (0..MANY)
         .map(|i| {
             tokio::spawn(async move {
@@ -90,11 +91,15 @@ async fn hundreds_of_connections_are_served_at_once() {
         assert_eq!(line.ask("again").await.unwrap(), "api-1: again");
     }
     drop(lines);
-    eventually("no connection is left", || async {
-        let left = api.metric("envoy_listener_downstream_cx_active", &[]).await;
-        (left == 0.0).then_some(())
-    })
-    .await;
+    // Every connection is given back, in the counters and to the system; what is left over are a few
+    // connections to Consul, which come and go.
+    for (member, before) in [&api, &web].into_iter().zip(before) {
+        eventually(&format!("{} has no connection left", member.id), || async {
+            let active = member.metric("envoy_listener_downstream_cx_active", &[]).await;
+            (active == 0.0 && member.sidecar.descriptors() < before + MANY / 10).then_some(())
+        })
+        .await;
+    }
 }
 
 /// Sends `block` again and again until nothing is taken any more; gives back how much was.
