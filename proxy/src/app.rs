@@ -98,7 +98,11 @@ where
     phase.enter(Phase::Draining);
     tokio::select! {
         () = drain(&listeners, config.drain_time) => tracing::info!("drained"),
-        name = signals.next() => tracing::warn!(signal = name, "a second signal: ending at once"),
+        name = signals.next() => {
+            tracing::warn!(signal = name, "a second signal: ending at once");
+            // Not left to the kernel: it would end the sockets cleanly, as if all had been said.
+            drain(&listeners, Duration::ZERO).await;
+        }
     }
     admin.abort();
     Ok(())

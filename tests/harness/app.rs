@@ -1,45 +1,95 @@
-//! Small apps behind sidecars: they answer lines, or do as a scenario tells them.
+//! Small apps behind sidecars: they answer lines, speak first, or leave each connection to the scenario.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
-/// An app that answers each line `x` with `<name>: x`, and the end with an end.
+/// What an app does with a connection.
+#[derive(Clone, Debug)]
+enum Manner {
+    /// Answers each line `x` with `<name>: x`, and the end with an end.
+    Echo(String),
+    /// Says `<name> greets you`, then as [`Manner::Echo`].
+    Greet(String),
+    /// Hands it to whoever calls [`App::accept`].
+    ByHand(mpsc::UnboundedSender<TcpStream>),
+}
+
+/// A running app.
 #[derive(Debug)]
 pub struct App {
-    /// Where it listens.
+    /// Where it listens; port 0 for one on a unix socket.
     pub address: SocketAddr,
     accepted: Arc<AtomicUsize>,
+    by_hand: Mutex<mpsc::UnboundedReceiver<TcpStream>>,
     task: JoinHandle<()>,
 }
 
 impl App {
-    /// Starts it on a free port.
+    /// One that answers each line `x` with `<name>: x`, and the end with an end.
     pub async fn echo(name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::serve(listener, name.to_owned())
+        Self::start(Some(Manner::Echo(name.to_owned()))).await
     }
 
-    fn serve(listener: TcpListener, name: String) -> Self {
+    /// One whose side speaks first: `<name> greets you`, then as [`Self::echo`].
+    pub async fn greeting(name: &str) -> Self {
+        Self::start(Some(Manner::Greet(name.to_owned()))).await
+    }
+
+    /// One whose connections the scenario takes from [`Self::accept`] and serves by itself.
+    pub async fn by_hand() -> Self {
+        Self::start(None).await
+    }
+
+    /// As [`Self::echo`], on a unix socket.
+    pub fn echo_on(path: &Path, name: &str) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let (manner, accepted) = (Manner::Echo(name.to_owned()), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&accepted);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(talk(stream, manner.clone()));
+            }
+        });
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            accepted,
+            by_hand: Mutex::new(mpsc::unbounded_channel().1),
+            task,
+        }
+    }
+
+    async fn start(manner: Option<Manner>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (hand, by_hand) = mpsc::unbounded_channel();
+        let manner = manner.unwrap_or(Manner::ByHand(hand));
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
         let task = tokio::spawn(async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else {
-                    return;
-                };
+            while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(answer(stream, name.clone()));
+                match &manner {
+                    Manner::ByHand(hand) => {
+                        let _ = hand.send(stream);
+                    }
+                    manner => {
+                        tokio::spawn(talk(stream, manner.clone()));
+                    }
+                }
             }
         });
         Self {
             address,
             accepted,
+            by_hand: Mutex::new(by_hand),
             task,
         }
     }
@@ -47,6 +97,15 @@ impl App {
     /// Connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// The next connection of an app that is served [by hand](Self::by_hand).
+    pub async fn accept(&self) -> TcpStream {
+        let next = async { self.by_hand.lock().await.recv().await };
+        let accepted = tokio::time::timeout(crate::PATIENCE, next).await;
+        accepted
+            .unwrap_or_else(|_| panic!("no connection reaches the app"))
+            .unwrap()
     }
 }
 
@@ -56,8 +115,22 @@ impl Drop for App {
     }
 }
 
-async fn answer(stream: TcpStream, name: String) {
-    let (read, mut write) = stream.into_split();
+async fn talk(stream: impl AsyncRead + AsyncWrite, manner: Manner) {
+    let (read, mut write) = tokio::io::split(stream);
+    let name = match manner {
+        Manner::Echo(name) => name,
+        Manner::Greet(name) => {
+            if write
+                .write_all(format!("{name} greets you\n").as_bytes())
+                .await
+                .is_err()
+            {
+                return;
+            }
+            name
+        }
+        Manner::ByHand(_) => return,
+    };
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if write
@@ -68,6 +141,7 @@ async fn answer(stream: TcpStream, name: String) {
             return;
         }
     }
+    let _ = write.shutdown().await;
 }
 
 /// A client's connection that speaks lines.
@@ -107,5 +181,11 @@ impl Line {
     /// The socket itself.
     pub fn stream(&mut self) -> &mut TcpStream {
         self.0.get_mut()
+    }
+
+    /// The socket, which the caller reads from now on.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.0.buffer().is_empty(), "there are bytes that nobody has read");
+        self.0.into_inner()
     }
 }

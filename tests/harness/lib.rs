@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! let mesh = Mesh::start(PROGRAM).await;
-//! let api = mesh.service("api").echo().await;
-//! let web = mesh.service("web").upstream("api").await;
-//! assert_eq!(web.ask("api", "hi").await, "api: hi");
+//! let api = mesh.service("api").start().await;
+//! let web = mesh.service("web").upstream("api").start().await;
+//! assert_eq!(web.eventually_hears("api", "api-1").await, "api-1: hi");
 //! ```
 //! Everything listens on loopback, on free ports; a process ends with its handle. Nothing sleeps for
 //! a guess: waiting is always for a state, with a deadline. A harness may panic: it is part of tests.
@@ -16,11 +16,20 @@
 )]
 
 pub mod app;
+pub mod bytes;
+pub mod envoy;
 pub mod mesh;
+pub mod peer;
 pub mod process;
 pub mod tools;
 
 use std::future::Future;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use app::App;
@@ -45,11 +54,57 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut state:
     }
 }
 
-/// A TCP port of loopback that was free a moment ago.
+/// Ports below the kernel's own range, so that no outgoing connection of another scenario takes one
+/// between the choice and the bind; above the ports of Consul, of Envoy's admin API and of the demo.
+const PORTS: std::ops::Range<u16> = 24_000..32_000;
+
+/// A TCP port of loopback that is ours alone: no other call, in this process or in another test
+/// process on this machine, gives the same one.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    /// The abstract unix sockets that mark our ports; they vanish with the process.
+    static MARKS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let mut marks = MARKS.lock().unwrap();
+    for port in PORTS {
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(format!("attache-tests-{port}"));
+        let Ok(mark) = UnixListener::bind_addr(&name.unwrap()) else {
+            continue;
+        };
+        marks.push(mark);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of {PORTS:?} is free");
+}
+
+/// A folder of its own for a scenario's sockets, with its content gone when dropped.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes it.
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("attache-tests-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Default for Folder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

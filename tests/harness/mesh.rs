@@ -1,16 +1,20 @@
 //! A stand-in with members: services with their apps and sidecar processes.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use attache::demo::standin::{Registration, Sidecar, StandIn, StandInOptions};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::app::{App, Line};
 use crate::process::Process;
 use crate::{eventually, free_port};
+
+/// The admin address of a member whose sidecar has not said it yet.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A mesh on one stand-in.
 #[derive(Debug)]
@@ -26,8 +30,10 @@ pub struct MemberBuilder<'a> {
     mesh: &'a Mesh,
     name: String,
     id: String,
+    app: Option<App>,
     upstreams: Vec<(String, u16)>,
     sidecar: Sidecar,
+    admin: Option<SocketAddr>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -37,6 +43,8 @@ pub struct MemberBuilder<'a> {
 pub struct Member {
     /// The service's ID at Consul.
     pub id: String,
+    /// What was registered, to do so again.
+    pub registration: Registration,
     /// The app.
     pub app: App,
     /// The sidecar's public mTLS listener.
@@ -47,6 +55,21 @@ pub struct Member {
     pub upstreams: BTreeMap<String, SocketAddr>,
     /// The sidecar's admin API.
     pub admin: SocketAddr,
+    command: SidecarCommand,
+}
+
+/// How a sidecar is started, to do so again.
+#[derive(Debug)]
+struct SidecarCommand {
+    program: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl SidecarCommand {
+    fn start(&self, name: &str) -> Process {
+        Process::start(name, &self.program, &self.arguments, &self.environment)
+    }
 }
 
 impl Mesh {
@@ -70,8 +93,10 @@ impl Mesh {
             mesh: self,
             name: name.to_owned(),
             id: format!("{name}-1"),
+            app: None,
             upstreams: Vec::new(),
             sidecar: Sidecar::new(),
+            admin: Some(SocketAddr::from(([127, 0, 0, 1], free_port()))),
             arguments: Vec::new(),
             environment: Vec::new(),
         }
@@ -83,6 +108,36 @@ impl MemberBuilder<'_> {
     #[must_use]
     pub fn id(mut self, id: &str) -> Self {
         id.clone_into(&mut self.id);
+        self
+    }
+
+    /// Another app than one that answers lines with the instance's ID.
+    #[must_use]
+    pub fn app(mut self, app: App) -> Self {
+        self.app = Some(app);
+        self
+    }
+
+    /// An app on a unix socket.
+    #[must_use]
+    pub fn app_socket(mut self, path: &Path) -> Self {
+        self.app = Some(App::echo_on(path, &self.id));
+        self.sidecar = self.sidecar.proxy_field("LocalServiceSocketPath", json!(path));
+        self
+    }
+
+    /// An upstream on a unix socket.
+    #[must_use]
+    pub fn upstream_socket(mut self, name: &str, path: &Path) -> Self {
+        let upstream = json!({ "DestinationName": name, "LocalBindSocketPath": path });
+        self.sidecar = self.sidecar.upstream_with(upstream);
+        self
+    }
+
+    /// The admin API where it goes by itself; [`Member::admin_moved`] learns where that is.
+    #[must_use]
+    pub fn default_admin(mut self) -> Self {
+        self.admin = None;
         self
     }
 
@@ -136,7 +191,10 @@ impl MemberBuilder<'_> {
 
     /// As [`Self::start`], without waiting for the sidecar.
     pub async fn launch(self) -> Member {
-        let app = App::echo(&self.id).await;
+        let app = match self.app {
+            Some(app) => app,
+            None => App::echo(&self.id).await,
+        };
         let public = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let sidecar = self.sidecar.port(public.port());
         let registration = Registration::new(&self.name, app.address.port())
@@ -144,22 +202,30 @@ impl MemberBuilder<'_> {
             .address("127.0.0.1")
             .sidecar(sidecar);
         self.mesh.consul.register(&registration).unwrap();
-        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut arguments: Vec<String> = ["run", "--sidecar-for", &self.id, "--http-addr"]
             .map(str::to_owned)
             .to_vec();
         arguments.push(self.mesh.consul.address().to_string());
-        arguments.extend(["--admin-bind".to_owned(), admin.to_string()]);
+        if let Some(admin) = self.admin {
+            arguments.extend(["--admin-bind".to_owned(), admin.to_string()]);
+        }
         arguments.extend(self.arguments);
-        let sidecar = Process::start(&self.id, &self.mesh.program, &arguments, &self.environment);
+        let command = SidecarCommand {
+            program: self.mesh.program.clone(),
+            arguments,
+            environment: self.environment,
+        };
+        let sidecar = command.start(&self.id);
         let at = |(name, port)| (name, SocketAddr::from(([127, 0, 0, 1], port)));
         Member {
             id: self.id,
+            registration,
             app,
             public,
             sidecar,
             upstreams: self.upstreams.into_iter().map(at).collect(),
-            admin,
+            admin: self.admin.unwrap_or(NOWHERE),
+            command,
         }
     }
 }
@@ -175,6 +241,20 @@ impl Member {
             },
         )
         .await;
+    }
+
+    /// Kills the sidecar and starts it again on the same ports, without waiting for it to be ready.
+    pub async fn restart(&mut self) {
+        self.sidecar.signal("KILL").await;
+        self.sidecar.ended().await;
+        self.sidecar = self.command.start(&self.id);
+    }
+
+    /// Learns the admin address that the sidecar chose by itself.
+    pub async fn admin_moved(&mut self) {
+        let line = self.sidecar.says(&["admin API", "address="]).await;
+        let address = line.rsplit_once("address=").unwrap().1;
+        self.admin = address.parse().unwrap();
     }
 
     /// A connection to an upstream.

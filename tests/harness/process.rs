@@ -2,10 +2,10 @@
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 /// A running child.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct Process {
     name: String,
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
+    /// They end with the pipes, a moment after the process.
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -32,12 +34,15 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}"));
         let lines = Arc::default();
-        tokio::spawn(keep(child.stdout.take().unwrap(), Arc::clone(&lines)));
-        tokio::spawn(keep(child.stderr.take().unwrap(), Arc::clone(&lines)));
+        let readers = vec![
+            tokio::spawn(keep(child.stdout.take().unwrap(), Arc::clone(&lines))),
+            tokio::spawn(keep(child.stderr.take().unwrap(), Arc::clone(&lines))),
+        ];
         Self {
             name: name.to_owned(),
             child,
             lines,
+            readers,
         }
     }
 
@@ -97,14 +102,39 @@ impl Process {
         let waited = tokio::time::timeout(crate::PATIENCE, self.child.wait()).await;
         let status =
             waited.unwrap_or_else(|_| panic!("{} does not end; it said:\n{}", self.name, self.log()));
-        // The readers finish with the pipes, a moment after the process.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        for reader in self.readers.drain(..) {
+            let _ = reader.await;
+        }
         status.unwrap()
     }
 
     /// Whether it runs still.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Bytes of memory that it holds now.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kibibytes * 1024
+    }
+
+    /// How many file descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id().unwrap());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    /// The names of its threads.
+    pub fn threads(&self) -> Vec<String> {
+        let folder = format!("/proc/{}/task", self.child.id().unwrap());
+        std::fs::read_dir(folder)
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .map(|name| name.trim().to_owned())
+            .collect()
     }
 
     /// Its process ID while it runs.

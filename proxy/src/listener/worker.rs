@@ -12,7 +12,7 @@ use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::accept::accept;
 use super::live::{CutReason, LiveConnections};
@@ -32,7 +32,8 @@ const CUT_GRACE: Duration = Duration::from_millis(200);
 enum Command {
     /// A newer snapshot, with the sockets of listeners that are new in it.
     Apply(Arc<Snapshot>, Vec<(Name, ListenSocket)>),
-    /// Stop accepting, let connections end until the deadline, cut the rest, answer.
+    /// Stop accepting, let connections end until the deadline, cut the rest, answer. Given again, it
+    /// cuts them at once.
     Drain(Duration, oneshot::Sender<()>),
 }
 
@@ -128,7 +129,7 @@ impl WorkerHandle {
         let _ = self.commands.send(Command::Apply(snapshot, sockets));
     }
 
-    /// Begins a drain; the receiver is ready when it is over.
+    /// Begins a drain; the receiver is ready when it is over. A second call cuts what is left.
     pub fn drain(&self, deadline: Duration) -> oneshot::Receiver<()> {
         let (done, receiver) = oneshot::channel();
         let _ = self.commands.send(Command::Drain(deadline, done));
@@ -168,8 +169,10 @@ impl Worker {
             match command {
                 Command::Apply(snapshot, sockets) => self.apply(&snapshot, sockets),
                 Command::Drain(deadline, done) => {
-                    self.drain(deadline).await;
-                    let _ = done.send(());
+                    let again = self.drain(deadline, &mut inbox).await;
+                    for done in [Some(done), again].into_iter().flatten() {
+                        let _ = done.send(());
+                    }
                     return;
                 }
             }
@@ -256,23 +259,43 @@ impl Worker {
         ActiveChain { config, transport }
     }
 
-    async fn drain(&mut self, deadline: Duration) {
+    /// Gives the sender of a second command, if one cut it short.
+    async fn drain(
+        &mut self,
+        deadline: Duration,
+        inbox: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Option<oneshot::Sender<()>> {
         for (_, accepting) in self.listeners.values() {
             if let Some(accepting) = accepting {
                 accepting.abort();
             }
         }
-        if timeout(deadline, self.until_idle()).await.is_err() {
-            for (listener, _) in self.listeners.values() {
-                listener.live.cut(|_| Some(CutReason::DrainDeadline));
-            }
-            let _ = timeout(CUT_GRACE, self.until_idle()).await;
+        let again = tokio::select! {
+            () = self.until_idle() => return None,
+            () = sleep(deadline) => None,
+            again = next_drain(inbox) => again,
+        };
+        for (listener, _) in self.listeners.values() {
+            listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
+        let _ = timeout(CUT_GRACE, self.until_idle()).await;
+        again
     }
 
     async fn until_idle(&self) {
         while self.serving.count.get() > 0 {
             self.serving.idle.notified().await;
+        }
+    }
+}
+
+/// Waits for a further drain command; `None` when the other end is gone.
+async fn next_drain(inbox: &mut mpsc::UnboundedReceiver<Command>) -> Option<oneshot::Sender<()>> {
+    loop {
+        match inbox.recv().await? {
+            // Nothing is accepted any more that a newer snapshot could serve.
+            Command::Apply(..) => {}
+            Command::Drain(_, done) => return Some(done),
         }
     }
 }

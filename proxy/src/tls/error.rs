@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 /// Why a TLS handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +36,25 @@ fn explain(error: &Error) -> String {
             CertificateError::Other(other) => other.to_string(),
             other => format!("the certificate is not acceptable: {other}"),
         },
+        Error::PeerIncompatible(reason) => incompatible(reason),
         Error::AlertReceived(alert) => format!("the peer refused: {}", alert_name(*alert)),
         other => other.to_string(),
+    }
+}
+
+fn incompatible(reason: &PeerIncompatible) -> String {
+    match reason {
+        PeerIncompatible::Tls12NotOffered
+        | PeerIncompatible::Tls12NotOfferedOrEnabled
+        | PeerIncompatible::SupportedVersionsExtensionRequired
+        | PeerIncompatible::ServerDoesNotSupportTls12Or13
+        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => {
+            "no common TLS version: the peer's are not among those allowed here".to_owned()
+        }
+        PeerIncompatible::NoCipherSuitesInCommon => "no common cipher suite".to_owned(),
+        PeerIncompatible::NoKxGroupsInCommon => "no common key exchange group".to_owned(),
+        PeerIncompatible::NoSignatureSchemesInCommon => "no common signature scheme".to_owned(),
+        other => format!("the peer's TLS does not fit: {other:?}"),
     }
 }
 

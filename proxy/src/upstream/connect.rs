@@ -138,6 +138,7 @@ pub async fn connect(clusters: &ClusterManager, name: &Name) -> Result<Connected
     let began = Instant::now();
     let mut tried: Vec<Target> = Vec::new();
     let mut failure: Option<ConnectError> = None;
+    let mut waited = false;
     loop {
         let (cluster, availability) = clusters
             .resolve(name)
@@ -148,7 +149,7 @@ pub async fn connect(clusters: &ClusterManager, name: &Name) -> Result<Connected
             missing => match failure {
                 Some(failure) => return Err(failure),
                 None => {
-                    wait_for_endpoint(clusters, &cluster, &missing, began).await?;
+                    wait_for_endpoint(clusters, &cluster, &missing, began, &mut waited).await?;
                     continue;
                 }
             },
@@ -188,12 +189,13 @@ pub async fn connect(clusters: &ClusterManager, name: &Name) -> Result<Connected
 }
 
 /// Waits for the next snapshot where that may bring an endpoint; errs at once where there has been
-/// none for longer than [`RETURN_WINDOW`].
+/// none for longer than [`RETURN_WINDOW`]. `waited` becomes true, so that a connection counts once.
 async fn wait_for_endpoint(
     clusters: &ClusterManager,
     cluster: &ClusterState,
     missing: &Availability,
     began: Instant,
+    waited: &mut bool,
 ) -> Result<(), ConnectError> {
     let none = |why: String| {
         cluster.metrics.none_healthy.increment(1);
@@ -219,7 +221,7 @@ async fn wait_for_endpoint(
     let Some(left) = limit.checked_sub(began.elapsed()) else {
         return Err(none(format!("{why}; waited {limit:?}")));
     };
-    if began.elapsed() < Duration::from_millis(1) {
+    if !std::mem::replace(waited, true) {
         cluster.metrics.waited.increment(1);
     }
     let _place = Waiting::enter(&cluster.waiting);

@@ -1,0 +1,36 @@
+//! Bulk bytes with a pattern of their own, and how a stream of them ended.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
+
+/// `length` bytes that look random and are the same for the same seed (xorshift).
+pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Reads to the end: what came, and how it ended.
+///
+/// # Panics
+/// When there is no end within the patience of a test.
+pub async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> (Vec<u8>, io::Result<()>) {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(crate::PATIENCE, stream.read_to_end(&mut bytes)).await;
+    let ended = read.unwrap_or_else(|_| panic!("no end after {} bytes", bytes.len()));
+    (bytes, ended.map(drop))
+}
+
+/// Closes with a reset instead of an end.
+pub fn reset(stream: TcpStream) {
+    stream.set_zero_linger().unwrap();
+}

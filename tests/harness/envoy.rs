@@ -1,0 +1,139 @@
+//! A real Envoy on a static configuration, in the shape that Consul gives a sidecar for TCP.
+
+use std::net::SocketAddr;
+
+use attache::demo::standin::Issued;
+use serde_json::{Value, json};
+
+use crate::mesh::get;
+use crate::process::Process;
+use crate::{eventually, free_port, tools};
+
+/// The type URLs of extensions begin so.
+const TYPE: &str = "type.googleapis.com/envoy.extensions";
+
+/// A TLS version that an Envoy is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// TLS 1.2, which Envoy's clients offer by default.
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// A running Envoy with one listener; it ends with its handle.
+#[derive(Debug)]
+pub struct Envoy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its process.
+    pub process: Process,
+}
+
+/// Who an Envoy is, whom it trusts, what it speaks.
+#[derive(Clone, Debug)]
+pub struct Identity<'a> {
+    /// Its certificate and key.
+    pub issued: &'a Issued,
+    /// The trusted roots.
+    pub roots_pem: &'a str,
+    /// The one version that it speaks.
+    pub version: Version,
+}
+
+impl Envoy {
+    /// The inbound side: ends mTLS and hands the bytes to `app`. `None` without an Envoy on PATH.
+    pub async fn inbound(identity: &Identity<'_>, app: SocketAddr) -> Option<Self> {
+        let mut tls = identity.context("DownstreamTlsContext");
+        tls["typed_config"]["require_client_certificate"] = true.into();
+        start(Some(tls), cluster(app, None)).await
+    }
+
+    /// The outbound side: takes plain bytes and speaks mTLS to `public`, which must be `uri`.
+    pub async fn outbound(identity: &Identity<'_>, public: SocketAddr, sni: &str, uri: &str) -> Option<Self> {
+        let mut tls = identity.context("UpstreamTlsContext");
+        tls["typed_config"]["sni"] = sni.into();
+        tls["typed_config"]["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"] =
+            json!([{ "san_type": "URI", "matcher": { "exact": uri } }]);
+        start(None, cluster(public, Some(tls))).await
+    }
+}
+
+impl Identity<'_> {
+    fn context(&self, kind: &str) -> Value {
+        let version = match self.version {
+            Version::V1_2 => "TLSv1_2",
+            Version::V1_3 => "TLSv1_3",
+        };
+        json!({ "name": "tls", "typed_config": {
+            "@type": format!("{TYPE}.transport_sockets.tls.v3.{kind}"),
+            "common_tls_context": {
+                "tls_params": {
+                    "tls_minimum_protocol_version": version,
+                    "tls_maximum_protocol_version": version,
+                },
+                "tls_certificates": [{
+                    "certificate_chain": { "inline_string": self.issued.chain_pem },
+                    "private_key": { "inline_string": self.issued.key_pem },
+                }],
+                "validation_context": { "trusted_ca": { "inline_string": self.roots_pem } },
+            },
+        }})
+    }
+}
+
+async fn start(listener_tls: Option<Value>, cluster: Value) -> Option<Envoy> {
+    let program = tools::on_path("envoy")?;
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let (address, admin) = (loopback(free_port()), loopback(free_port()));
+    let mut chain = json!({ "filters": [{ "name": "envoy.filters.network.tcp_proxy", "typed_config": {
+        "@type": format!("{TYPE}.filters.network.tcp_proxy.v3.TcpProxy"),
+        "stat_prefix": "carried",
+        "cluster": "other_side",
+    }}]});
+    if let Some(tls) = listener_tls {
+        chain["transport_socket"] = tls;
+    }
+    let listener = json!({
+        "name": "listener", "address": place(address), "filter_chains": [chain],
+    });
+    let config = json!({
+        "node": { "id": "scenario", "cluster": "scenario" },
+        "admin": { "address": place(admin) },
+        "static_resources": { "listeners": [listener], "clusters": [cluster] },
+    });
+    let arguments = [
+        "--config-yaml",
+        &config.to_string(),
+        "--disable-hot-restart",
+        "--concurrency",
+        "1",
+        "-l",
+        "warning",
+    ]
+    .map(str::to_owned);
+    let process = Process::start("envoy", &program.to_string_lossy(), &arguments, &[]);
+    eventually("envoy is ready", || async {
+        let (status, _) = get(admin, "/ready").await?;
+        (status == 200).then_some(())
+    })
+    .await;
+    Some(Envoy { address, process })
+}
+
+fn cluster(endpoint: SocketAddr, tls: Option<Value>) -> Value {
+    let mut cluster = json!({
+        "name": "other_side", "type": "STATIC", "connect_timeout": "5s",
+        "load_assignment": { "cluster_name": "other_side", "endpoints": [
+            { "lb_endpoints": [{ "endpoint": { "address": place(endpoint) } }] },
+        ]},
+    });
+    if let Some(tls) = tls {
+        cluster["transport_socket"] = tls;
+    }
+    cluster
+}
+
+fn place(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
