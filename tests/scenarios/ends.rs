@@ -174,6 +174,14 @@ async fn a_killed_sidecar_cuts_an_idle_connection_too() {
 }
 
 #[tokio::test]
+async fn a_killed_sidecar_resets_its_own_app_as_well() {
+    let mut pair = pair().await;
+    pair.api.sidecar.signal("KILL").await;
+    let (_, ended) = to_end(&mut pair.app).await;
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn a_reset_behind_bytes_that_nobody_reads_is_found_at_their_end() {
     let mut pair = pair().await;
     let block = pattern(14, 64 * 1024);

@@ -1,7 +1,7 @@
 //! The TCP proxy: connects to an endpoint of its cluster and relays until both sides have ended.
 //!
-//! Borrows the downstream stream; owns the upstream one and resets it unless the relay ended cleanly,
-//! so that nothing that was cut can look complete to either app.
+//! Borrows the downstream stream, owns the upstream one. Only a relay that ended cleanly makes either an
+//! ordinary close, so that nothing that was cut can look complete to either app.
 
 use std::time::Duration;
 
@@ -11,56 +11,19 @@ use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 use crate::upstream::{ClusterManager, UpstreamStream, connect};
 
-/// How a proxied connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Both sides ended cleanly: the downstream may be dropped.
-    Clean,
-    /// The downstream must be reset.
-    Reset,
-}
-
-/// Resets the stream when dropped, unless [`ResetGuard::finished`]. A connection that is cancelled
-/// at any point thus ends as a reset.
-pub struct ResetGuard<S: Duplex> {
-    /// The guarded stream.
-    pub stream: S,
-    clean: bool,
-}
-
-impl<S: Duplex> ResetGuard<S> {
-    /// Guards `stream`.
-    pub fn new(stream: S) -> Self {
-        Self { stream, clean: false }
-    }
-
-    /// The stream ended cleanly: dropping it is an ordinary close.
-    pub fn finished(&mut self) {
-        self.clean = true;
-    }
-}
-
-impl<S: Duplex> Drop for ResetGuard<S> {
-    fn drop(&mut self) {
-        if !self.clean {
-            self.stream.reset();
-        }
-    }
-}
-
 /// Carries one connection. The reason it ended is in `log`.
 pub async fn run<D: Duplex>(
     proxy: &TcpProxy,
     downstream: &mut D,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
-) -> Ending {
+) {
     log.cluster(proxy.cluster.clone());
     let connected = match connect(clusters, &proxy.cluster).await {
         Ok(connected) => connected,
         Err(error) => {
             log.ended(error.flag(), error.to_string());
-            return Ending::Reset;
+            return;
         }
     };
     log.cluster(connected.cluster);
@@ -74,7 +37,6 @@ pub async fn run<D: Duplex>(
     match ended {
         Ended::Clean => {
             log.ended(ResponseFlag::None, "both sides closed");
-            Ending::Clean
         }
         Ended::Cut(cut) => {
             let flag = match cut.side {
@@ -82,14 +44,12 @@ pub async fn run<D: Duplex>(
                 Side::Upstream => ResponseFlag::UpstreamConnectionTermination,
             };
             log.ended(flag, cut.to_string());
-            Ending::Reset
         }
         Ended::Idle(limit) => {
             log.ended(
                 ResponseFlag::StreamIdleTimeout,
                 format!("no byte either way for {limit:?}"),
             );
-            Ending::Reset
         }
     }
 }
@@ -102,12 +62,11 @@ enum Ended {
 
 async fn carry<D: Duplex, U: Duplex>(
     downstream: &mut D,
-    upstream: U,
+    mut upstream: U,
     counts: &Counts,
     idle_timeout: Option<Duration>,
 ) -> Ended {
-    let mut upstream = ResetGuard::new(upstream);
-    let relayed = relay(downstream, &mut upstream.stream, counts);
+    let relayed = relay(downstream, &mut upstream, counts);
     let ended = match idle_timeout {
         None => relayed.await,
         Some(limit) => tokio::select! {
@@ -117,6 +76,7 @@ async fn carry<D: Duplex, U: Duplex>(
     };
     match ended {
         Ok(()) => {
+            downstream.finished();
             upstream.finished();
             Ended::Clean
         }

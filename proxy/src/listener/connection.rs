@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::live::CutReason;
 use super::worker::{ActiveChain, WorkerListener};
 use crate::filter::rbac;
-use crate::filter::tcp_proxy::{self, Ending, ResetGuard};
+use crate::filter::tcp_proxy;
 use crate::limit::Permit;
 use crate::model::listener::{NetworkFilter, Terminal};
 use crate::model::{Action, SpiffeId};
@@ -67,13 +67,12 @@ pub async fn serve(
 /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
 /// changed during the handshake.
 async fn run_filters<D: Duplex>(
-    stream: D,
+    mut downstream: D,
     peer: Option<SpiffeId>,
     listener: &WorkerListener,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
-    let mut downstream = ResetGuard::new(stream);
     let chain = listener.chain();
     let Some(_permits) = admit(&chain, peer.as_ref(), listener, log) else {
         return;
@@ -81,11 +80,10 @@ async fn run_filters<D: Duplex>(
     let live = listener.live.enter(peer);
     let Terminal::TcpProxy(proxy) = &chain.config.terminal;
     let carried = live
-        .until_cut(tcp_proxy::run(proxy, &mut downstream.stream, clusters, log))
+        .until_cut(tcp_proxy::run(proxy, &mut downstream, clusters, log))
         .await;
     match carried {
-        Ok(Ending::Clean) => downstream.finished(),
-        Ok(Ending::Reset) => {}
+        Ok(()) => {}
         Err(CutReason::Denied(policy)) => {
             listener.metrics.cut.increment(1);
             log.ended(

@@ -1,11 +1,13 @@
-//! The verbs that the relay asks of a stream, plain or TLS: receive, send, flush, finish, reset.
+//! The verbs that the relay asks of a stream, plain or TLS: receive, send, flush, finish, finished.
 //!
-//! Half-close and reset are separate verbs, so that a cut transfer can never look complete.
+//! A stream is dropped as a reset unless [`Duplex::finished`] was said: the kernel does it, so even a
+//! process that is killed cannot make a cut transfer look complete.
 
 use std::io;
 use std::task::{Context, Poll};
 
-/// A stream of bytes both ways. Dropping it closes the socket without further words.
+/// A stream of bytes both ways. Dropping it resets the connection (RST), unless it was
+/// [finished](Duplex::finished).
 pub trait Duplex {
     /// Receives into a lent buffer. `Ok(0)` is the peer's clean end (FIN; close_notify over TLS);
     /// a cut is an error: [`io::ErrorKind::ConnectionReset`], or `UnexpectedEof` where TLS ended
@@ -22,6 +24,6 @@ pub trait Duplex {
     /// Half-closes: what was taken, then the clean end. Receiving goes on.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Makes the coming drop a reset (RST) instead of a clean end.
-    fn reset(&mut self);
+    /// Both directions have ended cleanly: makes the coming drop an ordinary close.
+    fn finished(&mut self);
 }

@@ -52,10 +52,10 @@ impl Duplex for PlainStream {
         }
     }
 
-    fn reset(&mut self) {
+    fn finished(&mut self) {
         match self {
-            Self::Tcp(stream) => super::socket::reset_on_close(stream),
-            // A unix socket has no reset; its peer sees EPIPE or an end either way.
+            Self::Tcp(stream) => super::socket::close_cleanly(stream),
+            // A unix socket has no reset: its peer sees an end either way.
             Self::Unix(_) => {}
         }
     }

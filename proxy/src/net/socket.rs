@@ -72,9 +72,10 @@ fn listen_tcp(address: SocketAddr, exclusive: bool) -> io::Result<std::net::TcpL
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
     }
-    // Accepted sockets inherit these, which saves two system calls a connection.
+    // Accepted sockets inherit these, which saves three system calls a connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -110,15 +111,18 @@ pub async fn dial(address: &Address) -> io::Result<PlainStream> {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+            stream.set_zero_linger()?;
             Ok(PlainStream::Tcp(stream))
         }
         Address::Pipe { path, .. } => Ok(PlainStream::Unix(UnixStream::connect(path).await?)),
     }
 }
 
-/// Makes closing `stream` send RST. A socket that is already dead needs none, so a failure is fine.
-pub fn reset_on_close(stream: &TcpStream) {
-    let _ = stream.set_zero_linger();
+/// Makes closing `stream` an ordinary end again: listeners hand down, and [`dial`] sets, a linger time
+/// of zero, with which any other end of the process or the connection is a reset. A socket that is
+/// already dead needs nothing, so a failure is fine.
+pub fn close_cleanly(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Raises the soft limit of open files to the hard one and returns it: two descriptors a connection

@@ -25,6 +25,7 @@ use super::error::HandshakeError;
 use super::verifier::peer_id;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
+use crate::net::socket::close_cleanly;
 
 /// Record headers, tags and explicit nonces of one sealed slice are well below this; see
 /// [`crate::net::buffer::CIPHER_BLOCK_BYTES`].
@@ -83,7 +84,7 @@ impl TlsStream {
     ) -> Result<(Self, Peer), HandshakeError> {
         let connection = UnbufferedServerConnection::new(config)?;
         let mut stream = Self::new(socket, Session::Server(Box::new(connection)));
-        std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
+        stream.handshake().await?;
         let peer = stream.peer()?;
         Ok((stream, peer))
     }
@@ -99,8 +100,17 @@ impl TlsStream {
     ) -> Result<Self, HandshakeError> {
         let connection = UnbufferedClientConnection::new(config, sni)?;
         let mut stream = Self::new(socket, Session::Client(Box::new(connection)));
-        std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
+        stream.handshake().await?;
         Ok(stream)
+    }
+
+    async fn handshake(&mut self) -> Result<(), HandshakeError> {
+        let shaken = std::future::poll_fn(|cx| self.poll_handshake(cx)).await;
+        if shaken.is_err() {
+            // A reset would overtake the alert that tells the peer why.
+            close_cleanly(&self.socket);
+        }
+        shaken
     }
 
     fn new(socket: TcpStream, session: Session) -> Self {
@@ -358,8 +368,8 @@ impl Duplex for TlsStream {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
-    fn reset(&mut self) {
-        crate::net::socket::reset_on_close(&self.socket);
+    fn finished(&mut self) {
+        close_cleanly(&self.socket);
     }
 }
 
@@ -441,6 +451,11 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 #[cfg(test)]
 impl TlsStream {
+    /// The socket under the session.
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
     /// Bytes to the socket past the session, as a broken peer would send them.
     pub(super) async fn write_raw(&mut self, bytes: &[u8]) {
         use tokio::io::AsyncWriteExt;

@@ -147,6 +147,11 @@ fn why<T>(result: Result<T, HandshakeError>) -> String {
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }
 
+/// What `net::socket` sets on every socket it dials or accepts.
+fn set_zero_linger(socket: &TcpStream) {
+    socket.set_zero_linger().unwrap();
+}
+
 async fn receive(stream: &mut TlsStream) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 65536];
     let n = std::future::poll_fn(|cx| stream.poll_receive(cx, &mut buffer)).await?;
@@ -324,8 +329,9 @@ async fn an_end_without_close_notify_is_a_truncation() {
     );
 
     let (client, server) = shake(good()).await;
-    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
-    client.reset();
+    let (client, mut server) = (client.unwrap(), server.unwrap().0);
+    // What `net::socket` sets on every socket that it dials or accepts.
+    client.socket().set_zero_linger().unwrap();
     drop(client);
     assert_eq!(
         receive(&mut server).await.unwrap_err().kind(),
