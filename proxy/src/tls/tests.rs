@@ -147,11 +147,6 @@ fn why<T>(result: Result<T, HandshakeError>) -> String {
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }
 
-/// What `net::socket` sets on every socket it dials or accepts.
-fn set_zero_linger(socket: &TcpStream) {
-    socket.set_zero_linger().unwrap();
-}
-
 async fn receive(stream: &mut TlsStream) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 65536];
     let n = std::future::poll_fn(|cx| stream.poll_receive(cx, &mut buffer)).await?;
