@@ -131,7 +131,10 @@ pub(super) async fn run(options: ConsulSource, shared: Shared) -> Result<Infalli
                 if let Some(update) = update {
                     source.learn(update)?;
                 }
-                tokio::time::sleep(GATHER).await;
+                // At the start each answer leads to the next question: nothing to gather, no time to lose.
+                if source.published.is_some() {
+                    tokio::time::sleep(GATHER).await;
+                }
                 while let Ok(update) = learnt.try_recv() {
                     source.learn(update)?;
                 }
