@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io::Write;
 use std::rc::Rc;
 
-use attache_bootstrap::config::{ConsulAddress, TokenSource};
+use attache_bootstrap::config::ConsulAddress;
 use attache_bootstrap::env::{Env, RealFiles};
 use attache_bootstrap::{
     Command, Config, ENVOY_FILE_NOT_READ, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected,
@@ -155,6 +155,8 @@ fn completions(shell: Shell) -> u8 {
 
 #[cfg(feature = "demo")]
 fn demo(config: attache_bootstrap::DemoConfig) -> u8 {
+    use attache_bootstrap::config::TokenSource as Token;
+
     let sidecar_program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => {
@@ -172,8 +174,8 @@ fn demo(config: attache_bootstrap::DemoConfig) -> u8 {
         Some((ConsulAddress::Http { host, port }, token)) => {
             options.consul = Some(format!("{host}:{port}"));
             options.token = match token {
-                TokenSource::Literal(token) => Some(token.expose().to_owned()),
-                TokenSource::None | TokenSource::Files(_) | TokenSource::Login { .. } => None,
+                Token::Literal(token) => Some(token.expose().to_owned()),
+                Token::None | Token::Files(_) | Token::Login { .. } => None,
             };
         }
         Some(_) => {
