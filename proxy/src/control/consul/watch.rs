@@ -302,6 +302,7 @@ impl Watch {
         let alone = self.permit.as_ref().is_some_and(|permit| permit.spare);
         let wait = if alone { WAIT_ALONE } else { WAIT };
         let blocking = format!("{joint}{position}&wait={}s", wait.as_secs());
+        request.afresh = Some(Box::new(request.clone()));
         request.target.push_str(&blocking);
         request.timeout = wait + wait / WAIT_JITTER_SHARE + SLACK;
         request
