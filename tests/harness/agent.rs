@@ -2,8 +2,6 @@
 //! handle, together with the folder that they write to.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,51 +11,10 @@ use tokio::net::TcpStream;
 use crate::once::once;
 use crate::process::Process;
 use crate::tools::on_path;
-use crate::{free_port, within};
+use crate::{Folder, free_port, within};
 
 /// An agent elects itself, and makes its authority, within a few seconds; on a busy machine in more.
 const START: Duration = Duration::from_secs(40);
-
-/// A folder of its own below the system's temporary one; removed with its handle.
-#[derive(Debug)]
-pub struct Folder(PathBuf);
-
-impl Folder {
-    /// Makes one, for `what`.
-    pub fn new(what: &str) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("attache-{what}-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// A file's path in it, as text.
-    pub fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Writes a file in one step, as a template renderer does; gives its path.
-    pub fn write(&self, name: &str, text: &str) -> String {
-        let (path, next) = (self.file(name), self.file(&format!(".{name}.next")));
-        std::fs::write(&next, text).unwrap();
-        std::fs::rename(&next, &path).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left behind in a temporary folder harms nobody.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A running agent, server and client in one.
 #[derive(Debug)]
@@ -89,7 +46,7 @@ impl Agent {
     /// As [`Self::dev`], with a token for the test's own requests and files beside the settings.
     pub async fn start(arguments: &[&str], settings: Value, token: Option<String>) -> Option<Self> {
         let program = on_path("consul")?.to_str()?.to_owned();
-        let folder = Folder::new("consul");
+        let folder = Folder::new();
         Some(Self::start_in(folder, program, arguments, settings, token).await)
     }
 
@@ -242,7 +199,7 @@ impl Agent {
 /// Has Consul itself make an authority and a server's certificate for loopback in a folder. Gives the
 /// settings by which an agent serves HTTPS with them, on a free port, and that port.
 pub async fn https(program: &str, folder: &Folder) -> (Value, u16) {
-    let shell = |command: &str| format!("cd {} && {program} tls {command}", folder.path().display());
+    let shell = |command: &str| format!("cd {} && {program} tls {command}", folder.path("").display());
     for command in ["ca create", "cert create -server -dc dc1"] {
         let made = once("/bin/sh", &["-c", &shell(command)], &[]).await;
         assert_eq!(made.code, Some(0), "{made:?}");
