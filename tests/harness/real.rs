@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use attache::demo::standin::{Registration, Sidecar};
+use serde_json::json;
 
 use crate::agent::Agent;
 use crate::app::App;
@@ -43,6 +44,14 @@ impl Access {
     }
 }
 
+/// A sidecar whose health is its service's. The TCP check that Consul adds by itself runs every ten
+/// seconds, and stands at critical until it first ran: after the registration, and after each restart
+/// of the agent.
+fn sidecar(service: &str) -> Sidecar {
+    let check = json!({ "Name": "service", "AliasService": service });
+    Sidecar::new().port(free_port()).field("Checks", json!([check]))
+}
+
 impl CountMesh {
     /// Registers both services, starts both sidecars and waits until they are ready.
     pub async fn start(agent: &Agent, program: &str, api: &Access, dashboard: &Access) -> Self {
@@ -50,10 +59,8 @@ impl CountMesh {
         let upstream = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let of_api = Registration::new("count-api", app.address.port())
             .address("127.0.0.1")
-            .sidecar(Sidecar::new().port(free_port()));
-        let sidecar = Sidecar::new()
-            .port(free_port())
-            .upstream("count-api", upstream.port());
+            .sidecar(sidecar("count-api"));
+        let sidecar = sidecar("count-dashboard").upstream("count-api", upstream.port());
         let of_dashboard = Registration::new("count-dashboard", free_port())
             .address("127.0.0.1")
             .sidecar(sidecar);

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use attache::demo::standin::{Action, Fault, KeyType, StandInOptions};
-use attache_tests::agent::Folder;
 use attache_tests::app::Line;
-use attache_tests::{Load, Member, Mesh, eventually};
+use attache_tests::{Folder, Load, Member, Mesh, eventually};
 use serde_json::Value;
 
 use crate::ATTACHE;
@@ -157,8 +156,37 @@ async fn goes_on_serving(fault: Fault, kind: &str, said: &str) {
     recovers(&api, lines[0]).await;
     recovers(&web, lines[1]).await;
     load.goes_on().await;
-    load.finish_without_failure(10).await;
+    load.finish_without_failure(3).await;
     listens(&mesh, &web).await;
+}
+
+/// Whatever comes back last says that it is over.
+#[tokio::test]
+async fn the_end_of_an_outage_is_said_once_all_is_back() {
+    let (mesh, api, _web) = pair(StandInOptions::default(), &[]).await;
+    let last = "/v1/agent/connect/authorize";
+    let said = api.sidecar.lines();
+    mesh.consul.fail_path_with(last, Some(Fault::Truncated));
+    // A change of intentions has the default policy asked for again.
+    mesh.consul.set_intention("nobody", "api", Action::Deny);
+    fails(&api, "default policy", "unreachable").await;
+    mesh.consul.stop().await;
+    fails(&api, "intentions", "unreachable").await;
+    mesh.consul.resume(false).await.unwrap();
+    eventually("the intentions are back", || async {
+        (watch(&api, "intentions").await["state"] == "current").then_some(())
+    })
+    .await;
+    fails(&api, "default policy", "unreachable").await;
+    assert!(
+        !api.sidecar.log().contains("answers again"),
+        "{}",
+        api.sidecar.log()
+    );
+    mesh.consul.fail_path_with(last, None);
+    let over = api.sidecar.says_after(said, &["Consul answers again"]).await;
+    assert!(over.contains("default policy"), "{over}");
+    recovers(&api, said).await;
 }
 
 #[tokio::test]
@@ -234,7 +262,7 @@ async fn another_authority_takes_over_only_when_all_of_it_is_known() {
 
 #[tokio::test]
 async fn a_new_token_in_its_file_is_used_without_a_restart() {
-    let folder = Folder::new("token");
+    let folder = Folder::new();
     let file = folder.write("token", "one\n");
     let options = StandInOptions {
         token: Some("one".to_owned()),
@@ -263,13 +291,13 @@ async fn a_new_token_in_its_file_is_used_without_a_restart() {
 /// Nomad writes `si_token` some time after the task's folder.
 #[tokio::test]
 async fn the_first_token_may_come_later() {
-    let folder = Folder::new("secrets");
+    let folder = Folder::new();
     let options = StandInOptions {
         token: Some("one".to_owned()),
         ..StandInOptions::default()
     };
     let mesh = Mesh::with(ATTACHE, options).await;
-    let secrets = folder.path().to_str().unwrap().to_owned();
+    let secrets = folder.file("");
     let api = mesh.service("api").environment("NOMAD_SECRETS_DIR", &secrets);
     let api = api.launch().await;
     api.sidecar

@@ -66,7 +66,7 @@ async fn a_denied_caller_is_cut_within_two_seconds_and_nobody_else() {
         web,
         shop,
         other: _other,
-    } = village().await;
+    } = Box::pin(village()).await;
     let mut denied = live(&web, "api").await;
     let mut to_another_service = live(&web, "other").await;
     let mut another_caller = live(&shop, "api").await;
@@ -112,7 +112,7 @@ async fn an_intention_that_denies_somebody_else_cuts_nothing() {
         web,
         shop,
         other: _other,
-    } = village().await;
+    } = Box::pin(village()).await;
     let mut from_web = live(&web, "api").await;
     let mut from_shop = live(&shop, "api").await;
     mesh.consul.set_intention("nobody", "api", Action::Deny);
@@ -135,7 +135,7 @@ async fn the_exact_intention_wins_over_the_wildcard() {
         web,
         shop,
         other: _other,
-    } = village().await;
+    } = Box::pin(village()).await;
     let consul = &mesh.consul;
     let mut from_web = live(&web, "api").await;
     let mut from_shop = live(&shop, "api").await;
@@ -172,7 +172,7 @@ async fn an_intention_with_permissions_denies() {
         web,
         shop: _shop,
         other: _other,
-    } = village().await;
+    } = Box::pin(village()).await;
     let mut line = live(&web, "api").await;
     let permissions = json!([{ "Action": "allow", "HTTP": { "PathPrefix": "/" } }]);
     let source = json!({ "Name": "web", "Permissions": permissions });

@@ -4,11 +4,11 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use attache_tests::agent::{Agent, Folder, https};
+use attache_tests::agent::{Agent, https};
 use attache_tests::app::Line;
 use attache_tests::real::{Access, CountMesh};
 use attache_tests::tools::on_path;
-use attache_tests::{Load, eventually, within};
+use attache_tests::{Folder, Load, eventually, within};
 use serde_json::json;
 
 use crate::ATTACHE;
@@ -157,7 +157,7 @@ async fn acls_with_default_deny_over_https() {
         return;
     };
     let consul = consul.to_str().unwrap().to_owned();
-    let folder = Folder::new("acl");
+    let folder = Folder::new();
     let (mut settings, port) = https(&consul, &folder).await;
     let management = "5f1f1c0e-6b0d-4a0e-9d51-0d6a6d1c7a01";
     settings["acl"] = json!({

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use attache_tests::{Load, Member, Mesh, eventually};
+use attache::demo::standin::IssueOptions;
+use attache_tests::mesh::get;
+use attache_tests::{Load, Member, Mesh, eventually, peer};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 
 use crate::ATTACHE;
@@ -15,14 +19,11 @@ const PARALLEL: usize = 4;
 /// After each answer: the machine is shared with other scenarios.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The serial number of the leaf that Consul has for a service.
-async fn issued(mesh: &Mesh, service: &str) -> String {
+/// The leaf that Consul has for a service.
+async fn leaf(mesh: &Mesh, service: &str) -> Value {
     let path = format!("/v1/agent/connect/ca/leaf/{service}");
-    let (_, body) = attache_tests::mesh::get(mesh.consul.address(), &path)
-        .await
-        .unwrap();
-    let leaf: Value = serde_json::from_str(&body).unwrap();
-    leaf["SerialNumber"].as_str().unwrap().to_owned()
+    let (_, body) = get(mesh.consul.address(), &path).await.unwrap();
+    serde_json::from_str(&body).unwrap()
 }
 
 /// The serial numbers that a sidecar's `/certs` has under `key`, of every pair of leaf and roots.
@@ -38,7 +39,8 @@ async fn serials(member: &Member, key: &str) -> Vec<String> {
 
 /// Waits until the sidecar uses the leaf that Consul has, and no other.
 async fn uses_the_newest_leaf(mesh: &Mesh, member: &Member, service: &str) -> String {
-    let newest = issued(mesh, service).await.replace(':', "");
+    let leaf = leaf(mesh, service).await;
+    let newest = leaf["SerialNumber"].as_str().unwrap().replace(':', "");
     eventually(&format!("{service} uses the leaf {newest}"), || async {
         let used = serials(member, "cert_chain").await;
         (!used.is_empty() && used.iter().all(|one| *one == newest)).then_some(())
@@ -111,28 +113,25 @@ async fn five_root_rotations_under_load_fail_no_request() {
 #[tokio::test]
 async fn the_next_handshake_presents_the_new_leaf() {
     let (mesh, api, web) = pair().await;
-    let probe = attache_tests::probe::Probe::new(&mesh.consul, "web");
+    let caller = mesh.consul.issue("web", &IssueOptions::default()).unwrap();
+    let presented = || async {
+        let stream = peer::connect(api.public, Some(&caller), rustls::DEFAULT_VERSIONS).await;
+        let stream = stream.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
     for _ in 0..3 {
-        let before = probe.presented_by(api.public).await;
+        let before = presented().await;
         let mut line = web.dial("api").await;
         assert_eq!(line.ask("before").await.unwrap(), "api-1: before");
         mesh.consul.rotate_leaf("api").unwrap();
         uses_the_newest_leaf(&mesh, &api, "api").await;
+        let leaf = leaf(&mesh, "api").await;
+        let newest = CertificateDer::from_pem_slice(leaf["CertPEM"].as_str().unwrap().as_bytes()).unwrap();
+        assert_ne!(newest, before);
         eventually("a handshake presents the new leaf", || async {
-            let now = probe.presented_by(api.public).await;
-            (now != before && now == issued_der(&mesh, "api").await).then_some(())
+            (presented().await == newest).then_some(())
         })
         .await;
         assert_eq!(line.ask("after").await.unwrap(), "api-1: after");
     }
-}
-
-/// The certificate itself of the leaf that Consul has for a service.
-async fn issued_der(mesh: &Mesh, service: &str) -> Vec<u8> {
-    let path = format!("/v1/agent/connect/ca/leaf/{service}");
-    let (_, body) = attache_tests::mesh::get(mesh.consul.address(), &path)
-        .await
-        .unwrap();
-    let leaf: Value = serde_json::from_str(&body).unwrap();
-    attache_tests::probe::first_certificate(leaf["CertPEM"].as_str().unwrap())
 }
