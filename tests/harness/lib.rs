@@ -15,12 +15,16 @@
     reason = "a harness fails the test that uses it"
 )]
 
+pub mod agent;
 pub mod app;
 pub mod bytes;
 pub mod envoy;
+pub mod load;
 pub mod mesh;
+pub mod once;
 pub mod peer;
 pub mod process;
+pub mod real;
 pub mod tools;
 
 use std::future::Future;
@@ -33,6 +37,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use app::App;
+pub use load::Load;
 pub use mesh::{Member, Mesh};
 pub use process::Process;
 
@@ -43,13 +48,22 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Looks until `state` gives something; the deadline fails the test with `what`.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut state: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, state: impl FnMut() -> F) -> T {
+    within(PATIENCE, what, state).await
+}
+
+/// As [`eventually`], with a deadline of its own where that is part of what is claimed.
+pub async fn within<T, F: Future<Output = Option<T>>>(
+    patience: Duration,
+    what: &str,
+    mut state: impl FnMut() -> F,
+) -> T {
     let began = Instant::now();
     loop {
         if let Some(value) = state().await {
             return value;
         }
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(began.elapsed() < patience, "not within {patience:?}: {what}");
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -94,6 +108,19 @@ impl Folder {
     /// A path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// A path in it, for an argument or a variable.
+    pub fn file(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file in one step, as a template renderer does; gives its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let (path, next) = (self.file(name), self.file(&format!(".{name}.next")));
+        std::fs::write(&next, text).unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        path
     }
 }
 

@@ -36,6 +36,7 @@ pub struct MemberBuilder<'a> {
     admin: Option<SocketAddr>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    registered: bool,
 }
 
 /// A service: its app, its registration and its sidecar process.
@@ -99,6 +100,7 @@ impl Mesh {
             admin: Some(SocketAddr::from(([127, 0, 0, 1], free_port()))),
             arguments: Vec::new(),
             environment: Vec::new(),
+            registered: true,
         }
     }
 }
@@ -182,6 +184,13 @@ impl MemberBuilder<'_> {
         self
     }
 
+    /// Leaves the registration to the scenario ([`Member::registration`]).
+    #[must_use]
+    pub fn unregistered(mut self) -> Self {
+        self.registered = false;
+        self
+    }
+
     /// Registers it, starts app and sidecar, and waits until the sidecar is ready.
     pub async fn start(self) -> Member {
         let member = self.launch().await;
@@ -201,7 +210,9 @@ impl MemberBuilder<'_> {
             .id(&self.id)
             .address("127.0.0.1")
             .sidecar(sidecar);
-        self.mesh.consul.register(&registration).unwrap();
+        if self.registered {
+            self.mesh.consul.register(&registration).unwrap();
+        }
         let mut arguments: Vec<String> = ["run", "--sidecar-for", &self.id, "--http-addr"]
             .map(str::to_owned)
             .to_vec();

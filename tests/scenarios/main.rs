@@ -1,18 +1,26 @@
 //! Scenarios over a mesh of real sidecar processes, one module a subject, linked once.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "the helpers of scenarios fail the test that uses them"
 )]
 
+mod bootstrap;
 mod carry;
+mod consul_away;
 mod endpoints;
 mod ends;
 mod envoy;
+mod intentions;
 mod load;
+mod many;
 mod observe;
 mod process;
+mod real_consul;
 mod refusals;
+mod rotation;
 
 /// The sidecar under test.
 const ATTACHE: &str = env!("CARGO_BIN_EXE_attache-under-test");

@@ -162,16 +162,22 @@ impl CertificateFacts {
             Err(_) => return None,
         };
         Some(Self {
-            serial: certificate
-                .raw_serial()
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect(),
+            serial: serial(certificate.raw_serial()),
             not_before: time(certificate.validity().not_before.timestamp()),
             not_after: time(certificate.validity().not_after.timestamp()),
             uris,
         })
     }
+}
+
+/// Without the zero that DER puts before a first byte that would else read as a sign: as Envoy and
+/// Consul write it.
+fn serial(der: &[u8]) -> String {
+    let bytes = match der {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        bytes => bytes,
+    };
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn uri(name: &x509_parser::extensions::GeneralName<'_>) -> Option<String> {
@@ -264,5 +270,17 @@ mod tests {
         }
         // The domain is sound; what is missing is a root.
         assert_eq!(TrustBundle::from_pem("td", []), Err(SecretError::NoCertificate));
+    }
+
+    #[test]
+    fn a_serial_is_written_without_its_sign() {
+        for (der, text) in [
+            (&[7][..], "07"),
+            (&[0], "00"),
+            (&[0, 0x80], "80"),
+            (&[1, 0], "0100"),
+        ] {
+            assert_eq!(serial(der), text);
+        }
     }
 }

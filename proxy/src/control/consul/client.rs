@@ -85,6 +85,9 @@ pub(super) struct Request {
     pub(super) method: Method,
     /// Path and query, escaped, without `ns` and `partition`.
     pub(super) target: String,
+    /// What is asked instead where the connection broke and a new one is made: an agent that came
+    /// back meanwhile may have another history, whose indexes would not be reached for minutes.
+    pub(super) afresh: Option<Box<Self>>,
     pub(super) body: Option<Bytes>,
     pub(super) timeout: Duration,
     /// Whether the agent's own `ns` and `partition` are added.
@@ -96,6 +99,7 @@ impl Request {
         Self {
             method: Method::GET,
             target: target.into(),
+            afresh: None,
             body: None,
             timeout,
             scoped: true,
@@ -236,8 +240,13 @@ impl Client {
         match self.on(connection, request, token).await {
             // The agent may have closed an idle connection as it was picked up.
             Err(ConsulError::Unreachable { .. }) if reused => {
-                let fresh = self.connect().await?;
-                self.on(fresh, request, token).await
+                let request = request.afresh.as_deref().unwrap_or(request);
+                let again = async {
+                    let fresh = self.connect().await?;
+                    self.on(fresh, request, token).await
+                };
+                let answered = tokio::time::timeout(request.timeout, again).await;
+                answered.unwrap_or(Err(ConsulError::Timeout(request.timeout)))
             }
             result => result,
         }

@@ -12,7 +12,7 @@ use super::authority::{self, Authorized};
 use super::client::ConsulError;
 use super::intentions::DefaultPolicy;
 use super::questions;
-use super::watch::{Backoff, Shared, gauge};
+use super::watch::{Backoff, Shared, gauge, recovered};
 
 /// How often it is asked for when nothing changes.
 const AGE: Duration = Duration::from_secs(50);
@@ -36,16 +36,16 @@ pub(super) async fn keep(shared: Shared, asked: Asked, changed: Rc<Notify>, tell
         let pause = match ask_default(&shared, &asked).await {
             Ok(Authorized::Default(action)) => {
                 backoff.reset();
-                shared.status.current(NAME, None);
-                gauge(NAME, None);
+                let news = shared.status.current(NAME, None);
+                recovered(&shared.status, NAME, news.was_failing);
                 tell(DefaultPolicy::Known(action));
                 AGE.mul_f64(0.8 + fastrand::f64() / 5.0)
             }
             Ok(Authorized::Intention) => {
                 // An agent's own cache may be behind, or a wildcard covers even namespaces that do
                 // not exist.
-                shared.status.current(NAME, None);
-                gauge(NAME, None);
+                let news = shared.status.current(NAME, None);
+                recovered(&shared.status, NAME, news.was_failing);
                 let why = "an intention covers every caller".to_owned();
                 tell(DefaultPolicy::Unknown(why));
                 backoff.next(Backoff::REFUSED)

@@ -10,7 +10,7 @@ use attache_bootstrap::config::{ConsulAgent, ManualProxy, ProxyRef};
 use super::client::{Client, ConsulError};
 use super::json::DecodeError;
 use super::registration::{self, Listed, Registration, Upstream};
-use super::watch::{Backoff, Shared, Watch};
+use super::watch::{Backoff, Shared, Watch, gauge, recovered};
 use super::{SourceError, questions};
 
 /// The watch's name in status and log.
@@ -116,7 +116,10 @@ impl Search {
                         if filtered {
                             reason.push_str(" (the ACL token hides some of the agent's services)");
                         }
-                        if self.shared.status.waiting(NAME, &reason).changed {
+                        let status = &self.shared.status;
+                        let news = status.waiting(NAME, &reason);
+                        recovered(status, NAME, news.was_failing);
+                        if news.changed {
                             tracing::info!(watch = NAME, reason, "waiting");
                         }
                         None
@@ -126,7 +129,10 @@ impl Search {
             };
             if let Some(error) = why {
                 let why = error.to_string();
-                if self.shared.status.failing(NAME, &error.kind(), &why).changed {
+                let news = self.shared.status.failing(NAME, &error.kind(), &why);
+                let since = news.was_failing.unwrap_or_else(std::time::Instant::now);
+                gauge(NAME, Some(since));
+                if news.changed {
                     tracing::warn!(watch = NAME, why, "cannot look for the registration");
                 }
             }

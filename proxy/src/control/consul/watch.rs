@@ -107,7 +107,8 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(shared: Shared, question: Question) -> Self {
-        shared.status.waiting(&question.name, "the first answer");
+        let news = shared.status.waiting(&question.name, "the first answer");
+        recovered(&shared.status, &question.name, news.was_failing);
         gauge(&question.name, None);
         Self {
             shared,
@@ -148,22 +149,15 @@ impl Watch {
         let index = (self.index > 0).then_some(self.index);
         let name = &self.question.name;
         let transition = self.shared.status.current(name, index);
-        if let Some(since) = transition.was_failing {
-            gauge(name, None);
-            let seconds = since.elapsed().as_secs();
-            if self.shared.status.failing_count(UNREACHABLE) == 0 {
-                tracing::info!(watch = name, seconds, "Consul answers again");
-            } else {
-                tracing::debug!(watch = name, seconds, "Consul answers again");
-            }
-        }
+        recovered(&self.shared.status, name, transition.was_failing);
     }
 
     /// What is asked for is not there; it is asked again by itself.
     pub(super) async fn absent(&mut self, reason: &str) {
         let name = &self.question.name;
-        gauge(name, None);
-        if self.shared.status.waiting(name, reason).changed {
+        let news = self.shared.status.waiting(name, reason);
+        recovered(&self.shared.status, name, news.was_failing);
+        if news.changed {
             tracing::warn!(watch = name, reason, "waiting");
         }
         self.restart();
@@ -302,6 +296,7 @@ impl Watch {
         let alone = self.permit.as_ref().is_some_and(|permit| permit.spare);
         let wait = if alone { WAIT_ALONE } else { WAIT };
         let blocking = format!("{joint}{position}&wait={}s", wait.as_secs());
+        request.afresh = Some(Box::new(request.clone()));
         request.target.push_str(&blocking);
         request.timeout = wait + wait / WAIT_JITTER_SHARE + SLACK;
         request
@@ -332,6 +327,21 @@ impl Drop for Watch {
 pub(super) fn gauge(name: &str, failing_since: Option<std::time::Instant>) {
     let seconds = failing_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     metrics::gauge!("attache_consul_failing_since_seconds", "watch" => name.to_owned()).set(seconds);
+}
+
+/// Tells that something which failed since then does so no more. Whatever comes back last after an
+/// outage says so for all.
+pub(super) fn recovered(status: &StatusPublisher, name: &str, failing_since: Option<std::time::Instant>) {
+    let Some(since) = failing_since else {
+        return;
+    };
+    gauge(name, None);
+    let seconds = since.elapsed().as_secs();
+    if status.failing_count(UNREACHABLE) == 0 {
+        tracing::info!(watch = name, seconds, "Consul answers again");
+    } else {
+        tracing::debug!(watch = name, seconds, "Consul answers again");
+    }
 }
 
 fn digest(body: &[u8]) -> u64 {

@@ -87,7 +87,7 @@ pub struct Issued {
     pub key_pem: String,
     /// The SPIFFE ID in it.
     pub uri: String,
-    /// Lower-case hexadecimal.
+    /// Lower-case hexadecimal with a colon between bytes.
     pub serial: String,
     /// Seconds since 1970.
     pub not_before: i64,
@@ -253,7 +253,7 @@ impl Authority {
             chain_pem,
             key_pem: key_pem(&key, options.key),
             uri,
-            serial: format!("{serial:02x}"),
+            serial: serial_text(serial),
             not_before,
             not_after,
         })
@@ -443,6 +443,13 @@ pub(super) fn uuid() -> String {
 
 fn random_word() -> String {
     (0..8).map(|_| fastrand::lowercase()).collect()
+}
+
+/// As Consul writes it: whole bytes, none of them a leading zero.
+fn serial_text(serial: u64) -> String {
+    let bytes = serial.to_be_bytes();
+    let zeros = serial.leading_zeros() as usize / 8;
+    colons(&bytes[zeros.min(bytes.len() - 1)..])
 }
 
 fn colons(bytes: &[u8]) -> String {
