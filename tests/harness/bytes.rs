@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// `length` bytes that look random and are the same for the same seed (xorshift).
@@ -33,4 +33,32 @@ pub async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> (Vec<u8>, io::Resu
 /// Closes with a reset instead of an end.
 pub fn reset(stream: TcpStream) {
     stream.set_zero_linger().unwrap();
+}
+
+/// `length` bytes each way at once, then a clean end each way; both must arrive intact.
+///
+/// # Panics
+/// When they do not.
+pub async fn exchange(client: TcpStream, app: TcpStream, length: usize) {
+    let (up, down) = (pattern(11, length), pattern(12, length));
+    let (mut client_reads, mut client_writes) = client.into_split();
+    let (mut app_reads, mut app_writes) = app.into_split();
+    let upload = async {
+        client_writes.write_all(&up).await.unwrap();
+        client_writes.shutdown().await.unwrap();
+    };
+    let download = async {
+        app_writes.write_all(&down).await.unwrap();
+        app_writes.shutdown().await.unwrap();
+    };
+    let (received, answered, (), ()) = tokio::join!(
+        to_end(&mut app_reads),
+        to_end(&mut client_reads),
+        upload,
+        download
+    );
+    received.1.unwrap();
+    answered.1.unwrap();
+    assert!(received.0 == up, "the upload is not intact");
+    assert!(answered.0 == down, "the download is not intact");
 }

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use attache::demo::standin::{Action, IssueOptions, Registration, Sidecar};
 use attache_tests::app::Line;
-use attache_tests::bytes::{pattern, reset, to_end};
+use attache_tests::bytes::{exchange, pattern, reset, to_end};
 use attache_tests::envoy::{Envoy, Identity, Version};
 use attache_tests::{App, Member, Mesh, Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,27 +91,7 @@ async fn from_envoy(version: Version) -> Option<Pair> {
 /// Ten megabytes each way at once, then a clean end each way.
 async fn carries(pair: &Pair) {
     let (client, app) = pair.connect().await;
-    let (up, down) = (pattern(11, 10 << 20), pattern(12, 10 << 20));
-    let (mut client_reads, mut client_writes) = client.into_split();
-    let (mut app_reads, mut app_writes) = app.into_split();
-    let upload = async {
-        client_writes.write_all(&up).await.unwrap();
-        client_writes.shutdown().await.unwrap();
-    };
-    let download = async {
-        app_writes.write_all(&down).await.unwrap();
-        app_writes.shutdown().await.unwrap();
-    };
-    let (received, answered, (), ()) = tokio::join!(
-        to_end(&mut app_reads),
-        to_end(&mut client_reads),
-        upload,
-        download
-    );
-    received.1.unwrap();
-    answered.1.unwrap();
-    assert!(received.0 == up, "the upload is not intact");
-    assert!(answered.0 == down, "the download is not intact");
+    exchange(client, app, 10 << 20).await;
 }
 
 /// The client ends first and gets a long answer; the app ends first and gets a long one.

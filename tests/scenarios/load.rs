@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use attache::net::socket::raise_descriptor_limit;
 use attache_tests::app::Line;
-use attache_tests::bytes::{pattern, to_end};
+use attache_tests::bytes::{exchange, pattern, to_end};
 use attache_tests::{App, Mesh, eventually};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -34,27 +34,9 @@ async fn ten_megabytes_each_way_at_once_arrive_intact() {
     let mesh = Mesh::start(ATTACHE).await;
     let api = mesh.service("api").app(App::by_hand().await).start().await;
     let web = mesh.service("web").upstream("api").start().await;
-    let (up, down) = (pattern(5, 10 << 20), pattern(6, 10 << 20));
-    let (mut client_reads, mut client_writes) = web.dial("api").await.into_stream().into_split();
-    let (mut app_reads, mut app_writes) = api.app.accept().await.into_split();
-    let upload = async {
-        client_writes.write_all(&up).await.unwrap();
-        client_writes.shutdown().await.unwrap();
-    };
-    let download = async {
-        app_writes.write_all(&down).await.unwrap();
-        app_writes.shutdown().await.unwrap();
-    };
-    let (received, answered, (), ()) = tokio::join!(
-        to_end(&mut app_reads),
-        to_end(&mut client_reads),
-        upload,
-        download
-    );
-    received.1.unwrap();
-    answered.1.unwrap();
-    assert!(received.0 == up, "the upload is not intact");
-    assert!(answered.0 == down, "the download is not intact");
+    let client = web.dial("api").await.into_stream();
+    let app = api.app.accept().await;
+    exchange(client, app, 10 << 20).await;
     let line = web.sidecar.says(&["access", "both sides closed"]).await;
     let carried = 10 << 20;
     assert!(

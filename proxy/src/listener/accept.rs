@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 
+use super::active::ActiveListener;
 use super::connection::serve;
-use super::worker::WorkerListener;
 use crate::net::PlainStream;
 use crate::net::socket::ListenSocket;
 use crate::upstream::ClusterManager;
@@ -24,7 +24,7 @@ enum Socket {
 }
 
 /// Accepts until aborted.
-pub async fn accept(socket: ListenSocket, listener: Rc<WorkerListener>, clusters: Rc<ClusterManager>) {
+pub async fn accept(socket: ListenSocket, listener: Rc<ActiveListener>, clusters: Rc<ClusterManager>) {
     let socket = match socket {
         ListenSocket::Tcp(socket) => TcpListener::from_std(socket).map(Socket::Tcp),
         ListenSocket::Unix(socket) => UnixListener::from_std(socket).map(Socket::Unix),

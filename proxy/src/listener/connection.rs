@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::active::{ActiveChain, ActiveListener};
 use super::live::CutReason;
-use super::worker::{ActiveChain, WorkerListener};
 use crate::filter::rbac;
 use crate::filter::tcp_proxy;
 use crate::limit::Permit;
@@ -28,7 +28,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 pub async fn serve(
     socket: PlainStream,
     downstream: String,
-    listener: Rc<WorkerListener>,
+    listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
 ) {
     let mut log = ConnectionLog::open(listener.name.clone(), downstream, Rc::clone(&listener.metrics));
@@ -69,7 +69,7 @@ pub async fn serve(
 async fn run_filters<D: Duplex>(
     mut downstream: D,
     peer: Option<SpiffeId>,
-    listener: &WorkerListener,
+    listener: &ActiveListener,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
@@ -105,7 +105,7 @@ async fn run_filters<D: Duplex>(
 fn admit(
     chain: &ActiveChain,
     peer: Option<&SpiffeId>,
-    listener: &WorkerListener,
+    listener: &ActiveListener,
     log: &mut ConnectionLog,
 ) -> Option<Vec<Permit>> {
     if let Some(verdict) = rbac::check(&chain.config, peer) {

@@ -3,6 +3,7 @@
 //! [`manager`] binds on the control thread; everything else runs inside one worker.
 
 pub mod accept;
+pub mod active;
 pub mod connection;
 pub mod live;
 pub mod manager;

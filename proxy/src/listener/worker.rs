@@ -2,26 +2,25 @@
 //!
 //! Owns everything it serves; other threads reach it only through [`WorkerHandle`].
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::accept::accept;
-use super::live::{CutReason, LiveConnections};
+use super::active::{ActiveChain, ActiveListener, Serving};
+use super::live::CutReason;
 use crate::filter::rbac;
-use crate::limit::{Limit, Limits};
-use crate::model::listener::{FilterChain, Listener};
+use crate::limit::Limits;
+use crate::model::listener::Listener;
 use crate::model::{Action, Name, Snapshot};
 use crate::net::socket::ListenSocket;
-use crate::telemetry::metrics::{ListenerMetrics, registry};
+use crate::telemetry::metrics::registry;
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -42,62 +41,6 @@ enum Command {
 pub struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
     thread: Option<std::thread::JoinHandle<()>>,
-}
-
-/// One listener as a worker holds it. Survives updates of its chain.
-#[derive(Debug)]
-pub struct WorkerListener {
-    /// The listener's name.
-    pub name: Name,
-    /// This worker's counters.
-    pub metrics: Rc<ListenerMetrics>,
-    /// Authorised connections of this worker.
-    pub live: LiveConnections,
-    /// Connections of all workers, for the connection limit.
-    pub connections: Limit,
-    chain: RefCell<Rc<ActiveChain>>,
-    serving: Rc<Serving>,
-}
-
-/// A filter chain with what was made from it once.
-#[derive(Debug)]
-pub struct ActiveChain {
-    /// The chain.
-    pub config: Arc<FilterChain>,
-    /// TLS, or why it cannot be had: then connections are refused.
-    pub transport: Option<Result<Arc<ServerConfig>, String>>,
-}
-
-/// Counts the connections of a worker, to know when a drain is over.
-#[derive(Debug, Default)]
-struct Serving {
-    count: Cell<usize>,
-    idle: Notify,
-}
-
-/// One connection in the count; given back when dropped.
-pub struct ServingGuard(Rc<Serving>);
-
-impl WorkerListener {
-    /// The newest chain.
-    pub fn chain(&self) -> Rc<ActiveChain> {
-        Rc::clone(&self.chain.borrow())
-    }
-
-    /// Counts a connection for as long as the guard lives.
-    pub fn serving(&self) -> ServingGuard {
-        self.serving.count.set(self.serving.count.get() + 1);
-        ServingGuard(Rc::clone(&self.serving))
-    }
-}
-
-impl Drop for ServingGuard {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
-        if self.0.count.get() == 0 {
-            self.0.idle.notify_waiters();
-        }
-    }
 }
 
 impl WorkerHandle {
@@ -146,7 +89,7 @@ impl WorkerHandle {
 
 struct Worker {
     clusters: Rc<ClusterManager>,
-    listeners: BTreeMap<Name, (Rc<WorkerListener>, Option<AbortHandle>)>,
+    listeners: BTreeMap<Name, (Rc<ActiveListener>, Option<AbortHandle>)>,
     serving: Rc<Serving>,
     tls: ConfigCache,
     limits: Limits,
@@ -219,22 +162,17 @@ impl Worker {
         {
             return;
         }
-        let chain = Rc::new(self.activate(config, old.as_deref()));
+        let chain = self.activate(config, old.as_deref());
         let Some((listener, _)) = self.listeners.get(&config.name) else {
-            let listener = WorkerListener {
-                name: Arc::clone(&config.name),
-                metrics: Rc::new(ListenerMetrics::new(&config.name)),
-                live: LiveConnections::default(),
-                connections: self.limits.get(&format!("listener {}", config.name)),
-                chain: RefCell::new(chain),
-                serving: Rc::clone(&self.serving),
-            };
+            let connections = self.limits.get(&format!("listener {}", config.name));
+            let serving = Rc::clone(&self.serving);
+            let listener = ActiveListener::new(Arc::clone(&config.name), connections, chain, serving);
             self.listeners
                 .insert(Arc::clone(&config.name), (Rc::new(listener), None));
             return;
         };
         let rules_changed = old.is_none_or(|old| !rbac::same_rules(&old.config, &config.filter_chain));
-        listener.chain.replace(chain);
+        listener.swap(chain);
         if rules_changed {
             listener.live.cut(|peer| {
                 rbac::check(&config.filter_chain, peer)
@@ -271,21 +209,15 @@ impl Worker {
             }
         }
         let again = tokio::select! {
-            () = self.until_idle() => return None,
+            () = self.serving.until_idle() => return None,
             () = sleep(deadline) => None,
             again = next_drain(inbox) => again,
         };
         for (listener, _) in self.listeners.values() {
             listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
-        let _ = timeout(CUT_GRACE, self.until_idle()).await;
+        let _ = timeout(CUT_GRACE, self.serving.until_idle()).await;
         again
-    }
-
-    async fn until_idle(&self) {
-        while self.serving.count.get() > 0 {
-            self.serving.idle.notified().await;
-        }
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 /// Whole seconds since 1970, negative times not needed here.
 pub(super) fn unix_now() -> i64 {
     SystemTime::now()
@@ -9,27 +12,11 @@ pub(super) fn unix_now() -> i64 {
         .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// RFC 3339 in UTC, whole seconds: `2026-11-22T23:36:24Z`.
+/// RFC 3339 in UTC, whole seconds: `2026-11-22T23:36:24Z`. Empty for a year beyond 9999.
 pub(super) fn rfc3339(unix: i64) -> String {
-    let (days, second) = (unix.div_euclid(86_400), unix.rem_euclid(86_400));
-    // Years counted from March, in 400-year eras, so that the leap day is the last of its year.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute) = (second / 3_600, second / 60 % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z",
-        second % 60
-    )
+    let time = OffsetDateTime::from_unix_timestamp(unix).ok();
+    time.and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
 }
 
 /// A duration as Go writes it: `60s`, `5m`, `1m30s`, `500ms`, `1.5h`.

@@ -1,0 +1,100 @@
+//! One listener as a worker holds it: its newest filter chain, its live connections, its counts.
+//!
+//! Owned by the worker; the accept loop and every connection hold it by `Rc` and see its chain change
+//! under them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use tokio::sync::Notify;
+
+use super::live::LiveConnections;
+use crate::limit::Limit;
+use crate::model::Name;
+use crate::model::listener::FilterChain;
+use crate::telemetry::metrics::ListenerMetrics;
+
+/// A listener in use. Survives updates of its chain.
+#[derive(Debug)]
+pub struct ActiveListener {
+    /// The listener's name.
+    pub name: Name,
+    /// This worker's counters.
+    pub metrics: Rc<ListenerMetrics>,
+    /// Authorised connections of this worker.
+    pub live: LiveConnections,
+    /// Connections of all workers, for the connection limit.
+    pub connections: Limit,
+    chain: RefCell<Rc<ActiveChain>>,
+    serving: Rc<Serving>,
+}
+
+/// A filter chain with what was made from it once.
+#[derive(Debug)]
+pub struct ActiveChain {
+    /// The chain.
+    pub config: Arc<FilterChain>,
+    /// TLS, or why it cannot be had: then connections are refused.
+    pub transport: Option<Result<Arc<ServerConfig>, String>>,
+}
+
+/// Counts the connections of a worker, to know when a drain is over.
+#[derive(Debug, Default)]
+pub struct Serving {
+    count: Cell<usize>,
+    idle: Notify,
+}
+
+/// One connection in the count; given back when dropped.
+#[derive(Debug)]
+pub struct ServingGuard(Rc<Serving>);
+
+impl ActiveListener {
+    /// A listener with its first chain; `serving` is the worker's count.
+    pub fn new(name: Name, connections: Limit, chain: ActiveChain, serving: Rc<Serving>) -> Self {
+        Self {
+            metrics: Rc::new(ListenerMetrics::new(&name)),
+            name,
+            live: LiveConnections::default(),
+            connections,
+            chain: RefCell::new(Rc::new(chain)),
+            serving,
+        }
+    }
+
+    /// The newest chain.
+    pub fn chain(&self) -> Rc<ActiveChain> {
+        Rc::clone(&self.chain.borrow())
+    }
+
+    /// Makes `chain` the newest. Live connections keep theirs; of this one they take the rules.
+    pub fn swap(&self, chain: ActiveChain) {
+        self.chain.replace(Rc::new(chain));
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub fn serving(&self) -> ServingGuard {
+        self.serving.count.set(self.serving.count.get() + 1);
+        ServingGuard(Rc::clone(&self.serving))
+    }
+}
+
+impl Serving {
+    /// Ready when no connection is left.
+    pub async fn until_idle(&self) {
+        while self.count.get() > 0 {
+            self.idle.notified().await;
+        }
+    }
+}
+
+impl Drop for ServingGuard {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        if self.0.count.get() == 0 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
