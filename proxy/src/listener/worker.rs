@@ -18,7 +18,7 @@ use super::accept::accept;
 use super::live::{CutReason, LiveConnections};
 use crate::filter::rbac;
 use crate::limit::{Limit, Limits};
-use crate::model::listener::{FilterChain, Listener};
+use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::{Action, Name, Snapshot};
 use crate::net::socket::ListenSocket;
 use crate::telemetry::metrics::{ListenerMetrics, registry};
@@ -89,6 +89,19 @@ impl WorkerListener {
         self.serving.count.set(self.serving.count.get() + 1);
         ServingGuard(Rc::clone(&self.serving))
     }
+
+    /// Swaps the chain, and cuts the live connections that newer rules deny.
+    fn replace(&self, chain: Rc<ActiveChain>) {
+        let config = Arc::clone(&chain.config);
+        let old = self.chain.replace(chain);
+        if !rbac::same_rules(&old.config, &config) {
+            self.live.cut(|peer| {
+                rbac::check(&config, peer)
+                    .filter(|verdict| verdict.action == Action::Deny)
+                    .map(|verdict| CutReason::Denied(verdict.policy))
+            });
+        }
+    }
 }
 
 impl Drop for ServingGuard {
@@ -147,6 +160,8 @@ impl WorkerHandle {
 struct Worker {
     clusters: Rc<ClusterManager>,
     listeners: BTreeMap<Name, (Rc<WorkerListener>, Option<AbortHandle>)>,
+    /// No longer in the snapshot, but maybe with connections still: those obey the newest rules too.
+    retired: Vec<Rc<WorkerListener>>,
     serving: Rc<Serving>,
     tls: ConfigCache,
     limits: Limits,
@@ -157,6 +172,7 @@ impl Worker {
         Self {
             clusters: Rc::new(ClusterManager::new(limits.clone())),
             listeners: BTreeMap::new(),
+            retired: Vec::new(),
             serving: Rc::default(),
             tls: ConfigCache::default(),
             limits,
@@ -182,12 +198,13 @@ impl Worker {
     fn apply(&mut self, snapshot: &Snapshot, sockets: Vec<(Name, ListenSocket)>) {
         // Clusters first: a listener must not accept for a cluster that is not there yet.
         self.clusters.apply(snapshot, &mut self.tls);
-        self.listeners.retain(|name, (_, accepting)| {
+        self.listeners.retain(|name, (listener, accepting)| {
             let stays = snapshot.listeners.contains_key(name);
             if !stays {
                 if let Some(accepting) = accepting {
                     accepting.abort();
                 }
+                self.retired.push(Rc::clone(listener));
                 registry().remove("envoy_listener_address", name);
             }
             stays
@@ -195,6 +212,7 @@ impl Worker {
         for listener in snapshot.listeners.values() {
             self.update(listener);
         }
+        self.rule_retired(snapshot);
         for (name, socket) in sockets {
             if let Some((listener, accepting)) = self.listeners.get_mut(&name) {
                 let task = accept(socket, Rc::clone(listener), Rc::clone(&self.clusters));
@@ -233,14 +251,25 @@ impl Worker {
                 .insert(Arc::clone(&config.name), (Rc::new(listener), None));
             return;
         };
-        let rules_changed = old.is_none_or(|old| !rbac::same_rules(&old.config, &config.filter_chain));
-        listener.chain.replace(chain);
-        if rules_changed {
-            listener.live.cut(|peer| {
-                rbac::check(&config.filter_chain, peer)
-                    .filter(|verdict| verdict.action == Action::Deny)
-                    .map(|verdict| CutReason::Denied(verdict.policy))
-            });
+        listener.replace(chain);
+    }
+
+    /// A public listener whose address changes is another listener. The connections of the old one
+    /// stay, under the rules of the one that is public now; while there is none, under the last.
+    fn rule_retired(&mut self, snapshot: &Snapshot) {
+        self.retired.retain(|listener| Rc::strong_count(listener) > 1);
+        let mut inbound = snapshot.listeners.values();
+        let public = inbound
+            .find(|listener| listener.direction == Direction::Inbound)
+            .and_then(|listener| self.listeners.get(&listener.name))
+            .map(|(listener, _)| listener.chain());
+        let Some(public) = public else {
+            return;
+        };
+        for listener in &self.retired {
+            if rbac::check(&listener.chain().config, None).is_some() {
+                listener.replace(Rc::clone(&public));
+            }
         }
     }
 
@@ -275,7 +304,8 @@ impl Worker {
             () = sleep(deadline) => None,
             again = next_drain(inbox) => again,
         };
-        for (listener, _) in self.listeners.values() {
+        let listeners = self.listeners.values().map(|(listener, _)| listener);
+        for listener in listeners.chain(&self.retired) {
             listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
         let _ = timeout(CUT_GRACE, self.until_idle()).await;
