@@ -200,7 +200,8 @@ fn rule(intention: &Intention, to: &Destination<'_>) -> Option<Rule> {
         name: format!("{}: {said}", names(intention)).into(),
         action,
         principal: Principal::Service {
-            trust_domain: Arc::clone(to.trust_domain),
+            // Live connections may be of an authority before this one: a denial is for them too.
+            trust_domain: (action == Action::Allow).then(|| Arc::clone(to.trust_domain)),
             partition,
             namespace: named(&intention.source_namespace),
             service: named(&intention.source),
@@ -328,6 +329,24 @@ mod tests {
         let agent = "/agent/client/dc/dc1/id/x";
         let policy = decide(vec![intention("*", "api", "allow")], known, agent);
         assert!(policy.starts_with("default policy: deny"), "{policy}");
+    }
+
+    #[test]
+    fn a_denial_is_for_callers_of_an_earlier_authority_too_and_an_allowance_is_not() {
+        let verdict = |action: &str, default| {
+            let trust_domain = Arc::from("new.consul");
+            let to = Destination {
+                trust_domain: &trust_domain,
+                is_tcp: true,
+                partition: "default",
+            };
+            let list = [intention("web", "api", action)];
+            let rbac = compile(&list, &DefaultPolicy::Known(default), &to);
+            let peer = SpiffeId::parse(&format!("spiffe://old.consul{WEB}")).unwrap();
+            rbac.evaluate(Some(&peer)).policy.to_string()
+        };
+        assert_eq!(verdict("deny", Action::Allow), "web -> api: deny");
+        assert_eq!(verdict("allow", Action::Deny), "default policy: deny");
     }
 
     #[test]
