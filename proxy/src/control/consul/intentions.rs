@@ -64,9 +64,27 @@ pub(super) struct Destination<'a> {
 /// Names the field that is not what Consul documents.
 pub fn decode(body: &[u8]) -> Result<Vec<Intention>, DecodeError> {
     let value = json::parse(body)?;
+    decode_all(&Node::root(&value)?)
+}
+
+/// As [`decode`], of an answer that must be about `service`: with another one's, or nobody's, every
+/// denial would be gone.
+pub(super) fn decode_for(body: &[u8], service: &str) -> Result<Vec<Intention>, DecodeError> {
+    let value = json::parse(body)?;
     let root = Node::root(&value)?;
-    let mut found = Vec::new();
     // The one key is the name that was asked for, in Consul Enterprise with its namespace.
+    let asked = |key: &str| {
+        key.strip_suffix(service)
+            .is_some_and(|before| before.is_empty() || before.ends_with('/'))
+    };
+    if !root.keys().any(asked) {
+        return Err(root.error(service, "missing"));
+    }
+    decode_all(&root)
+}
+
+fn decode_all(root: &Node<'_>) -> Result<Vec<Intention>, DecodeError> {
+    let mut found = Vec::new();
     for key in root.keys() {
         for node in root.objects(key)? {
             found.push(decode_one(&node)?);
@@ -359,6 +377,17 @@ mod tests {
         assert_eq!(policy, "web -> slow: deny (it has permissions, which need HTTP)");
         let admin = decode(include_bytes!("recorded/intentions_admin.json")).unwrap();
         assert_eq!(decide(admin, default, WEB), "* -> admin: allow");
+    }
+
+    #[test]
+    fn an_answer_about_somebody_else_is_not_taken() {
+        for body in [r#"{"api":null}"#, r#"{"api":[]}"#, r#"{"ns/api":[]}"#] {
+            assert_eq!(decode_for(body.as_bytes(), "api"), Ok(Vec::new()), "{body}");
+        }
+        for body in ["{}", r#"{"web":[]}"#, r#"{"web-api":null}"#, r#"{"api/":null}"#] {
+            let error = decode_for(body.as_bytes(), "api").unwrap_err();
+            assert_eq!(error.to_string(), "api: missing", "{body}");
+        }
     }
 
     #[test]
