@@ -7,6 +7,7 @@
     reason = "the helpers of scenarios fail the test that uses them"
 )]
 
+mod attack;
 mod bootstrap;
 mod carry;
 mod consul_away;

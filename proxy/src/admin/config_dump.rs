@@ -63,7 +63,7 @@ fn rbac(rbac: &Rbac) -> Value {
                 "name": &*rule.name,
                 "action": rule.action.to_string(),
                 "principal": {
-                    "trust_domain": &**trust_domain,
+                    "trust_domain": trust_domain.as_deref(),
                     "partition": partition.as_deref().unwrap_or("*"),
                     "namespace": namespace.as_deref().unwrap_or("*"),
                     "service": service.as_deref().unwrap_or("*"),

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use tokio::sync::Notify;
 
-use super::live::LiveConnections;
+use super::live::{CutReason, LiveConnections};
+use crate::filter::rbac;
 use crate::limit::Limit;
-use crate::model::Name;
 use crate::model::listener::FilterChain;
+use crate::model::{Action, Name};
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// A listener in use. Survives updates of its chain.
@@ -53,13 +54,13 @@ pub struct ServingGuard(Rc<Serving>);
 
 impl ActiveListener {
     /// A listener with its first chain; `serving` is the worker's count.
-    pub fn new(name: Name, connections: Limit, chain: ActiveChain, serving: Rc<Serving>) -> Self {
+    pub fn new(name: Name, connections: Limit, chain: Rc<ActiveChain>, serving: Rc<Serving>) -> Self {
         Self {
             metrics: Rc::new(ListenerMetrics::new(&name)),
             name,
             live: LiveConnections::default(),
             connections,
-            chain: RefCell::new(Rc::new(chain)),
+            chain: RefCell::new(chain),
             serving,
         }
     }
@@ -69,9 +70,18 @@ impl ActiveListener {
         Rc::clone(&self.chain.borrow())
     }
 
-    /// Makes `chain` the newest. Live connections keep theirs; of this one they take the rules.
-    pub fn swap(&self, chain: ActiveChain) {
-        self.chain.replace(Rc::new(chain));
+    /// Makes `chain` the newest. Live connections keep theirs; of this one they take the rules, and
+    /// those that it denies are cut.
+    pub fn swap(&self, chain: Rc<ActiveChain>) {
+        let config = Arc::clone(&chain.config);
+        let old = self.chain.replace(chain);
+        if !rbac::same_rules(&old.config, &config) {
+            self.live.cut(|peer| {
+                rbac::check(&config, peer)
+                    .filter(|verdict| verdict.action == Action::Deny)
+                    .map(|verdict| CutReason::Denied(verdict.policy))
+            });
+        }
     }
 
     /// Counts a connection for as long as the guard lives.

@@ -17,8 +17,8 @@ use super::active::{ActiveChain, ActiveListener, Serving};
 use super::live::CutReason;
 use crate::filter::rbac;
 use crate::limit::Limits;
-use crate::model::listener::Listener;
-use crate::model::{Action, Name, Snapshot};
+use crate::model::listener::{Direction, Listener};
+use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
 use crate::telemetry::metrics::registry;
 use crate::tls::ConfigCache;
@@ -90,6 +90,8 @@ impl WorkerHandle {
 struct Worker {
     clusters: Rc<ClusterManager>,
     listeners: BTreeMap<Name, (Rc<ActiveListener>, Option<AbortHandle>)>,
+    /// No longer in the snapshot, but maybe with connections still: those obey the newest rules too.
+    retired: Vec<Rc<ActiveListener>>,
     serving: Rc<Serving>,
     tls: ConfigCache,
     limits: Limits,
@@ -100,6 +102,7 @@ impl Worker {
         Self {
             clusters: Rc::new(ClusterManager::new(limits.clone())),
             listeners: BTreeMap::new(),
+            retired: Vec::new(),
             serving: Rc::default(),
             tls: ConfigCache::default(),
             limits,
@@ -125,12 +128,13 @@ impl Worker {
     fn apply(&mut self, snapshot: &Snapshot, sockets: Vec<(Name, ListenSocket)>) {
         // Clusters first: a listener must not accept for a cluster that is not there yet.
         self.clusters.apply(snapshot, &mut self.tls);
-        self.listeners.retain(|name, (_, accepting)| {
+        self.listeners.retain(|name, (listener, accepting)| {
             let stays = snapshot.listeners.contains_key(name);
             if !stays {
                 if let Some(accepting) = accepting {
                     accepting.abort();
                 }
+                self.retired.push(Rc::clone(listener));
                 registry().remove("envoy_listener_address", name);
             }
             stays
@@ -138,6 +142,7 @@ impl Worker {
         for listener in snapshot.listeners.values() {
             self.update(listener);
         }
+        self.rule_retired(snapshot);
         for (name, socket) in sockets {
             if let Some((listener, accepting)) = self.listeners.get_mut(&name) {
                 let task = accept(socket, Rc::clone(listener), Rc::clone(&self.clusters));
@@ -162,7 +167,7 @@ impl Worker {
         {
             return;
         }
-        let chain = self.activate(config, old.as_deref());
+        let chain = Rc::new(self.activate(config, old.as_deref()));
         let Some((listener, _)) = self.listeners.get(&config.name) else {
             let connections = self.limits.get(&format!("listener {}", config.name));
             let serving = Rc::clone(&self.serving);
@@ -171,14 +176,25 @@ impl Worker {
                 .insert(Arc::clone(&config.name), (Rc::new(listener), None));
             return;
         };
-        let rules_changed = old.is_none_or(|old| !rbac::same_rules(&old.config, &config.filter_chain));
         listener.swap(chain);
-        if rules_changed {
-            listener.live.cut(|peer| {
-                rbac::check(&config.filter_chain, peer)
-                    .filter(|verdict| verdict.action == Action::Deny)
-                    .map(|verdict| CutReason::Denied(verdict.policy))
-            });
+    }
+
+    /// A public listener whose address changes is another listener. The connections of the old one
+    /// stay, under the rules of the one that is public now; while there is none, under the last.
+    fn rule_retired(&mut self, snapshot: &Snapshot) {
+        self.retired.retain(|listener| Rc::strong_count(listener) > 1);
+        let mut inbound = snapshot.listeners.values();
+        let public = inbound
+            .find(|listener| listener.direction == Direction::Inbound)
+            .and_then(|listener| self.listeners.get(&listener.name))
+            .map(|(listener, _)| listener.chain());
+        let Some(public) = public else {
+            return;
+        };
+        for listener in &self.retired {
+            if rbac::check(&listener.chain().config, None).is_some() {
+                listener.swap(Rc::clone(&public));
+            }
         }
     }
 
@@ -213,7 +229,8 @@ impl Worker {
             () = sleep(deadline) => None,
             again = next_drain(inbox) => again,
         };
-        for (listener, _) in self.listeners.values() {
+        let listeners = self.listeners.values().map(|(listener, _)| listener);
+        for listener in listeners.chain(&self.retired) {
             listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
         let _ = timeout(CUT_GRACE, self.serving.until_idle()).await;

@@ -45,8 +45,8 @@ pub enum Principal {
     /// A service of the mesh by its SPIFFE ID's parts; `None` is Consul's `*`. The datacenter is
     /// never looked at: Consul's intentions hold across datacenters.
     Service {
-        /// Must be equal.
-        trust_domain: Arc<str>,
+        /// Must be equal. `None` is any: a connection outlives the authority that let it in.
+        trust_domain: Option<Arc<str>>,
         /// Consul Enterprise; `default` otherwise.
         partition: Option<Arc<str>>,
         /// Consul Enterprise; `default` otherwise.
@@ -108,7 +108,7 @@ impl Principal {
             return false;
         };
         let part = |want: &Option<Arc<str>>, have: &str| want.as_deref().is_none_or(|w| w == have);
-        **trust_domain == *peer.trust_domain()
+        part(trust_domain, peer.trust_domain())
             && part(partition, &id.partition)
             && part(namespace, &id.namespace)
             && part(service, &id.service)
@@ -130,7 +130,7 @@ mod tests {
 
     fn service(name: Option<&str>) -> Principal {
         Principal::Service {
-            trust_domain: "td.consul".into(),
+            trust_domain: Some("td.consul".into()),
             partition: Some("default".into()),
             namespace: Some("default".into()),
             service: name.map(Into::into),

@@ -31,6 +31,10 @@ use crate::net::socket::close_cleanly;
 /// [`crate::net::buffer::CIPHER_BLOCK_BYTES`].
 const SEAL_OVERHEAD: usize = 512;
 
+/// What a stranger's unfinished handshake message may hold of our memory: Consul's chains have 2 to
+/// 6 KiB, and a whole record must fit. A peer that we dialled ourselves may use the whole block.
+const STRANGERS_BYTES: usize = 24 * 1024;
+
 /// Bytes of a close_notify alert record, generously.
 const CLOSE_NOTIFY_BYTES: usize = 128;
 
@@ -159,7 +163,11 @@ impl TlsStream {
                 if !self.is_handshaking() {
                     return Poll::Ready(Ok(()));
                 }
-                ready!(self.poll_fill(cx, block, block.len()))?;
+                let limit = match self.session {
+                    Session::Server(_) => STRANGERS_BYTES,
+                    Session::Client(_) => block.len(),
+                };
+                ready!(self.poll_fill(cx, block, limit))?;
             }
         });
         self.opened = opened;
@@ -170,7 +178,8 @@ impl TlsStream {
     fn poll_fill(&mut self, cx: &mut Context<'_>, block: &mut [u8], limit: usize) -> Poll<io::Result<()>> {
         let kept = self.partial.len();
         if kept >= limit {
-            let error = io::Error::new(io::ErrorKind::InvalidData, "a TLS message of over 64 KiB");
+            let error = format!("a TLS message of over {} KiB", limit / 1024);
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
             return Poll::Ready(Err(error));
         }
         let mut received = ReadBuf::new(&mut block[kept..limit]);

@@ -314,6 +314,26 @@ async fn plaintext_and_missing_certificates_are_refused() {
 }
 
 #[tokio::test]
+async fn a_stranger_cannot_make_a_handshake_hold_much() {
+    let (mut client, server) = sockets().await;
+    let config = ConfigCache::default()
+        .server(&Arc::new(good().downstream))
+        .unwrap();
+    // A ClientHello that says it has 64 KiB, in whole records.
+    let mut record = vec![0; 5 + 0x3fff];
+    record[..5].copy_from_slice(&[0x16, 3, 1, 0x3f, 0xff]);
+    let mut hello = record.clone();
+    hello[5..9].copy_from_slice(&[1, 0, 0xff, 0xff]);
+    let sending = async {
+        // It is refused before the end of this.
+        let _ = client.write_all(&[hello, record].concat()).await;
+    };
+    let (accepted, ()) = tokio::join!(TlsStream::accept(server, config), sending);
+    let reason = why(accepted);
+    assert!(reason.contains("over 24 KiB"), "{reason}");
+}
+
+#[tokio::test]
 async fn an_end_without_close_notify_is_a_truncation() {
     let (client, server) = shake(good()).await;
     let (client, mut server) = (client.unwrap(), server.unwrap().0);

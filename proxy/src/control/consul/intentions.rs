@@ -64,9 +64,27 @@ pub(super) struct Destination<'a> {
 /// Names the field that is not what Consul documents.
 pub fn decode(body: &[u8]) -> Result<Vec<Intention>, DecodeError> {
     let value = json::parse(body)?;
+    decode_all(&Node::root(&value)?)
+}
+
+/// As [`decode`], of an answer that must be about `service`: with another one's, or nobody's, every
+/// denial would be gone.
+pub(super) fn decode_for(body: &[u8], service: &str) -> Result<Vec<Intention>, DecodeError> {
+    let value = json::parse(body)?;
     let root = Node::root(&value)?;
-    let mut found = Vec::new();
     // The one key is the name that was asked for, in Consul Enterprise with its namespace.
+    let asked = |key: &str| {
+        key.strip_suffix(service)
+            .is_some_and(|before| before.is_empty() || before.ends_with('/'))
+    };
+    if !root.keys().any(asked) {
+        return Err(root.error(service, "missing"));
+    }
+    decode_all(&root)
+}
+
+fn decode_all(root: &Node<'_>) -> Result<Vec<Intention>, DecodeError> {
+    let mut found = Vec::new();
     for key in root.keys() {
         for node in root.objects(key)? {
             found.push(decode_one(&node)?);
@@ -200,7 +218,8 @@ fn rule(intention: &Intention, to: &Destination<'_>) -> Option<Rule> {
         name: format!("{}: {said}", names(intention)).into(),
         action,
         principal: Principal::Service {
-            trust_domain: Arc::clone(to.trust_domain),
+            // Live connections may be of an authority before this one: a denial is for them too.
+            trust_domain: (action == Action::Allow).then(|| Arc::clone(to.trust_domain)),
             partition,
             namespace: named(&intention.source_namespace),
             service: named(&intention.source),
@@ -331,6 +350,24 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_is_for_callers_of_an_earlier_authority_too_and_an_allowance_is_not() {
+        let verdict = |action: &str, default| {
+            let trust_domain = Arc::from("new.consul");
+            let to = Destination {
+                trust_domain: &trust_domain,
+                is_tcp: true,
+                partition: "default",
+            };
+            let list = [intention("web", "api", action)];
+            let rbac = compile(&list, &DefaultPolicy::Known(default), &to);
+            let peer = SpiffeId::parse(&format!("spiffe://old.consul{WEB}")).unwrap();
+            rbac.evaluate(Some(&peer)).policy.to_string()
+        };
+        assert_eq!(verdict("deny", Action::Allow), "web -> api: deny");
+        assert_eq!(verdict("allow", Action::Deny), "default policy: deny");
+    }
+
+    #[test]
     fn recorded_answers() {
         let none = decode(include_bytes!("recorded/intentions_none.json")).unwrap();
         assert!(none.is_empty());
@@ -340,6 +377,17 @@ mod tests {
         assert_eq!(policy, "web -> slow: deny (it has permissions, which need HTTP)");
         let admin = decode(include_bytes!("recorded/intentions_admin.json")).unwrap();
         assert_eq!(decide(admin, default, WEB), "* -> admin: allow");
+    }
+
+    #[test]
+    fn an_answer_about_somebody_else_is_not_taken() {
+        for body in [r#"{"api":null}"#, r#"{"api":[]}"#, r#"{"ns/api":[]}"#] {
+            assert_eq!(decode_for(body.as_bytes(), "api"), Ok(Vec::new()), "{body}");
+        }
+        for body in ["{}", r#"{"web":[]}"#, r#"{"web-api":null}"#, r#"{"api/":null}"#] {
+            let error = decode_for(body.as_bytes(), "api").unwrap_err();
+            assert_eq!(error.to_string(), "api: missing", "{body}");
+        }
     }
 
     #[test]

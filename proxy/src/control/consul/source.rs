@@ -253,12 +253,8 @@ impl Source {
         let leaf = move |answer: &Answer| authority::decode_leaf(&answer.body, &name, check);
         self.watch(Job::Leaf, questions::leaf(&service), leaf, Update::Leaf);
         let question = questions::intentions(&service);
-        self.watch(
-            Job::Intentions,
-            question,
-            body(intentions::decode),
-            Update::Intentions,
-        );
+        let decode = move |answer: &Answer| intentions::decode_for(&answer.body, &service);
+        self.watch(Job::Intentions, question, decode, Update::Intentions);
     }
 
     fn learn_roots(&mut self, trust: Arc<TrustBundle>) {

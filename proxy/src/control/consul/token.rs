@@ -5,15 +5,19 @@
 //! reaches the log.
 
 use std::convert::Infallible;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::OpenOptions;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use attache_bootstrap::Secret;
 use attache_bootstrap::config::TokenSource;
+use nix::fcntl::OFlag;
 use serde_json::json;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::client::{Client, ConsulError, Request};
 use super::json::{self, Node};
@@ -23,6 +27,8 @@ use super::watch::Backoff;
 const POLL: Duration = Duration::from_secs(1);
 /// A file that changed is read once it has kept still for this long, so that no half of it is taken.
 const SETTLE: Duration = Duration::from_millis(200);
+/// A token is a UUID, a JWT seldom over 8 KiB.
+const MAX_BYTES: u64 = 64 << 10;
 /// A login is one short request.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -217,8 +223,19 @@ fn first(paths: &[PathBuf]) -> Option<(&Path, Secret)> {
     paths.iter().find_map(|path| Some((path.as_path(), read(path)?)))
 }
 
+/// None unless it is a text of a token's size. Never waits for a writer, whatever lies at the path.
 fn read(path: &Path) -> Option<Secret> {
-    let secret = Secret::new(std::fs::read_to_string(path).ok()?);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .ok()?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return None;
+    }
+    let secret = Secret::new(std::str::from_utf8(&bytes).ok()?);
     (!secret.is_empty()).then_some(secret)
 }
 
@@ -235,6 +252,19 @@ fn stamp(path: &Path) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_token_file_is_neither_waited_for_nor_swallowed() {
+        let path = std::env::temp_dir().join(format!("attache-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read(&path), None);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, vec![b'x'; 65 << 10]).unwrap();
+        assert_eq!(read(&path), None);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read(&std::env::temp_dir()), None);
+        assert_eq!(read(Path::new("/dev/zero")), None);
+    }
 
     #[tokio::test]
     async fn a_rewritten_file_is_a_new_generation_and_an_empty_one_is_not() {
