@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use attache::demo::standin::{Registration, Sidecar};
-use serde_json::json;
+use attache::demo::standin::Registration;
+use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::app::App;
@@ -44,12 +44,23 @@ impl Access {
     }
 }
 
-/// A sidecar whose health is its service's. The TCP check that Consul adds by itself runs every ten
-/// seconds, and stands at critical until it first ran: after the registration, and after each restart
-/// of the agent.
-fn sidecar(service: &str) -> Sidecar {
-    let check = json!({ "Name": "service", "AliasService": service });
-    Sidecar::new().port(free_port()).field("Checks", json!([check]))
+/// A sidecar whose health is its service's, registered for itself. To one that is a part of its
+/// service Consul adds a TCP check after each restart of the agent, which stands at critical until it
+/// first ran, up to ten seconds later: no proxy may use an instance meanwhile.
+fn sidecar(service: &str, port: u16, upstreams: &Value) -> Registration {
+    Registration::new(&format!("{service}-sidecar-proxy"), free_port())
+        .address("127.0.0.1")
+        .field("Kind", json!("connect-proxy"))
+        .field("Checks", json!([{ "Name": "service", "AliasService": service }]))
+        .field(
+            "Proxy",
+            json!({
+                "DestinationServiceName": service,
+                "DestinationServiceID": service,
+                "LocalServicePort": port,
+                "Upstreams": upstreams,
+            }),
+        )
 }
 
 impl CountMesh {
@@ -57,16 +68,19 @@ impl CountMesh {
     pub async fn start(agent: &Agent, program: &str, api: &Access, dashboard: &Access) -> Self {
         let app = App::echo("count").await;
         let upstream = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let of_api = Registration::new("count-api", app.address.port())
-            .address("127.0.0.1")
-            .sidecar(sidecar("count-api"));
-        let sidecar = sidecar("count-dashboard").upstream("count-api", upstream.port());
-        let of_dashboard = Registration::new("count-dashboard", free_port())
-            .address("127.0.0.1")
-            .sidecar(sidecar);
-        for registration in [of_api, of_dashboard] {
-            let body = Some(registration.to_json());
-            agent.api("PUT", "/v1/agent/service/register", body).await;
+        let upstreams = json!([{
+            "DestinationName": "count-api",
+            "LocalBindPort": upstream.port(),
+        }]);
+        for (service, port, upstreams) in [
+            ("count-api", app.address.port(), json!([])),
+            ("count-dashboard", free_port(), upstreams),
+        ] {
+            let registration = Registration::new(service, port).address("127.0.0.1");
+            for one in [registration, sidecar(service, port, &upstreams)] {
+                let body = Some(one.to_json());
+                agent.api("PUT", "/v1/agent/service/register", body).await;
+            }
         }
         let run = |service: &str, access: &Access| {
             let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -124,7 +138,7 @@ impl CountMesh {
         let mut all = [Vec::new(), Vec::new()];
         for (serials, admin) in all.iter_mut().zip(self.admins) {
             let (_, body) = get(admin, "/certs").await.unwrap_or_default();
-            let certs: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+            let certs: Value = serde_json::from_str(&body).unwrap_or_default();
             let pairs = certs["certificates"].as_array().into_iter().flatten();
             let listed = pairs.flat_map(|pair| pair[key].as_array().into_iter().flatten());
             serials.extend(listed.filter_map(|one| Some(one["serial_number"].as_str()?.to_owned())));

@@ -145,7 +145,11 @@ async fn killed_and_restarted(agent: &mut Agent, away: Duration) {
     agent.run().await;
     mesh.api.says_after(said, &["Consul answers again"]).await;
     load.goes_on().await;
-    let figures = load.finish_without_failure(100).await;
+    let figures = load.finish().await;
+    let log = mesh.dashboard.log() + &mesh.api.log();
+    let ordinary = |line: &&str| line.contains("access: ") && line.contains("flags=\"-\"");
+    let odd: Vec<&str> = log.lines().filter(|line| !ordinary(line)).collect();
+    assert!(figures.failures.is_empty(), "{figures:#?} {odd:#?}");
     println!("a real server away for {away:?}: {figures:?}");
     obeys_intentions(agent, &mesh, "restarted server", &[]).await;
 }
