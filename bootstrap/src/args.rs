@@ -71,7 +71,7 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "In Envoy's place")]
 pub struct EnvoyArgs {
-    /// Envoy's bootstrap file, as Nomad writes it.
+    /// Envoy's bootstrap file, as Nomad writes it (not read by this version yet).
     #[arg(short = 'c', long = "config-path", value_name = "FILE")]
     pub config_path: Option<PathBuf>,
     /// Lowest level logged: trace, debug, info, warning, error, critical, off.

@@ -35,11 +35,21 @@ pub fn reset(stream: TcpStream) {
     stream.set_zero_linger().unwrap();
 }
 
+/// When the app of an [`exchange`] ends its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppEnds {
+    /// Once it has said all.
+    AtOnce,
+    /// Once it has heard all as well. Envoy, alone and over plain TCP too, drops what it still holds
+    /// for an app that ended its side first.
+    AfterReading,
+}
+
 /// `length` bytes each way at once, then a clean end each way; both must arrive intact.
 ///
 /// # Panics
 /// When they do not.
-pub async fn exchange(client: TcpStream, app: TcpStream, length: usize) {
+pub async fn exchange(client: TcpStream, app: TcpStream, length: usize, app_ends: AppEnds) {
     let (up, down) = (pattern(11, length), pattern(12, length));
     let (mut client_reads, mut client_writes) = client.into_split();
     let (mut app_reads, mut app_writes) = app.into_split();
@@ -47,16 +57,20 @@ pub async fn exchange(client: TcpStream, app: TcpStream, length: usize) {
         client_writes.write_all(&up).await.unwrap();
         client_writes.shutdown().await.unwrap();
     };
+    let heard = tokio::sync::Notify::new();
     let download = async {
         app_writes.write_all(&down).await.unwrap();
+        if app_ends == AppEnds::AfterReading {
+            heard.notified().await;
+        }
         app_writes.shutdown().await.unwrap();
     };
-    let (received, answered, (), ()) = tokio::join!(
-        to_end(&mut app_reads),
-        to_end(&mut client_reads),
-        upload,
-        download
-    );
+    let reading = async {
+        let received = to_end(&mut app_reads).await;
+        heard.notify_one();
+        received
+    };
+    let (received, answered, (), ()) = tokio::join!(reading, to_end(&mut client_reads), upload, download);
     received.1.unwrap();
     answered.1.unwrap();
     assert!(received.0 == up, "the upload is not intact");

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use attache::demo::standin::{Action, IssueOptions, Registration, Sidecar};
 use attache_tests::app::Line;
-use attache_tests::bytes::{exchange, pattern, reset, to_end};
+use attache_tests::bytes::{AppEnds, exchange, pattern, reset, to_end};
 use attache_tests::envoy::{Envoy, Identity, Version};
 use attache_tests::{App, Member, Mesh, Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,7 +91,7 @@ async fn from_envoy(version: Version) -> Option<Pair> {
 /// Ten megabytes each way at once, then a clean end each way.
 async fn carries(pair: &Pair) {
     let (client, app) = pair.connect().await;
-    exchange(client, app, 10 << 20).await;
+    exchange(client, app, 10 << 20, AppEnds::AfterReading).await;
 }
 
 /// The client ends first and gets a long answer; the app ends first and gets a long one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use attache::net::socket::raise_descriptor_limit;
 use attache_tests::app::Line;
-use attache_tests::bytes::{exchange, pattern, to_end};
+use attache_tests::bytes::{AppEnds, exchange, pattern, to_end};
 use attache_tests::{App, Mesh, eventually};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -36,7 +36,7 @@ async fn ten_megabytes_each_way_at_once_arrive_intact() {
     let web = mesh.service("web").upstream("api").start().await;
     let client = web.dial("api").await.into_stream();
     let app = api.app.accept().await;
-    exchange(client, app, 10 << 20).await;
+    exchange(client, app, 10 << 20, AppEnds::AtOnce).await;
     let line = web.sidecar.says(&["access", "both sides closed"]).await;
     let carried = 10 << 20;
     assert!(

@@ -44,8 +44,8 @@ pub enum Command {
 }
 
 /// What is said to [`Command::Envoy`], with the exit code [`exit::USAGE`](crate::exit::USAGE).
-pub const ENVOY_FILE_NOT_READ: &str =
-    "the Envoy bootstrap file is not read yet; use `attache run` (see `attache run --help`)";
+pub const ENVOY_FILE_NOT_READ: &str = "without a subcommand Attaché will stand in Envoy's place, with Envoy's bootstrap file; this version does not \
+     read it yet: use `attache run` (see `attache run --help`), or `attache demo` for a look";
 
 /// A configuration that can be run, and how it came about.
 #[derive(Debug)]

@@ -11,6 +11,9 @@ use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 use crate::upstream::{ClusterManager, UpstreamStream, connect};
 
+/// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
+const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
+
 /// Carries one connection. The reason it ended is in `log`.
 pub async fn run<D: Duplex>(
     proxy: &TcpProxy,
@@ -30,6 +33,7 @@ pub async fn run<D: Duplex>(
     log.endpoint(connected.endpoint);
     let counts = std::rc::Rc::clone(&log.counts);
     let _lease = connected.lease;
+    let encrypted = matches!(connected.stream, UpstreamStream::Tls(_));
     let ended = match connected.stream {
         UpstreamStream::Plain(upstream) => carry(downstream, upstream, &counts, proxy.idle_timeout).await,
         UpstreamStream::Tls(upstream) => carry(downstream, *upstream, &counts, proxy.idle_timeout).await,
@@ -43,7 +47,15 @@ pub async fn run<D: Duplex>(
                 Side::Downstream => ResponseFlag::DownstreamConnectionTermination,
                 Side::Upstream => ResponseFlag::UpstreamConnectionTermination,
             };
-            log.ended(flag, cut.to_string());
+            let refused = encrypted && cut.side == Side::Upstream && counts.sent.get() == 0;
+            log.ended(
+                flag,
+                if refused {
+                    format!("{cut}{REFUSED_HINT}")
+                } else {
+                    cut.to_string()
+                },
+            );
         }
         Ended::Idle(limit) => {
             log.ended(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::active::{ActiveChain, ActiveListener};
+use super::active::{ActiveChain, ActiveListener, MAX_HANDSHAKES};
 use super::live::CutReason;
 use crate::filter::rbac;
 use crate::filter::tcp_proxy;
@@ -36,13 +36,22 @@ pub async fn serve(
     match (&chain.transport, socket) {
         (None, socket) => run_filters(socket, None, &listener, &clusters, &mut log).await,
         (Some(Ok(config)), PlainStream::Tcp(socket)) => {
+            let Some(place) = listener.handshake() else {
+                log.ended(
+                    ResponseFlag::OverloadManager,
+                    format!("{MAX_HANDSHAKES} handshakes are under way"),
+                );
+                return;
+            };
             let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config.clone())).await;
+            drop(place);
             match handshake.unwrap_or(Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT))) {
                 Ok((stream, Peer { spiffe_id })) => {
                     listener.metrics.handshakes.increment(1);
                     log.peer(spiffe_id.clone());
                     run_filters(stream, Some(spiffe_id), &listener, &clusters, &mut log).await;
                 }
+                Err(HandshakeError::Silent) => log.silent(),
                 Err(error) => {
                     listener.metrics.handshake_errors.increment(1);
                     log.ended(ResponseFlag::DownstreamProtocolError, error.to_string());

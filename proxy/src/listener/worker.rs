@@ -20,7 +20,7 @@ use crate::limit::Limits;
 use crate::model::listener::{Direction, Listener};
 use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
-use crate::telemetry::metrics::registry;
+use crate::telemetry::metrics::{listener_label, registry};
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -135,7 +135,7 @@ impl Worker {
                     accepting.abort();
                 }
                 self.retired.push(Rc::clone(listener));
-                registry().remove("envoy_listener_address", name);
+                registry().remove("envoy_listener_address", &listener_label(name));
             }
             stays
         });

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::flags::ResponseFlag;
 use super::metrics::ListenerMetrics;
@@ -26,6 +26,7 @@ pub struct ConnectionLog {
     policy: Option<Arc<str>>,
     flag: ResponseFlag,
     reason: Option<String>,
+    silent: bool,
     metrics: Rc<ListenerMetrics>,
 }
 
@@ -45,6 +46,7 @@ impl ConnectionLog {
             policy: None,
             flag: ResponseFlag::None,
             reason: None,
+            silent: false,
             metrics,
         }
     }
@@ -77,9 +79,14 @@ impl ConnectionLog {
         }
     }
 
-    /// How long it has been open.
-    pub fn age(&self) -> Duration {
-        self.opened.elapsed()
+    /// The peer left without a byte, as Consul's health checks do every few seconds: the line is
+    /// written at the level debug.
+    pub fn silent(&mut self) {
+        self.silent = true;
+        self.ended(
+            ResponseFlag::None,
+            "closed before a byte was sent, as health checks do",
+        );
     }
 }
 
@@ -91,20 +98,29 @@ impl Drop for ConnectionLog {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         // A connection nobody ended was cancelled with its worker.
         let reason = self.reason.as_deref().unwrap_or("closed with the process");
-        tracing::info!(
-            target: "access",
-            listener = %self.listener,
-            downstream = %self.downstream,
-            peer = self.peer.as_ref().map_or("-", SpiffeId::as_str),
-            policy = self.policy.as_deref().unwrap_or("-"),
-            cluster = self.cluster.as_deref().unwrap_or("-"),
-            endpoint = self.endpoint.as_deref().unwrap_or("-"),
-            bytes_received = received,
-            bytes_sent = sent,
-            duration_ms = millis,
-            flags = self.flag.as_str(),
-            reason,
-            "connection"
-        );
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "access",
+                    listener = %self.listener,
+                    downstream = %self.downstream,
+                    peer = self.peer.as_ref().map_or("-", SpiffeId::as_str),
+                    policy = self.policy.as_deref().unwrap_or("-"),
+                    cluster = self.cluster.as_deref().unwrap_or("-"),
+                    endpoint = self.endpoint.as_deref().unwrap_or("-"),
+                    bytes_received = received,
+                    bytes_sent = sent,
+                    duration_ms = millis,
+                    flags = self.flag.as_str(),
+                    reason,
+                    "connection"
+                )
+            };
+        }
+        if self.silent {
+            line!(debug);
+        } else {
+            line!(info);
+        }
     }
 }

@@ -299,6 +299,14 @@ impl Series {
     }
 }
 
+/// Envoy's label for a listener: its address with `_` for `:`. Names are `<what>:<address>`.
+pub fn listener_label(listener: &str) -> String {
+    listener
+        .split_once(':')
+        .map_or(listener, |(_, address)| address)
+        .replace(':', "_")
+}
+
 /// A worker's handles for one listener.
 #[derive(Debug)]
 pub struct ListenerMetrics {
@@ -327,10 +335,14 @@ impl ListenerMetrics {
     /// Resolves the handles for this thread.
     pub fn new(listener: &str) -> Self {
         let registry = registry();
-        let labels = [("envoy_listener_address", listener)];
+        let address = listener_label(listener);
+        let labels = [("envoy_listener_address", address.as_str())];
         let counter = |name| registry.counter(name, &labels);
         let flagged = |flag: ResponseFlag| {
-            let labels = [("envoy_listener_address", listener), ("flag", flag.as_str())];
+            let labels = [
+                ("envoy_listener_address", address.as_str()),
+                ("flag", flag.as_str()),
+            ];
             (flag, registry.counter("attache_downstream_cx_ended", &labels))
         };
         Self {

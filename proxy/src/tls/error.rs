@@ -10,6 +10,9 @@ pub enum HandshakeError {
     /// The socket failed or ended.
     #[error("the connection ended during the TLS handshake: {0}")]
     Socket(#[from] io::Error),
+    /// The peer connected and left without a byte: a health check or a port scan.
+    #[error("nothing was sent")]
+    Silent,
     /// The peer broke TLS, refused us, or was refused by us.
     #[error("{}", explain(.0))]
     Tls(#[from] Error),

@@ -48,6 +48,8 @@ pub struct TlsStream {
     opened: Backlog,
     /// Sealed records that the socket did not take yet. Empty while idle.
     outgoing: Backlog,
+    /// A byte was received.
+    heard: bool,
     /// close_notify was received: nothing more will be.
     peer_closed: bool,
     /// close_notify was queued: nothing more may be sealed.
@@ -114,7 +116,10 @@ impl TlsStream {
             // A reset would overtake the alert that tells the peer why.
             close_cleanly(&self.socket);
         }
-        shaken
+        match shaken {
+            Err(HandshakeError::Socket(_)) if !self.heard => Err(HandshakeError::Silent),
+            shaken => shaken,
+        }
     }
 
     fn new(socket: TcpStream, session: Session) -> Self {
@@ -124,6 +129,7 @@ impl TlsStream {
             partial: Vec::new(),
             opened: Backlog::default(),
             outgoing: Backlog::default(),
+            heard: false,
             peer_closed: false,
             finished: false,
         }
@@ -187,6 +193,7 @@ impl TlsStream {
         if received.filled().is_empty() {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.heard = true;
         self.partial.extend_from_slice(received.filled());
         Poll::Ready(Ok(()))
     }
