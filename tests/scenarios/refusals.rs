@@ -28,10 +28,9 @@ async fn refused(api: &Member, issued: Option<&Issued>, words: &[&str]) {
         for word in words {
             assert!(line.contains(word), "{word:?} is not in {line}");
         }
-        let public = ["public_listener"];
         let counted = (count + 1) as f64;
         assert_eq!(
-            api.metric("envoy_listener_ssl_connection_error", &public).await,
+            api.metric("envoy_listener_ssl_connection_error", &[]).await,
             counted
         );
         assert_eq!(api.metric("attache_downstream_cx_ended", &["DPE"]).await, counted);
@@ -53,7 +52,7 @@ async fn the_scenarios_own_peer_is_let_in_with_a_right_certificate() {
             assert_eq!(answer.unwrap(), "api-1: hi");
         }
     }
-    assert_eq!(api.metric("envoy_rbac_allowed", &["public_listener"]).await, 4.0);
+    assert_eq!(api.metric("envoy_rbac_allowed", &[]).await, 4.0);
 }
 
 #[tokio::test]
@@ -68,7 +67,7 @@ async fn plaintext_is_refused() {
     assert!(!String::from_utf8_lossy(&heard).contains("api-1"), "{heard:?}");
     let line = api.sidecar.says(&["access", "flags=\"DPE\""]).await;
     assert!(line.contains("not TLS: plaintext"), "{line}");
-    let errors = api.metric("envoy_listener_ssl_connection_error", &["public_listener"]);
+    let errors = api.metric("envoy_listener_ssl_connection_error", &[]);
     assert_eq!(errors.await, 1.0);
     assert_eq!(api.app.accepted(), 0);
 }
@@ -164,7 +163,7 @@ async fn a_denied_spiffe_id_is_refused() {
     assert!(answer.is_err(), "{answer:?}");
     let line = api.sidecar.says(&["access", "flags=\"UAEX\""]).await;
     assert!(line.contains("denied by") && line.contains(&web.uri), "{line}");
-    assert_eq!(api.metric("envoy_rbac_denied", &["public_listener"]).await, 1.0);
+    assert_eq!(api.metric("envoy_rbac_denied", &[]).await, 1.0);
     assert_eq!(api.app.accepted(), 0);
     let other = mesh.consul.issue("other", &IssueOptions::default()).unwrap();
     let answer = peer::ask(api.public, Some(&other), &[&TLS13]).await;
@@ -251,7 +250,7 @@ async fn a_megabyte_of_random_bytes_to_every_port_leaves_it_serving() {
     }
     assert_eq!(web.ask("api", "hi").await, "api-1: hi");
     assert!(web.admin("/ready").await.starts_with("LIVE"));
-    let errors = web.metric("envoy_listener_ssl_connection_error", &["public_listener"]);
+    let errors = web.metric("envoy_listener_ssl_connection_error", &[]);
     assert_eq!(errors.await, 2.0);
     let web_uri = mesh.consul.issue("other", &IssueOptions::default()).unwrap();
     let answer = peer::ask(web.public, Some(&web_uri), &[&TLS13]).await;

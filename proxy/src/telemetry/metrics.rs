@@ -307,6 +307,9 @@ pub fn listener_label(listener: &str) -> String {
         .replace(':', "_")
 }
 
+/// The stat prefix that Consul gives its RBAC filter.
+const RBAC: [(&str, &str); 1] = [("envoy_rbac_prefix", "connect_authz")];
+
 /// A worker's handles for one listener.
 #[derive(Debug)]
 pub struct ListenerMetrics {
@@ -337,6 +340,7 @@ impl ListenerMetrics {
         let registry = registry();
         let address = listener_label(listener);
         let labels = [("envoy_listener_address", address.as_str())];
+        let prefix = [("envoy_tcp_prefix", listener.split(':').next().unwrap_or(listener))];
         let counter = |name| registry.counter(name, &labels);
         let flagged = |flag: ResponseFlag| {
             let labels = [
@@ -350,12 +354,12 @@ impl ListenerMetrics {
             active: registry.gauge("envoy_listener_downstream_cx_active", &labels),
             handshakes: counter("envoy_listener_ssl_handshake"),
             handshake_errors: counter("envoy_listener_ssl_connection_error"),
-            allowed: counter("envoy_rbac_allowed"),
-            denied: counter("envoy_rbac_denied"),
+            allowed: registry.counter("envoy_rbac_allowed", &RBAC),
+            denied: registry.counter("envoy_rbac_denied", &RBAC),
             cut: counter("attache_rbac_cut"),
             closed: counter("envoy_listener_downstream_cx_destroy"),
-            received: counter("envoy_tcp_downstream_cx_rx_bytes_total"),
-            sent: counter("envoy_tcp_downstream_cx_tx_bytes_total"),
+            received: registry.counter("envoy_tcp_downstream_cx_rx_bytes_total", &prefix),
+            sent: registry.counter("envoy_tcp_downstream_cx_tx_bytes_total", &prefix),
             length: registry.histogram("envoy_listener_downstream_cx_length_ms", &labels),
             flagged: [
                 flagged(ResponseFlag::UpstreamConnectionFailure),
