@@ -173,8 +173,15 @@ async fn the_end_of_an_outage_is_said_once_all_is_back() {
     mesh.consul.stop().await;
     fails(&api, "intentions", "unreachable").await;
     mesh.consul.resume(false).await.unwrap();
-    eventually("the intentions are back", || async {
-        (watch(&api, "intentions").await["state"] == "current").then_some(())
+    // Each watch comes back at its own time: the default policy is the last one only once all the
+    // others are there.
+    eventually("everything else is back", || async {
+        let dump: Value = serde_json::from_str(&api.admin("/config_dump").await).unwrap_or_default();
+        let watches = dump["source"]["watches"].as_object()?;
+        let back = watches
+            .iter()
+            .all(|(name, watch)| name == "default policy" || watch["state"] == "current");
+        (back && watches.contains_key("registration")).then_some(())
     })
     .await;
     fails(&api, "default policy", "unreachable").await;
@@ -187,6 +194,8 @@ async fn the_end_of_an_outage_is_said_once_all_is_back() {
     let over = api.sidecar.says_after(said, &["Consul answers again"]).await;
     assert!(over.contains("default policy"), "{over}");
     recovers(&api, said).await;
+    let log = api.sidecar.log();
+    assert_eq!(log.matches("Consul answers again").count(), 1, "{log}");
 }
 
 #[tokio::test]
