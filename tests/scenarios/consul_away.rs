@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use attache::demo::standin::{Action, Fault, KeyType, StandInOptions};
 use attache_tests::app::Line;
-use attache_tests::{Folder, Load, Member, Mesh, eventually};
+use attache_tests::{Folder, Load, Member, Mesh, Process, eventually};
 use serde_json::Value;
 
 use crate::ATTACHE;
@@ -348,6 +348,39 @@ async fn a_service_that_is_not_registered_yet_is_waited_for() {
     assert_eq!(line.ask("on").await.unwrap(), "api-1: on");
     mesh.consul.register(&api.registration).unwrap();
     web.eventually_hears("api", "api-1").await;
+}
+
+/// An ID that nobody has registered yet costs neither Consul nor the log anything.
+#[tokio::test]
+async fn a_proxy_id_that_is_not_registered_yet_is_waited_for_quietly() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let consul = mesh.consul.address().to_string();
+    let id = "api-1-sidecar-proxy";
+    let arguments = [
+        "run",
+        "--proxy-id",
+        id,
+        "--http-addr",
+        &consul,
+        "--admin-bind",
+        "127.0.0.1:0",
+    ];
+    let arguments = arguments.map(str::to_owned);
+    let sidecar = Process::start("api", ATTACHE, &arguments, &[]);
+    sidecar
+        .says(&["waiting", "a registration with the ID", "api-1-sidecar-proxy"])
+        .await;
+    let asked = || mesh.consul.requests("/v1/agent/service");
+    let (asked_before, said) = (asked(), sidecar.lines());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let asked = asked() - asked_before;
+    // Without growing pauses it would be some forty.
+    assert!((2..=24).contains(&asked), "{asked} questions in six seconds");
+    assert_eq!(sidecar.lines(), said, "{}", sidecar.log());
+    let member = mesh.service("api").start().await;
+    let found = sidecar.says_after(said, &["registration found"]).await;
+    assert!(found.contains("api-1-sidecar-proxy"), "{found}");
+    drop(member);
 }
 
 #[tokio::test]

@@ -45,6 +45,7 @@ pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<R
     let mut search = Search {
         shared: shared.clone(),
         backoff: Backoff::default(),
+        waited: false,
     };
     loop {
         let id = match search.find(&proxy).await {
@@ -59,12 +60,26 @@ pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<R
         loop {
             let answer = watch.next().await;
             if answer.status == 404 {
-                watch.absent(&format!("a registration with the ID {id:?}")).await;
+                let reason = format!("a registration with the ID {id:?}");
+                search.waited = true;
+                if watch.absent(&reason) {
+                    tracing::warn!(watch = NAME, reason, "waiting");
+                }
+                watch.wait_again().await;
+                // An ID that was given is asked for again by the same watch: a new one would take
+                // each round for news. Any other is sought anew.
+                if matches!(proxy, ProxyRef::ProxyId(_)) {
+                    continue;
+                }
                 break;
             }
             match registration::decode(&answer.body).and_then(|found| whole(found, &id)) {
                 Ok(found) => {
                     watch.accepted();
+                    search.backoff.reset();
+                    if std::mem::take(&mut search.waited) {
+                        tracing::info!(id, service = found.service, "registration found");
+                    }
                     tell(acceptable(found));
                 }
                 Err(error) => watch.rejected(error).await,
@@ -95,7 +110,10 @@ pub(super) fn acceptable(found: Registration) -> Result<Registration, SourceErro
 /// Looks for the registration among an agent's services.
 struct Search {
     shared: Shared,
+    /// Reset by a registration, not by an ID: a list may name what is not there any more.
     backoff: Backoff,
+    /// That something was waited for was said.
+    waited: bool,
 }
 
 impl Search {
@@ -104,13 +122,13 @@ impl Search {
         if let ProxyRef::ProxyId(id) = proxy {
             return Ok(id.clone());
         }
+        if self.waited {
+            tokio::time::sleep(self.backoff.next(Backoff::UNREACHABLE)).await;
+        }
         loop {
             let why = match list(&self.shared.client).await {
                 Ok((list, filtered)) => match pick(proxy, &list)? {
-                    Some(id) => {
-                        self.backoff.reset();
-                        return Ok(id);
-                    }
+                    Some(id) => return Ok(id),
                     None => {
                         let mut reason = sought(proxy);
                         if filtered {
@@ -119,6 +137,7 @@ impl Search {
                         let status = &self.shared.status;
                         let news = status.waiting(NAME, &reason);
                         recovered(status, NAME, news.was_failing);
+                        self.waited = true;
                         if news.changed {
                             tracing::info!(watch = NAME, reason, "waiting");
                         }
