@@ -80,7 +80,7 @@ pub async fn inspect(config: &Config) -> Result<LiveFacts, InspectError> {
     let look = Box::pin(local.run_until(look(config)));
     match tokio::time::timeout(TIMEOUT, look).await {
         Ok(result) => result,
-        Err(_) => Err(InspectError::Waiting(locate::sought(&config.proxy))),
+        Err(_) => Err(ConsulError::Timeout(TIMEOUT).into()),
     }
 }
 
