@@ -130,6 +130,19 @@ impl Report {
         &self.notes
     }
 
+    /// Adds that the agent does not have what is described by `what`; a run would wait for it.
+    pub fn not_there_yet(&mut self, what: impl fmt::Display) {
+        self.gaps.push(Problem {
+            kind: ProblemKind::Missing,
+            what: format!("not there yet: {what}"),
+            fix: "register the service with a sidecar (connect { sidecar_service {} }) at this agent, \
+                  compare the ID with `consul catalog services` and the agent's /v1/agent/services, \
+                  and give a token that has service:read on it where ACLs are on; attache run waits \
+                  for it"
+                .to_owned(),
+        });
+    }
+
     /// What is not given and is not needed as long as the registration has it.
     pub fn gaps(&self) -> &[Problem] {
         &self.gaps

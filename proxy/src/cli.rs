@@ -81,6 +81,11 @@ fn explain(loaded: &Loaded) -> u8 {
     let live = block_on(consul::inspect(&loaded.config));
     let report = match live {
         Some(Ok(live)) => loaded.report.to_json(Some(&facts(&loaded.config, live))),
+        Some(Err(consul::InspectError::Waiting(what))) => {
+            let mut report = loaded.report.clone();
+            report.not_there_yet(what);
+            report.to_json(None)
+        }
         Some(Err(error)) => {
             let mut report = loaded.report.to_json(None);
             if let Some(notes) = report.get_mut("notes").and_then(serde_json::Value::as_array_mut) {

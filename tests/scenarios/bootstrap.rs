@@ -113,6 +113,26 @@ async fn without_consul_it_is_a_pattern_and_a_note() {
     assert!(notes.contains(&nobody.to_string()), "{notes}");
 }
 
+/// What a run would wait for is missing, with what to do about it.
+#[tokio::test]
+async fn an_unknown_service_is_missing_with_a_cure() {
+    let consul = StandIn::start(StandInOptions::default()).await.unwrap();
+    let sidecar = Registration::new("web", 9000).id("web-1").sidecar(Sidecar::new());
+    consul.register(&sidecar).unwrap();
+    let address = consul.address().to_string();
+    let arguments = ["bootstrap", "--sidecar-for", "web", "--http-addr", &address];
+    let report = attache(&arguments, &Environment::new()).await.json();
+    let missing = report["missing"].as_array().unwrap();
+    let of = |field: &str| -> String { missing.iter().map(|gap| gap[field].to_string()).collect() };
+    assert!(
+        of("what").contains("not there yet: a sidecar registered"),
+        "{report}"
+    );
+    assert!(of("what").contains("the agent has: web-1"), "{report}");
+    assert!(of("how").contains("sidecar_service"), "{report}");
+    assert!(missing.iter().all(|gap| gap["stops_run"] == false), "{report}");
+}
+
 #[tokio::test]
 async fn the_registration_wins_and_the_difference_is_named() {
     let consul = StandIn::start(StandInOptions::default()).await.unwrap();

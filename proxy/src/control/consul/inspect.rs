@@ -9,7 +9,7 @@ use attache_bootstrap::Config;
 use attache_bootstrap::config::ProxyRef;
 
 use super::client::Client;
-use super::registration::{self, Registration};
+use super::registration::{self, Listed, Registration};
 use super::state::{Given, State};
 use super::{ConsulError, SourceError, compile, locate, questions, token};
 
@@ -80,7 +80,7 @@ pub async fn inspect(config: &Config) -> Result<LiveFacts, InspectError> {
     let look = Box::pin(local.run_until(look(config)));
     match tokio::time::timeout(TIMEOUT, look).await {
         Ok(result) => result,
-        Err(_) => Err(InspectError::Waiting(locate::sought(&config.proxy))),
+        Err(_) => Err(ConsulError::Timeout(TIMEOUT).into()),
     }
 }
 
@@ -109,17 +109,27 @@ async fn ask(config: &Config, client: &Client) -> Result<Registration, InspectEr
     let id = match &config.proxy {
         ProxyRef::ProxyId(id) => id.clone(),
         proxy => {
-            let (list, _) = locate::list(client).await?;
-            let missing = || InspectError::Waiting(locate::sought(proxy));
-            locate::pick(proxy, &list)?.ok_or_else(missing)?
+            let (list, filtered) = locate::list(client).await?;
+            match locate::pick(proxy, &list)? {
+                Some(id) => id,
+                None => return Err(waiting(proxy, client, &list, filtered)),
+            }
         }
     };
     let answer = client.send(&questions::registration(&id).request).await?;
     match answer.refusal() {
-        Some(_) if answer.status == 404 => Err(InspectError::Waiting(locate::sought(&config.proxy))),
+        Some(_) if answer.status == 404 => {
+            let (list, filtered) = locate::list(client).await?;
+            Err(waiting(&config.proxy, client, &list, filtered))
+        }
         Some(refusal) => Err(refusal.into()),
         None => Ok(registration::decode(&answer.body).map_err(ConsulError::from)?),
     }
+}
+
+fn waiting(proxy: &ProxyRef, client: &Client, list: &[Listed], filtered: bool) -> InspectError {
+    let token = client.token().current();
+    InspectError::Waiting(locate::missing(proxy, list, filtered, &token.described()).in_full())
 }
 
 fn facts(config: &Config, registration: Registration) -> LiveFacts {

@@ -15,6 +15,8 @@ use super::{SourceError, questions};
 
 /// The watch's name in status and log.
 const NAME: &str = "registration";
+/// How many of an agent's other sidecars are named.
+const MAX_NAMED: usize = 5;
 
 /// The registration that stands for a proxy without one.
 pub(super) fn manual(proxy: &ManualProxy, agent: &ConsulAgent) -> Registration {
@@ -45,6 +47,7 @@ pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<R
     let mut search = Search {
         shared: shared.clone(),
         backoff: Backoff::default(),
+        waited: false,
     };
     loop {
         let id = match search.find(&proxy).await {
@@ -59,12 +62,27 @@ pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<R
         loop {
             let answer = watch.next().await;
             if answer.status == 404 {
-                watch.absent(&format!("a registration with the ID {id:?}")).await;
+                let missing = search.gone(&proxy, &id).await;
+                search.waited = true;
+                if watch.absent(&missing.reason) {
+                    let reason = missing.in_full();
+                    tracing::warn!(watch = NAME, reason, "waiting");
+                }
+                watch.wait_again().await;
+                // An ID that was given is asked for again by the same watch: a new one would take
+                // each round for news. Any other is sought anew.
+                if matches!(proxy, ProxyRef::ProxyId(_)) {
+                    continue;
+                }
                 break;
             }
             match registration::decode(&answer.body).and_then(|found| whole(found, &id)) {
                 Ok(found) => {
                     watch.accepted();
+                    search.backoff.reset();
+                    if std::mem::take(&mut search.waited) {
+                        tracing::info!(id, service = found.service, "registration found");
+                    }
                     tell(acceptable(found));
                 }
                 Err(error) => watch.rejected(error).await,
@@ -95,32 +113,50 @@ pub(super) fn acceptable(found: Registration) -> Result<Registration, SourceErro
 /// Looks for the registration among an agent's services.
 struct Search {
     shared: Shared,
+    /// Reset by a registration, not by an ID: a list may name what is not there any more.
     backoff: Backoff,
+    /// That something was waited for was said.
+    waited: bool,
 }
 
 impl Search {
+    /// What to say of an ID that the agent does not know.
+    async fn gone(&self, proxy: &ProxyRef, id: &str) -> Missing {
+        let by_id = ProxyRef::ProxyId(id.to_owned());
+        if matches!(proxy, ProxyRef::ProxyId(_))
+            && let Ok((list, filtered)) = list(&self.shared.client).await
+        {
+            let token = self.shared.client.token().current();
+            return missing(&by_id, &list, filtered, &token.described());
+        }
+        Missing {
+            reason: sought(&by_id),
+            others: String::new(),
+            doubtful: true,
+        }
+    }
+
     /// The proxy's ID, as soon as there is one.
     async fn find(&mut self, proxy: &ProxyRef) -> Result<String, SourceError> {
         if let ProxyRef::ProxyId(id) = proxy {
             return Ok(id.clone());
         }
+        if self.waited {
+            tokio::time::sleep(self.backoff.next(Backoff::UNREACHABLE)).await;
+        }
         loop {
             let why = match list(&self.shared.client).await {
                 Ok((list, filtered)) => match pick(proxy, &list)? {
-                    Some(id) => {
-                        self.backoff.reset();
-                        return Ok(id);
-                    }
+                    Some(id) => return Ok(id),
                     None => {
-                        let mut reason = sought(proxy);
-                        if filtered {
-                            reason.push_str(" (the ACL token hides some of the agent's services)");
-                        }
+                        let token = self.shared.client.token().current();
+                        let missing = missing(proxy, &list, filtered, &token.described());
                         let status = &self.shared.status;
-                        let news = status.waiting(NAME, &reason);
+                        let news = status.waiting(NAME, &missing.reason);
                         recovered(status, NAME, news.was_failing);
+                        self.waited = true;
                         if news.changed {
-                            tracing::info!(watch = NAME, reason, "waiting");
+                            missing.tell();
                         }
                         None
                     }
@@ -139,6 +175,73 @@ impl Search {
             let pause = self.backoff.next(Duration::from_secs(2));
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+/// Why nothing fits.
+pub(super) struct Missing {
+    /// What is waited for and whether something may hide it; the same from round to round.
+    reason: String,
+    /// What the agent has instead: others come and go without that being news.
+    others: String,
+    /// Waiting alone may not cure it.
+    doubtful: bool,
+}
+
+impl Missing {
+    pub(super) fn in_full(&self) -> String {
+        format!("{}{}", self.reason, self.others)
+    }
+
+    fn tell(&self) {
+        let reason = self.in_full();
+        if self.doubtful {
+            tracing::warn!(watch = NAME, reason, "waiting");
+        } else {
+            tracing::info!(watch = NAME, reason, "waiting");
+        }
+    }
+}
+
+/// What the agent's list says about a registration that is not in it.
+pub(super) fn missing(proxy: &ProxyRef, list: &[Listed], filtered: bool, token: &str) -> Missing {
+    let mut reason = sought(proxy);
+    let mut others: Vec<&str> = list
+        .iter()
+        .filter(|one| one.kind == "connect-proxy")
+        .map(|one| match proxy {
+            ProxyRef::SidecarFor(_) => one.service_id.as_str(),
+            _ => one.id.as_str(),
+        })
+        .filter(|id| !id.is_empty())
+        .collect();
+    if others.is_empty() {
+        reason.push_str(&format!(
+            "; no sidecar is visible {token}: none is registered at this agent, or ACLs hide it"
+        ));
+    } else if filtered {
+        reason.push_str(&format!("; some of the agent's services are hidden {token}"));
+    }
+    let wanted = match proxy {
+        ProxyRef::ProxyId(id) | ProxyRef::SidecarFor(id) => id.as_str(),
+        ProxyRef::Nomad { service, .. } => service.as_str(),
+        ProxyRef::Manual(_) => "",
+    };
+    // What is most likely meant goes first.
+    others.sort_unstable_by_key(|id| (!id.contains(wanted), *id));
+    others.dedup();
+    let shown = &others[..others.len().min(MAX_NAMED)];
+    let more = match others.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Missing {
+        reason,
+        doubtful: others.is_empty() || filtered,
+        others: match shown {
+            [] => String::new(),
+            shown => format!("; the agent has: {}{more}", shown.join(", ")),
+        },
     }
 }
 
@@ -234,6 +337,34 @@ mod tests {
         assert_eq!(pick(&nomad("_nomad-task-c-"), &list).unwrap(), None);
         let error = pick(&nomad("_nomad-task-"), &list).unwrap_err().to_string();
         assert!(error.contains("task-a") && error.contains("task-b"), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_what_is_there() {
+        let web = ProxyRef::SidecarFor("web".to_owned());
+        let nothing = missing(&web, &[listed("web", "", "", "")], false, "without a token");
+        assert_eq!(
+            nothing.in_full(),
+            "a sidecar registered for the service ID \"web\"; no sidecar is visible without a token: \
+             none is registered at this agent, or ACLs hide it"
+        );
+        assert!(nothing.doubtful);
+        let proxy = |id: &str| listed(&format!("{id}-sidecar-proxy"), "connect-proxy", "x", id);
+        let list = ["a", "b", "c", "d", "e", "web-1"].map(proxy);
+        let other = missing(&web, &list, false, "");
+        assert_eq!(other.others, "; the agent has: web-1, a, b, c, d and 1 more");
+        assert!(!other.doubtful);
+        let hidden = missing(&web, &list[..1], true, "with the given token");
+        assert!(
+            hidden.doubtful && hidden.reason.ends_with("hidden with the given token"),
+            "{}",
+            hidden.reason
+        );
+        let id = ProxyRef::ProxyId("z".to_owned());
+        assert_eq!(
+            missing(&id, &list[..1], false, "").others,
+            "; the agent has: a-sidecar-proxy"
+        );
     }
 
     #[test]

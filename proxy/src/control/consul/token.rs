@@ -37,6 +37,18 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Token {
     pub(super) generation: u64,
     pub(super) secret: Option<Secret>,
+    /// Where it is from, in words for a person.
+    from: String,
+}
+
+impl Token {
+    /// How requests are sent, to end a sentence with.
+    pub(super) fn described(&self) -> String {
+        match &self.secret {
+            None => "without a token".to_owned(),
+            Some(_) => format!("with the token {}", self.from),
+        }
+    }
 }
 
 /// Sees the newest token.
@@ -58,10 +70,13 @@ type Stamp = (u64, i64, i64, u64, u64);
 
 /// Reads the first token where that needs no exchange.
 pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
-    let secret = match source {
-        TokenSource::None | TokenSource::Login { .. } => None,
-        TokenSource::Literal(secret) => Some(secret.clone()),
-        TokenSource::Files(paths) => first(paths).map(|(_, secret)| secret),
+    let (from, secret) = match source {
+        TokenSource::None | TokenSource::Login { .. } => (String::new(), None),
+        TokenSource::Literal(secret) => ("that was given".to_owned(), Some(secret.clone())),
+        TokenSource::Files(paths) => match first(paths) {
+            Some((path, secret)) => (of_file(path), Some(secret)),
+            None => (String::new(), None),
+        },
     };
     if let TokenSource::Files(paths) = source
         && secret.is_none()
@@ -74,6 +89,7 @@ pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
     let (sender, current) = watch::channel(Token {
         generation: 1,
         secret,
+        from,
     });
     let (reject, rejected) = watch::channel(0);
     let reader = TokenReader {
@@ -125,12 +141,13 @@ impl TokenKeeper {
         }
     }
 
-    fn replace(&self, secret: Secret) -> bool {
+    fn replace(&self, secret: Secret, from: String) -> bool {
         self.current.send_if_modified(|token| {
             let changed = token.secret.as_ref() != Some(&secret);
             if changed {
                 token.generation += 1;
                 token.secret = Some(secret);
+                token.from = from;
             }
             changed
         })
@@ -150,7 +167,7 @@ impl TokenKeeper {
             }
             seen = now;
             if let Some((path, secret)) = first(paths)
-                && self.replace(secret)
+                && self.replace(secret, of_file(path))
             {
                 tracing::info!(path = %path.display(), "a new Consul token is used from now on");
             }
@@ -167,7 +184,7 @@ impl TokenKeeper {
                     backoff.reset();
                     told = None;
                     self.rejected.mark_unchanged();
-                    self.replace(secret);
+                    self.replace(secret, format!("of the auth method {method}"));
                     tracing::info!(auth_method = method, "logged in to Consul");
                     self.wait_for_reason(jwt_file, seen).await;
                 }
@@ -217,6 +234,10 @@ async fn exchange(client: &Client, method: &str, jwt_file: &Path) -> Result<Secr
     let secret = json::parse(&answer.body)
         .and_then(|value| Node::root(&value)?.need_text("SecretID").map(Secret::new));
     secret.map_err(|e| ConsulError::from(e).to_string())
+}
+
+fn of_file(path: &Path) -> String {
+    format!("in {}", path.display())
 }
 
 fn first(paths: &[PathBuf]) -> Option<(&Path, Secret)> {

@@ -152,16 +152,18 @@ impl Watch {
         recovered(&self.shared.status, name, transition.was_failing);
     }
 
-    /// What is asked for is not there; it is asked again by itself.
-    pub(super) async fn absent(&mut self, reason: &str) {
+    /// What is asked for is not there: [`Self::wait_again`] comes next. Says whether that is news.
+    pub(super) fn absent(&mut self, reason: &str) -> bool {
         let name = &self.question.name;
         let news = self.shared.status.waiting(name, reason);
         recovered(&self.shared.status, name, news.was_failing);
-        if news.changed {
-            tracing::warn!(watch = name, reason, "waiting");
-        }
         self.restart();
         self.seen = None;
+        news.changed
+    }
+
+    /// Until what is absent is worth another question: ever longer, up to three seconds.
+    pub(super) async fn wait_again(&mut self) {
         self.pause(Backoff::UNREACHABLE).await;
     }
 
