@@ -12,6 +12,7 @@ pub mod client;
 mod dashboard;
 mod live;
 mod mesh;
+mod owner;
 mod serve;
 mod sidecar;
 pub mod standin;
@@ -32,8 +33,9 @@ use self::client::{ClientError, Consul};
 use self::dashboard::Dashboard;
 use self::live::Live;
 use self::mesh::{API, API_MEMBER, DASHBOARD_MEMBER, Mesh, Ports};
+use self::owner::Owner;
 use self::sidecar::{Launch, Sidecar, tail};
-use self::standin::{Action, StandIn, StandInError, StandInOptions};
+use self::standin::{StandIn, StandInError, StandInOptions};
 
 /// The calling service.
 const DASHBOARD: &str = "count-dashboard";
@@ -139,6 +141,26 @@ pub enum DemoError {
         /// Which Consul.
         consul: String,
     },
+    /// Intentions for count-api are somebody else's.
+    #[error(
+        "Consul {consul} has intentions for count-api that are not this demo's ({names}); the demo would change them. Use another agent, or remove them: consul config delete -kind service-intentions -name count-api"
+    )]
+    Intentions {
+        /// All of them.
+        names: String,
+        /// Which Consul.
+        consul: String,
+    },
+    /// A second demo would take the services and ports of the first.
+    #[error("another demo runs on this agent, Consul {consul} ({what}); {advice}, or use another agent")]
+    AnotherDemo {
+        /// Which Consul.
+        consul: String,
+        /// How that is known.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
     /// The program does not start.
     #[error("cannot start the sidecar {}: {error}", .program.display())]
     Spawn {
@@ -235,10 +257,10 @@ impl Stage {
         drop(listen(options, options.upstream_port, role, "--upstream-port").await?);
         let consul = self.consul(options).await?;
         let ports = ports(options).await?;
-        let mesh = Mesh::find(consul.clone()).await?;
+        let mesh = Mesh::find(consul.clone(), Owner::this(), options.who_holds).await?;
         self.mesh = Some(mesh.clone());
+        mesh.claim().await?;
         mesh.register(&ports).await?;
-        mesh.set_intention(Action::Allow).await?;
         say(&format!(
             "registered {API} and {DASHBOARD}, intention {DASHBOARD} -> {API}: allow"
         ));
@@ -263,8 +285,10 @@ impl Stage {
         };
         let logs = [api.log().to_owned(), caller.log().to_owned()];
         tokio::select! {
-            ready = ready(&ports, &logs) => ready?,
+            // Whoever else answers at its ports, a sidecar that ended is not ready.
+            biased;
             dead = death(api, caller) => return Err(dead),
+            ready = ready(&ports, &logs) => ready?,
         }
         self.services
             .spawn(dashboard::serve(dashboard_listener, dashboard));
