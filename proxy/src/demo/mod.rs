@@ -69,6 +69,8 @@ pub struct DemoOptions {
     pub sidecar_arguments: Vec<String>,
     /// Names the process that holds an address, where that can be told.
     pub who_holds: fn(SocketAddr) -> Option<String>,
+    /// Takes each line of progress.
+    pub say: fn(&str),
 }
 
 impl DemoOptions {
@@ -84,6 +86,7 @@ impl DemoOptions {
             sidecar_program,
             sidecar_arguments: Vec::new(),
             who_holds: |_| None,
+            say: to_stderr,
         }
     }
 }
@@ -229,7 +232,7 @@ pub async fn run_until(options: DemoOptions, stop: impl Future<Output = ()>) -> 
     let outcome = tokio::select! {
         failed = stage.play(&options) => failed,
         () = stop => {
-            say("stopping");
+            (options.say)("stopping");
             Ok(())
         }
     };
@@ -261,7 +264,7 @@ impl Stage {
         self.mesh = Some(mesh.clone());
         mesh.claim().await?;
         mesh.register(&ports).await?;
-        say(&format!(
+        (options.say)(&format!(
             "registered {API} and {DASHBOARD}, intention {DASHBOARD} -> {API}: allow"
         ));
 
@@ -278,7 +281,7 @@ impl Stage {
             },
         };
         self.services.spawn(api::serve(api_listener));
-        say(&format!("{API} on http://{}", local(options.api_port)));
+        (options.say)(&format!("{API} on http://{}", local(options.api_port)));
         self.start_sidecars(options, &consul)?;
         let Some((api, caller)) = &mut self.sidecars else {
             return Ok(());
@@ -288,14 +291,14 @@ impl Stage {
             // Whoever else answers at its ports, a sidecar that ended is not ready.
             biased;
             dead = death(api, caller) => return Err(dead),
-            ready = ready(&ports, &logs) => ready?,
+            ready = ready(options, &ports, &logs) => ready?,
         }
         self.services
             .spawn(dashboard::serve(dashboard_listener, dashboard));
         self.services
             .spawn(async move { match live::keep(upstream, sender).await {} });
         let page = local(options.dashboard_port);
-        say(&format!(
+        (options.say)(&format!(
             "\n  the page:  http://{page}\n\nCtrl-C ends it and leaves nothing behind."
         ));
         Err(death(api, caller).await)
@@ -304,7 +307,7 @@ impl Stage {
     async fn consul(&mut self, options: &DemoOptions) -> Result<Consul, DemoError> {
         let (address, token) = match &options.consul {
             Some(address) => {
-                say(&format!("using Consul at {address}"));
+                (options.say)(&format!("using Consul at {address}"));
                 (address.clone(), options.token.clone())
             }
             None => {
@@ -314,7 +317,7 @@ impl Stage {
                 });
                 let standin = self.standin.insert(standin.await?);
                 let (address, ttl) = (standin.address(), options.leaf_ttl);
-                say(&format!(
+                (options.say)(&format!(
                     "Consul stand-in on http://{address}, leaves live {ttl:?}"
                 ));
                 (address.to_string(), None)
@@ -336,7 +339,7 @@ impl Stage {
         let dashboard = Sidecar::start(DASHBOARD_MEMBER, &launch)?;
         for (service, sidecar) in [(API, &api), (DASHBOARD, &dashboard)] {
             let (pid, log) = (sidecar.pid().unwrap_or_default(), sidecar.log().display());
-            say(&format!("sidecar of {service}: pid {pid}, log {log}"));
+            (options.say)(&format!("sidecar of {service}: pid {pid}, log {log}"));
         }
         self.sidecars = Some((api, dashboard));
         Ok(())
@@ -412,7 +415,7 @@ async fn ports(options: &DemoOptions) -> Result<Ports, DemoError> {
 }
 
 /// Waits until both public listeners accept and a request goes all the way.
-async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoError> {
+async fn ready(options: &DemoOptions, ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoError> {
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
     let not_ready = |what: String, why: String| DemoError::NotReady {
         what,
@@ -427,7 +430,7 @@ async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoEr
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
-        say(&format!(
+        (options.say)(&format!(
             "sidecar of {service}: public listener on {}",
             local(port)
         ));
@@ -440,7 +443,7 @@ async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoEr
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }
-    say(&format!("{DASHBOARD} reaches {API} through {upstream}"));
+    (options.say)(&format!("{DASHBOARD} reaches {API} through {upstream}"));
     Ok(())
 }
 
@@ -469,7 +472,7 @@ fn io_error(doing: &str, error: io::Error) -> DemoError {
 }
 
 /// One line of progress for the person in front of the terminal.
-fn say(text: &str) {
+fn to_stderr(text: &str) {
     // A terminal that is gone cannot be told so.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

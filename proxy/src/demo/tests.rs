@@ -295,6 +295,7 @@ fn options(program: &str) -> DemoOptions {
         dashboard_port: free(),
         api_port: free(),
         upstream_port: free(),
+        say: |_| {},
         ..DemoOptions::new(PathBuf::from(program))
     }
 }
