@@ -275,6 +275,7 @@ impl Stage {
             mesh,
             live,
             port: options.dashboard_port,
+            last: watch::Sender::default(),
             consul: match &options.consul {
                 Some(_) => format!("Consul at {}", consul.host()),
                 None => format!("embedded Consul stand-in at {}", consul.host()),

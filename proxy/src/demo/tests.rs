@@ -51,6 +51,7 @@ async fn scene() -> Scene {
         live,
         port: page.port(),
         consul: "stand-in".to_owned(),
+        last: watch::Sender::default(),
     };
     let mut tasks = JoinSet::new();
     let api_task = tasks.spawn(api::serve(api_listener));
@@ -123,7 +124,8 @@ async fn the_switch_changes_one_source_and_keeps_the_others() {
     let deny = json!({ "action": "deny" });
     let answer = scene.page.send("POST", "/intention", &deny).await.unwrap();
     // The client of these tests sends no content type, as another site's form would not.
-    assert_eq!(answer.status, 403);
+    assert_eq!(answer.status, 415);
+    assert!(String::from_utf8_lossy(&answer.body).contains("content-type: application/json"));
     scene.mesh.set_intention(Action::Deny).await.unwrap();
     let status = scene.json("/status").await.1;
     assert_eq!(status["authorized"], json!(false));
@@ -139,6 +141,7 @@ async fn the_switch_changes_one_source_and_keeps_the_others() {
 #[tokio::test]
 async fn a_failed_request_tells_what_it_saw_and_why() {
     let scene = scene().await;
+    scene.json("/count").await;
     scene.mesh.set_intention(Action::Deny).await.unwrap();
     scene.until_live("open").await;
     scene.api_task.abort();
@@ -149,6 +152,7 @@ async fn a_failed_request_tells_what_it_saw_and_why() {
     );
     let (status, body) = scene.json("/count").await;
     assert_eq!(status, 502);
+    assert_eq!(body["last_count"], 1);
     assert!(body["saw"].as_str().unwrap().contains("refused"), "{body}");
     assert!(
         body["reason"].as_str().unwrap().contains("Precedence: 9"),
