@@ -39,6 +39,8 @@ pub(super) struct Dashboard {
     pub(super) port: u16,
     /// Consul's address, for the page to show.
     pub(super) consul: String,
+    /// The last count that was seen, for a page that is loaded while none comes.
+    pub(super) last: watch::Sender<Option<u64>>,
 }
 
 /// Serves until it is dropped.
@@ -53,8 +55,8 @@ pub(super) async fn serve(listener: TcpListener, dashboard: Dashboard) {
 
 impl Dashboard {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        if !self.is_meant(&request) {
-            return json_response(403, &json!({ "error": "this page is for this machine only" }));
+        if let Err((status, error)) = self.is_meant(&request) {
+            return json_response(status, &json!({ "error": error }));
         }
         match (request.method().as_str(), request.uri().path()) {
             ("GET", "/") => response(200, "text/html; charset=utf-8", PAGE),
@@ -67,7 +69,7 @@ impl Dashboard {
 
     /// Other sites' pages must not move the switch: neither by a name that they point here, nor by
     /// a form, which cannot be of type JSON.
-    fn is_meant(&self, request: &Request<Incoming>) -> bool {
+    fn is_meant(&self, request: &Request<Incoming>) -> Result<(), (u16, &'static str)> {
         let header = |name: &str| {
             let value = request.headers().get(name);
             value.and_then(|value| value.to_str().ok())
@@ -76,7 +78,13 @@ impl Dashboard {
             .iter()
             .any(|host| header("host") == Some(&format!("{host}:{}", self.port)));
         let json = header("content-type").is_some_and(|it| it.starts_with("application/json"));
-        here && (request.method() != "POST" || json)
+        if !here {
+            return Err((403, "this page is for this machine only"));
+        }
+        if request.method() == "POST" && !json {
+            return Err((415, "a POST needs the header content-type: application/json"));
+        }
+        Ok(())
     }
 
     async fn count(&self) -> Response<Full<Bytes>> {
@@ -87,6 +95,7 @@ impl Dashboard {
             .and_then(|answer| answer.json().map_err(|error| error.to_string()))
         {
             Ok(body) => {
+                self.last.send_replace(body["count"].as_u64());
                 let body = json!({ "ok": true, "count": body["count"], "hostname": body["hostname"] });
                 json_response(200, &body)
             }
@@ -94,6 +103,7 @@ impl Dashboard {
                 let (authorized, reason) = self.verdict().await;
                 let body = json!({
                     "ok": false, "saw": saw, "authorized": authorized, "reason": reason,
+                    "last_count": *self.last.borrow(),
                 });
                 json_response(502, &body)
             }

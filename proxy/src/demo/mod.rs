@@ -12,6 +12,7 @@ pub mod client;
 mod dashboard;
 mod live;
 mod mesh;
+mod owner;
 mod serve;
 mod sidecar;
 pub mod standin;
@@ -32,8 +33,9 @@ use self::client::{ClientError, Consul};
 use self::dashboard::Dashboard;
 use self::live::Live;
 use self::mesh::{API, API_MEMBER, DASHBOARD_MEMBER, Mesh, Ports};
+use self::owner::Owner;
 use self::sidecar::{Launch, Sidecar, tail};
-use self::standin::{Action, StandIn, StandInError, StandInOptions};
+use self::standin::{StandIn, StandInError, StandInOptions};
 
 /// The calling service.
 const DASHBOARD: &str = "count-dashboard";
@@ -67,6 +69,8 @@ pub struct DemoOptions {
     pub sidecar_arguments: Vec<String>,
     /// Names the process that holds an address, where that can be told.
     pub who_holds: fn(SocketAddr) -> Option<String>,
+    /// Takes each line of progress.
+    pub say: fn(&str),
 }
 
 impl DemoOptions {
@@ -82,6 +86,7 @@ impl DemoOptions {
             sidecar_program,
             sidecar_arguments: Vec::new(),
             who_holds: |_| None,
+            say: to_stderr,
         }
     }
 }
@@ -138,6 +143,26 @@ pub enum DemoError {
         id: String,
         /// Which Consul.
         consul: String,
+    },
+    /// Intentions for count-api are somebody else's.
+    #[error(
+        "Consul {consul} has intentions for count-api that are not this demo's ({names}); the demo would change them. Use another agent, or remove them: consul config delete -kind service-intentions -name count-api"
+    )]
+    Intentions {
+        /// All of them.
+        names: String,
+        /// Which Consul.
+        consul: String,
+    },
+    /// A second demo would take the services and ports of the first.
+    #[error("another demo runs on this agent, Consul {consul} ({what}); {advice}, or use another agent")]
+    AnotherDemo {
+        /// Which Consul.
+        consul: String,
+        /// How that is known.
+        what: String,
+        /// What to do.
+        advice: String,
     },
     /// The program does not start.
     #[error("cannot start the sidecar {}: {error}", .program.display())]
@@ -207,7 +232,7 @@ pub async fn run_until(options: DemoOptions, stop: impl Future<Output = ()>) -> 
     let outcome = tokio::select! {
         failed = stage.play(&options) => failed,
         () = stop => {
-            say("stopping");
+            (options.say)("stopping");
             Ok(())
         }
     };
@@ -235,11 +260,11 @@ impl Stage {
         drop(listen(options, options.upstream_port, role, "--upstream-port").await?);
         let consul = self.consul(options).await?;
         let ports = ports(options).await?;
-        let mesh = Mesh::find(consul.clone()).await?;
+        let mesh = Mesh::find(consul.clone(), Owner::this(), options.who_holds).await?;
         self.mesh = Some(mesh.clone());
+        mesh.claim().await?;
         mesh.register(&ports).await?;
-        mesh.set_intention(Action::Allow).await?;
-        say(&format!(
+        (options.say)(&format!(
             "registered {API} and {DASHBOARD}, intention {DASHBOARD} -> {API}: allow"
         ));
 
@@ -250,28 +275,31 @@ impl Stage {
             mesh,
             live,
             port: options.dashboard_port,
+            last: watch::Sender::default(),
             consul: match &options.consul {
                 Some(_) => format!("Consul at {}", consul.host()),
                 None => format!("embedded Consul stand-in at {}", consul.host()),
             },
         };
         self.services.spawn(api::serve(api_listener));
-        say(&format!("{API} on http://{}", local(options.api_port)));
+        (options.say)(&format!("{API} on http://{}", local(options.api_port)));
         self.start_sidecars(options, &consul)?;
         let Some((api, caller)) = &mut self.sidecars else {
             return Ok(());
         };
         let logs = [api.log().to_owned(), caller.log().to_owned()];
         tokio::select! {
-            ready = ready(&ports, &logs) => ready?,
+            // Whoever else answers at its ports, a sidecar that ended is not ready.
+            biased;
             dead = death(api, caller) => return Err(dead),
+            ready = ready(options, &ports, &logs) => ready?,
         }
         self.services
             .spawn(dashboard::serve(dashboard_listener, dashboard));
         self.services
             .spawn(async move { match live::keep(upstream, sender).await {} });
         let page = local(options.dashboard_port);
-        say(&format!(
+        (options.say)(&format!(
             "\n  the page:  http://{page}\n\nCtrl-C ends it and leaves nothing behind."
         ));
         Err(death(api, caller).await)
@@ -280,7 +308,7 @@ impl Stage {
     async fn consul(&mut self, options: &DemoOptions) -> Result<Consul, DemoError> {
         let (address, token) = match &options.consul {
             Some(address) => {
-                say(&format!("using Consul at {address}"));
+                (options.say)(&format!("using Consul at {address}"));
                 (address.clone(), options.token.clone())
             }
             None => {
@@ -290,7 +318,7 @@ impl Stage {
                 });
                 let standin = self.standin.insert(standin.await?);
                 let (address, ttl) = (standin.address(), options.leaf_ttl);
-                say(&format!(
+                (options.say)(&format!(
                     "Consul stand-in on http://{address}, leaves live {ttl:?}"
                 ));
                 (address.to_string(), None)
@@ -312,7 +340,7 @@ impl Stage {
         let dashboard = Sidecar::start(DASHBOARD_MEMBER, &launch)?;
         for (service, sidecar) in [(API, &api), (DASHBOARD, &dashboard)] {
             let (pid, log) = (sidecar.pid().unwrap_or_default(), sidecar.log().display());
-            say(&format!("sidecar of {service}: pid {pid}, log {log}"));
+            (options.say)(&format!("sidecar of {service}: pid {pid}, log {log}"));
         }
         self.sidecars = Some((api, dashboard));
         Ok(())
@@ -388,7 +416,7 @@ async fn ports(options: &DemoOptions) -> Result<Ports, DemoError> {
 }
 
 /// Waits until both public listeners accept and a request goes all the way.
-async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoError> {
+async fn ready(options: &DemoOptions, ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoError> {
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
     let not_ready = |what: String, why: String| DemoError::NotReady {
         what,
@@ -403,7 +431,7 @@ async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoEr
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
-        say(&format!(
+        (options.say)(&format!(
             "sidecar of {service}: public listener on {}",
             local(port)
         ));
@@ -416,7 +444,7 @@ async fn ready(ports: &Ports, [api, caller]: &[PathBuf; 2]) -> Result<(), DemoEr
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }
-    say(&format!("{DASHBOARD} reaches {API} through {upstream}"));
+    (options.say)(&format!("{DASHBOARD} reaches {API} through {upstream}"));
     Ok(())
 }
 
@@ -445,7 +473,7 @@ fn io_error(doing: &str, error: io::Error) -> DemoError {
 }
 
 /// One line of progress for the person in front of the terminal.
-fn say(text: &str) {
+fn to_stderr(text: &str) {
     // A terminal that is gone cannot be told so.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

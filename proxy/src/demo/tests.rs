@@ -14,6 +14,7 @@ use super::client::Consul;
 use super::dashboard::{self, Dashboard};
 use super::live::{self, Live};
 use super::mesh::{API_MEMBER, Mesh, Ports};
+use super::owner::Owner;
 use super::standin::{Action, Registration, StandIn, StandInOptions};
 use super::{DemoError, DemoOptions, api, run_until};
 
@@ -30,12 +31,16 @@ async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
+async fn find(consul: &Consul, owner: Owner) -> Result<Mesh, DemoError> {
+    Mesh::find(consul.clone(), owner, |_| None).await
+}
+
 async fn scene() -> Scene {
     let standin = StandIn::start(StandInOptions::default()).await.unwrap();
     let consul = Consul::new(&standin.address().to_string(), None).unwrap();
-    let mesh = Mesh::find(consul).await.unwrap();
+    let mesh = find(&consul, Owner::this()).await.unwrap();
+    mesh.claim().await.unwrap();
     mesh.register(&PORTS).await.unwrap();
-    mesh.set_intention(Action::Allow).await.unwrap();
     let (api_listener, page_listener) = (listener().await, listener().await);
     let api = api_listener.local_addr().unwrap();
     let page = page_listener.local_addr().unwrap();
@@ -46,6 +51,7 @@ async fn scene() -> Scene {
         live,
         port: page.port(),
         consul: "stand-in".to_owned(),
+        last: watch::Sender::default(),
     };
     let mut tasks = JoinSet::new();
     let api_task = tasks.spawn(api::serve(api_listener));
@@ -118,7 +124,8 @@ async fn the_switch_changes_one_source_and_keeps_the_others() {
     let deny = json!({ "action": "deny" });
     let answer = scene.page.send("POST", "/intention", &deny).await.unwrap();
     // The client of these tests sends no content type, as another site's form would not.
-    assert_eq!(answer.status, 403);
+    assert_eq!(answer.status, 415);
+    assert!(String::from_utf8_lossy(&answer.body).contains("content-type: application/json"));
     scene.mesh.set_intention(Action::Deny).await.unwrap();
     let status = scene.json("/status").await.1;
     assert_eq!(status["authorized"], json!(false));
@@ -134,6 +141,7 @@ async fn the_switch_changes_one_source_and_keeps_the_others() {
 #[tokio::test]
 async fn a_failed_request_tells_what_it_saw_and_why() {
     let scene = scene().await;
+    scene.json("/count").await;
     scene.mesh.set_intention(Action::Deny).await.unwrap();
     scene.until_live("open").await;
     scene.api_task.abort();
@@ -144,6 +152,7 @@ async fn a_failed_request_tells_what_it_saw_and_why() {
     );
     let (status, body) = scene.json("/count").await;
     assert_eq!(status, 502);
+    assert_eq!(body["last_count"], 1);
     assert!(body["saw"].as_str().unwrap().contains("refused"), "{body}");
     assert!(
         body["reason"].as_str().unwrap().contains("Precedence: 9"),
@@ -152,28 +161,133 @@ async fn a_failed_request_tells_what_it_saw_and_why() {
     assert!(TcpListener::bind(scene.api).await.is_ok());
 }
 
+/// A process that is none of a demo's, but may stand for one.
+struct Other(std::process::Child);
+
+impl Other {
+    fn start() -> Self {
+        Self(std::process::Command::new("sleep").arg("600").spawn().unwrap())
+    }
+
+    fn owner(&self) -> Owner {
+        Owner::process(self.0.id())
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[tokio::test]
 async fn consul_is_left_as_it_was_found() {
     let standin = StandIn::start(StandInOptions::default()).await.unwrap();
-    standin.set_intention("count-dashboard", "count-api", Action::Deny);
     let consul = Consul::new(&standin.address().to_string(), None).unwrap();
-    let mesh = Mesh::find(consul.clone()).await.unwrap();
+    let mesh = find(&consul, Owner::this()).await.unwrap();
+    mesh.claim().await.unwrap();
     mesh.register(&PORTS).await.unwrap();
-    mesh.set_intention(Action::Allow).await.unwrap();
+    mesh.set_intention(Action::Deny).await.unwrap();
     let path = "/v1/agent/service/count-dashboard-1-sidecar-proxy";
     let proxy = consul.get(path).await.unwrap().json().unwrap();
     assert_eq!(proxy["Proxy"]["Upstreams"][0]["LocalBindPort"], 8080);
-    // One that a killed demo left is taken over, and somebody else's is not.
-    Mesh::find(consul.clone()).await.unwrap();
     mesh.restore().await.unwrap();
     let services = consul.get("/v1/agent/services").await.unwrap();
     assert_eq!(services.json().unwrap(), json!({}));
-    let verdict = mesh.verdict(&standin.service_uri("count-dashboard")).await;
-    assert_eq!(verdict.unwrap()["Authorized"], json!(false));
+    assert_eq!(consul.get(INTENTIONS).await.unwrap().status, 404);
     let foreign = Registration::new("count-api", 1).id(API_MEMBER.id);
     standin.register(&foreign).unwrap();
-    let refused = Mesh::find(consul).await.unwrap_err();
+    let refused = find(&consul, Owner::this()).await.unwrap_err();
     assert!(matches!(refused, DemoError::Registered { .. }), "{refused}");
+}
+
+const INTENTIONS: &str = "/v1/config/service-intentions/count-api";
+
+#[tokio::test]
+async fn somebody_elses_intentions_are_left_alone() {
+    let standin = StandIn::start(StandInOptions::default()).await.unwrap();
+    let consul = Consul::new(&standin.address().to_string(), None).unwrap();
+    standin.set_intention("count-dashboard", "count-api", Action::Deny);
+    let refused = find(&consul, Owner::this()).await.unwrap_err().to_string();
+    for part in ["count-dashboard -> count-api: deny", "consul config delete"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    // And those that come in the place of the demo's while it runs.
+    consul.send("DELETE", INTENTIONS, &Value::Null).await.unwrap();
+    let mesh = find(&consul, Owner::this()).await.unwrap();
+    mesh.claim().await.unwrap();
+    consul.send("DELETE", INTENTIONS, &Value::Null).await.unwrap();
+    standin.set_intention("count-dashboard", "count-api", Action::Deny);
+    let refused = mesh.set_intention(Action::Allow).await.unwrap_err();
+    assert!(matches!(refused, DemoError::Intentions { .. }), "{refused}");
+    mesh.restore().await.unwrap();
+    let left = consul.get(INTENTIONS).await.unwrap().json().unwrap();
+    assert_eq!(left["Sources"][0]["Action"], "deny");
+}
+
+#[tokio::test]
+async fn a_running_demo_is_left_alone_and_a_killed_one_taken_over() {
+    let standin = StandIn::start(StandInOptions::default()).await.unwrap();
+    let consul = Consul::new(&standin.address().to_string(), None).unwrap();
+    let other = Other::start();
+    let first = find(&consul, other.owner()).await.unwrap();
+    let late = find(&consul, Owner::this()).await.unwrap();
+    first.claim().await.unwrap();
+    // Both looked before either had begun.
+    let refused = late.claim().await.unwrap_err();
+    assert!(matches!(refused, DemoError::AnotherDemo { .. }), "{refused}");
+    let sidecar = listener().await;
+    let ports = Ports {
+        api_public: sidecar.local_addr().unwrap().port(),
+        dashboard_public: 1,
+        ..PORTS
+    };
+    first.register(&ports).await.unwrap();
+    late.restore().await.unwrap();
+    let refused = find(&consul, Owner::this()).await.unwrap_err().to_string();
+    let pid = format!(
+        "another demo runs on this agent, Consul {} (pid {})",
+        consul.host(),
+        other.0.id()
+    );
+    assert!(refused.contains(&pid), "{refused}");
+
+    drop(other);
+    let refused = find(&consul, Owner::this()).await.unwrap_err().to_string();
+    assert!(refused.contains("of its sidecar answers"), "{refused}");
+    drop(sidecar);
+    let second = find(&consul, Owner::this()).await.unwrap();
+    second.claim().await.unwrap();
+    second.register(&PORTS).await.unwrap();
+    first.restore().await.unwrap();
+    assert!(
+        second
+            .verdict(&standin.service_uri("count-dashboard"))
+            .await
+            .unwrap()["Authorized"]
+            == true
+    );
+    second.restore().await.unwrap();
+    assert_eq!(consul.get(INTENTIONS).await.unwrap().status, 404);
+    let services = consul.get("/v1/agent/services").await.unwrap();
+    assert_eq!(services.json().unwrap(), json!({}));
+}
+
+#[tokio::test]
+async fn intentions_that_came_meanwhile_stay() {
+    let standin = StandIn::start(StandInOptions::default()).await.unwrap();
+    let consul = Consul::new(&standin.address().to_string(), None).unwrap();
+    let mesh = find(&consul, Owner::this()).await.unwrap();
+    mesh.claim().await.unwrap();
+    standin.set_intention("admin", "count-api", Action::Allow);
+    mesh.restore().await.unwrap();
+    let left = consul.get(INTENTIONS).await.unwrap().json().unwrap();
+    assert_eq!(left["Sources"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&left["Sources"][0]["Name"], &left["Meta"]),
+        (&json!("admin"), &json!({}))
+    );
 }
 
 fn options(program: &str) -> DemoOptions {
@@ -185,6 +299,7 @@ fn options(program: &str) -> DemoOptions {
         dashboard_port: free(),
         api_port: free(),
         upstream_port: free(),
+        say: |_| {},
         ..DemoOptions::new(PathBuf::from(program))
     }
 }

@@ -279,7 +279,14 @@ fn write_config(state: &mut State, ask: &Ask) -> Answer {
             Value::Object(fields) => Some(fields),
             _ => None,
         });
+        if ask
+            .param("cas")
+            .is_some_and(|cas| cas != state.intentions.modified(&name).to_string())
+        {
+            return Answer::json(&json!(false));
+        }
         state.put_intentions(&name, sources.collect());
+        state.intentions.set_meta(&name, entry["Meta"].clone());
     } else {
         let name = if kind == "mesh" { "mesh" } else { name.as_str() };
         state.put_config(&kind, name, Some(entry));

@@ -29,6 +29,7 @@ impl Action {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) sources: Vec<Map<String, Value>>,
+    pub(super) meta: Value,
     pub(super) create: u64,
     pub(super) modify: u64,
 }
@@ -37,15 +38,28 @@ pub(super) struct Entry {
 pub(super) struct Intentions(BTreeMap<String, Entry>);
 
 impl Intentions {
-    /// Replaces a destination's entry.
+    /// Replaces a destination's sources.
     pub(super) fn put(&mut self, destination: &str, sources: Vec<Map<String, Value>>, index: u64) {
         let create = self.0.get(destination).map_or(index, |entry| entry.create);
+        let meta = self.0.get(destination).map(|entry| entry.meta.clone());
         let entry = Entry {
             sources,
+            meta: meta.unwrap_or_default(),
             create,
             modify: index,
         };
         self.0.insert(destination.to_owned(), entry);
+    }
+
+    pub(super) fn set_meta(&mut self, destination: &str, meta: Value) {
+        if let Some(entry) = self.0.get_mut(destination) {
+            entry.meta = meta;
+        }
+    }
+
+    /// When a destination's entry last changed; 0 if there is none, as Consul's `cas` has it.
+    pub(super) fn modified(&self, destination: &str) -> u64 {
+        self.0.get(destination).map_or(0, |entry| entry.modify)
     }
 
     pub(super) fn remove(&mut self, destination: &str) -> bool {
@@ -101,13 +115,17 @@ impl Intentions {
                 Value::Object(shown)
             })
             .collect();
-        Some(json!({
+        let mut shown = json!({
             "Kind": "service-intentions",
             "Name": destination,
             "Sources": sources,
             "CreateIndex": entry.create,
             "ModifyIndex": entry.modify,
-        }))
+        });
+        if !entry.meta.is_null() {
+            shown["Meta"] = entry.meta.clone();
+        }
+        Some(shown)
     }
 
     /// All intentions that concern this destination, the strongest first.
