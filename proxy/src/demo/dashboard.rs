@@ -39,6 +39,8 @@ pub(super) struct Dashboard {
     pub(super) port: u16,
     /// Consul's address, for the page to show.
     pub(super) consul: String,
+    /// Takes a line for the terminal.
+    pub(super) say: fn(&str),
     /// The last count that was seen, for a page that is loaded while none comes.
     pub(super) last: watch::Sender<Option<u64>>,
 }
@@ -157,7 +159,11 @@ impl Dashboard {
             _ => return json_response(400, &json!({ "error": "action must be allow or deny" })),
         };
         match self.mesh.set_intention(action).await {
-            Ok(()) => json_response(200, &json!({ "action": action.as_str() })),
+            Ok(()) => {
+                let action = action.as_str();
+                (self.say)(&format!("switched: intention {DASHBOARD} -> {API}: {action}"));
+                json_response(200, &json!({ "action": action }))
+            }
             Err(error) => json_response(502, &json!({ "error": error.to_string() })),
         }
     }

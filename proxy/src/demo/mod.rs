@@ -95,18 +95,8 @@ impl DemoOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// Somebody else listens there.
-    #[error("port {} ({role}) is taken by {}; end that, or give another port with {option}",
-        .address.port(), .holder.as_deref().unwrap_or("another process"))]
-    PortTaken {
-        /// The address.
-        address: SocketAddr,
-        /// What the demo wants it for.
-        role: &'static str,
-        /// The argument that changes it.
-        option: &'static str,
-        /// The process that holds it.
-        holder: Option<String>,
-    },
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    PortsTaken(Vec<TakenPort>),
     /// None of 21000 to 21255 is free.
     #[error("no port from 21000 to 21255 is free for the sidecars' public listeners; end what holds them")]
     NoPublicPort,
@@ -194,6 +184,21 @@ pub enum DemoError {
     },
 }
 
+/// A port that the demo wants and somebody else has.
+#[derive(Debug, thiserror::Error)]
+#[error("port {} ({role}) is taken by {}; end that, or give another port with {option}",
+    .address.port(), .holder.as_deref().unwrap_or("another process"))]
+pub struct TakenPort {
+    /// The address.
+    pub address: SocketAddr,
+    /// What the demo wants it for.
+    pub role: &'static str,
+    /// The argument that changes it.
+    pub option: &'static str,
+    /// The process that holds it.
+    pub holder: Option<String>,
+}
+
 fn hint(error: &ClientError) -> &'static str {
     match error {
         ClientError::Connect(_) => " (is an agent running there? `consul agent -dev` starts one)",
@@ -253,11 +258,7 @@ struct Stage {
 impl Stage {
     /// Starts everything and watches it; returns only when something fails.
     async fn play(&mut self, options: &DemoOptions) -> Result<(), DemoError> {
-        let dashboard_listener =
-            listen(options, options.dashboard_port, "the page", "--dashboard-port").await?;
-        let api_listener = listen(options, options.api_port, "count-api", "--api-port").await?;
-        let role = "count-dashboard's way to count-api";
-        drop(listen(options, options.upstream_port, role, "--upstream-port").await?);
+        let (dashboard_listener, api_listener) = listen(options).await?;
         let consul = self.consul(options).await?;
         let ports = ports(options).await?;
         let mesh = Mesh::find(consul.clone(), Owner::this(), options.who_holds).await?;
@@ -275,6 +276,7 @@ impl Stage {
             mesh,
             live,
             port: options.dashboard_port,
+            say: options.say,
             last: watch::Sender::default(),
             consul: match &options.consul {
                 Some(_) => format!("Consul at {}", consul.host()),
@@ -293,6 +295,11 @@ impl Stage {
             biased;
             dead = death(api, caller) => return Err(dead),
             ready = ready(options, &ports, &logs) => ready?,
+        }
+        for (service, sidecar) in [(API, &*api), (DASHBOARD, &*caller)] {
+            if let Some(admin) = sidecar.admin() {
+                (options.say)(&format!("sidecar of {service}: admin API on http://{admin}"));
+            }
         }
         self.services
             .spawn(dashboard::serve(dashboard_listener, dashboard));
@@ -319,7 +326,7 @@ impl Stage {
                 let standin = self.standin.insert(standin.await?);
                 let (address, ttl) = (standin.address(), options.leaf_ttl);
                 (options.say)(&format!(
-                    "Consul stand-in on http://{address}, leaves live {ttl:?}"
+                    "Consul stand-in on http://{address}; its certificates live {ttl:?} and are renewed before that ends"
                 ));
                 (address.to_string(), None)
             }
@@ -375,25 +382,40 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-async fn listen(
-    options: &DemoOptions,
-    port: u16,
-    role: &'static str,
-    option: &'static str,
-) -> Result<TcpListener, DemoError> {
-    let address = local(port);
-    TcpListener::bind(address).await.map_err(|error| {
-        if error.kind() == io::ErrorKind::AddrInUse {
-            let holder = (options.who_holds)(address);
-            return DemoError::PortTaken {
+/// The listeners of the page and of count-api. The sidecar's port is only tried; all that are taken
+/// are told at once.
+async fn listen(options: &DemoOptions) -> Result<(TcpListener, TcpListener), DemoError> {
+    let mut bound = Vec::new();
+    let mut taken = Vec::new();
+    for (port, role, option) in [
+        (options.dashboard_port, "the page", "--dashboard-port"),
+        (options.api_port, "count-api", "--api-port"),
+        (
+            options.upstream_port,
+            "count-dashboard's way to count-api",
+            "--upstream-port",
+        ),
+    ] {
+        let address = local(port);
+        match TcpListener::bind(address).await {
+            Ok(listener) => bound.push(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken.push(TakenPort {
                 address,
                 role,
                 option,
-                holder,
-            };
+                holder: (options.who_holds)(address),
+            }),
+            Err(error) => {
+                let doing = format!("listening on {address} ({role}, {option})");
+                return Err(io_error(&doing, error));
+            }
         }
-        io_error(&format!("listening on {address} ({role}, {option})"), error)
-    })
+    }
+    let mut bound = bound.into_iter();
+    match (bound.next(), bound.next()) {
+        (Some(dashboard), Some(api)) if taken.is_empty() => Ok((dashboard, api)),
+        _ => Err(DemoError::PortsTaken(taken)),
+    }
 }
 
 async fn ports(options: &DemoOptions) -> Result<Ports, DemoError> {

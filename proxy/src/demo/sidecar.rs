@@ -84,6 +84,12 @@ impl Sidecar {
         &self.log
     }
 
+    /// Where its admin API listens, as its log says.
+    pub(super) fn admin(&self) -> Option<String> {
+        let log = std::fs::read(&self.log).ok()?;
+        admin_address(&String::from_utf8_lossy(&log))
+    }
+
     /// Waits for the process to end, which it should not: gives what to tell then.
     pub(super) async fn death(&mut self) -> DemoError {
         let how = match self.child.wait().await {
@@ -112,6 +118,12 @@ impl Sidecar {
     }
 }
 
+fn admin_address(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains(" admin API address="))?;
+    let (_, address) = line.split_once("address=")?;
+    address.split_whitespace().next().map(str::to_owned)
+}
+
 /// The last lines of a log.
 pub(super) fn tail(log: &Path) -> String {
     let log = std::fs::read(log).unwrap_or_default();
@@ -127,5 +139,18 @@ fn describe(status: ExitStatus) -> String {
         (Some(code), _) => format!("ended with status {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::admin_address;
+
+    #[test]
+    fn the_admin_address_is_read_from_the_log() {
+        let log = "2026-11-23T14:53:52Z  INFO attache::admin: the admin API moves to the next free port\n\
+                   2026-11-23T14:53:52Z  INFO attache::app: admin API address=127.0.0.1:19001\n";
+        assert_eq!(admin_address(log).as_deref(), Some("127.0.0.1:19001"));
+        assert_eq!(admin_address("begin\n"), None);
     }
 }

@@ -51,6 +51,7 @@ async fn scene() -> Scene {
         live,
         port: page.port(),
         consul: "stand-in".to_owned(),
+        say: |_| {},
         last: watch::Sender::default(),
     };
     let mut tasks = JoinSet::new();
@@ -314,15 +315,20 @@ async fn a_sidecar_that_ends_is_told_with_the_end_of_its_log() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named_with_its_holder() {
+async fn all_ports_that_are_taken_are_named_with_their_holders() {
     let mut options = options("/bin/true");
     let taken = listener().await;
     options.api_port = taken.local_addr().unwrap().port();
+    let taken = (taken, listener().await);
+    options.upstream_port = taken.1.local_addr().unwrap().port();
     options.who_holds = |_| Some("somebody (pid 7)".to_owned());
     let error = run_until(options, std::future::pending()).await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("taken by somebody (pid 7)"), "{text}");
-    assert!(text.contains("--api-port"), "{text}");
+    for option in ["--api-port", "--upstream-port"] {
+        assert!(text.contains(option), "{text}");
+    }
+    assert!(!text.contains("--dashboard-port"), "{text}");
 }
 
 #[tokio::test]
