@@ -366,10 +366,17 @@ async fn a_proxy_id_that_is_not_registered_yet_is_waited_for_quietly() {
         "127.0.0.1:0",
     ];
     let arguments = arguments.map(str::to_owned);
+    mesh.consul.stop().await;
     let sidecar = Process::start("api", ATTACHE, &arguments, &[]);
+    // There is no good state yet that could go on.
+    sidecar.says(&["Consul fails; waiting for it"]).await;
+    mesh.consul.resume(false).await.unwrap();
     sidecar
         .says(&["waiting", "a registration with the ID", "api-1-sidecar-proxy"])
         .await;
+    // All that is said at a start and at the end of an outage is said.
+    sidecar.says(&["Consul answers again"]).await;
+    sidecar.says(&["trust_domain", "roots"]).await;
     let asked = || mesh.consul.requests("/v1/agent/service");
     let (asked_before, said) = (asked(), sidecar.lines());
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -393,10 +400,14 @@ async fn a_sidecar_may_start_before_consul() {
         let words = ["cannot look for the registration", "cannot be reached"];
         member.sidecar.says(&words).await;
         assert_eq!(member.admin("/ready").await, "PRE_INITIALIZING\n");
+        assert!(!member.sidecar.log().contains("the last good state"));
     }
     // Nobody listens before there is something to serve.
     assert!(Line::connect(web.upstreams["api"]).await.is_err());
     mesh.consul.resume(false).await.unwrap();
     tokio::join!(api.ready(), web.ready());
     web.eventually_hears("api", "api-1").await;
+    let metrics = api.admin("/stats/prometheus").await;
+    let policy = format!("{FAILING}{{watch=\"default policy\"}} 0");
+    assert!(metrics.contains(&policy), "{metrics}");
 }

@@ -116,6 +116,11 @@ impl StatusPublisher {
             .send_if_modified(|s| !std::mem::replace(&mut s.ready, true));
     }
 
+    /// Whether there is something to serve.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.borrow().ready
+    }
+
     pub(crate) fn set_notices(&self, notices: Vec<String>) {
         self.0.send_if_modified(|s| {
             let changed = s.notices != notices;
@@ -173,6 +178,14 @@ impl StatusPublisher {
         })
     }
 
+    /// Since when a watch fails, if it does.
+    pub(crate) fn failing_since(&self, watch: &str) -> Option<Instant> {
+        match self.0.borrow().watches.get(watch)?.state {
+            WatchState::Failing { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     /// How many watches fail right now with a kind of failure.
     pub(crate) fn failing_count(&self, kind: &str) -> usize {
         let failing = |w: &&WatchStatus| matches!(&w.state, WatchState::Failing { kind: k, .. } if k == kind);
@@ -218,6 +231,7 @@ mod tests {
         };
         assert!(!publisher.failing("leaf", "unreachable", "refused again").changed);
         assert_eq!(publisher.failing_count("unreachable"), 1);
+        assert_eq!(publisher.failing_since("leaf"), Some(since));
         let back = publisher.current("leaf", Some(5));
         assert_eq!((back.changed, back.was_failing), (true, Some(since)));
         assert!(!publisher.current("leaf", Some(6)).changed);

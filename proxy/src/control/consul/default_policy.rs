@@ -30,6 +30,8 @@ pub(super) struct Asked {
 /// Asks again on every change of the intentions and at least once a minute.
 pub(super) async fn keep(shared: Shared, asked: Asked, changed: Rc<Notify>, tell: impl Fn(DefaultPolicy)) {
     let mut backoff = Backoff::default();
+    // There from the start, as any watch's; one that takes over from another keeps its beginning.
+    gauge(NAME, shared.status.failing_since(NAME));
     loop {
         let mut token = shared.client.token();
         let generation = token.current().generation;

@@ -100,7 +100,8 @@ impl Dialer {
                 let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
                 let tcp = tcp(host, *port).await?;
                 let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-                let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await??;
+                let shaken = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await?;
+                let stream = shaken.map_err(explained)?;
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 Ok(Dialed {
                     stream: Stream::Tls(Box::new(stream)),
@@ -119,6 +120,17 @@ impl Dialer {
         let config = Arc::new(client_config(&self.tls)?);
         *self.config.borrow_mut() = Some((Instant::now(), Arc::clone(&config)));
         Ok(config)
+    }
+}
+
+/// A port without TLS answers with something that is none.
+fn explained(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            io::Error::other("the agent answers plain HTTP: use http://")
+        }
+        _ => error,
     }
 }
 
@@ -285,5 +297,38 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_without_tls_is_told_for_what_it_is() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialer = Dialer {
+            address: ConsulAddress::Https {
+                host: "127.0.0.1".to_owned(),
+                port: listener.local_addr().unwrap().port(),
+            },
+            tls: ConsulTls {
+                insecure_skip_verify: true,
+                ..ConsulTls::default()
+            },
+            config: RefCell::new(None),
+        };
+        let agent = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            let refusal = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+            stream.write_all(refusal).await.unwrap();
+            stream
+        };
+        let (dialed, _stream) = tokio::join!(dialer.dial(), agent);
+        let said = dialed.err().map(|error| error.to_string());
+        assert_eq!(said.as_deref(), Some("the agent answers plain HTTP: use http://"));
     }
 }

@@ -262,7 +262,7 @@ pub(super) fn sought(proxy: &ProxyRef) -> String {
         ProxyRef::Nomad { prefix, service } => {
             format!("Nomad's registration {prefix}…-sidecar-proxy for the service {service:?}")
         }
-        ProxyRef::Manual(proxy) => format!("nothing: {:?} has no registration", proxy.service),
+        ProxyRef::Manual(proxy) => format!("given by hand for the service {:?}", proxy.service),
     }
 }
 

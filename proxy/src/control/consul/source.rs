@@ -289,7 +289,7 @@ impl Source {
         let uri = identity.spiffe_id.as_str();
         let serial = &identity.leaf.serial;
         let left = identity.leaf.not_after.duration_since(SystemTime::now());
-        let hours = left.unwrap_or_default().as_secs_f64() / 3600.0;
+        let hours = (left.unwrap_or_default().as_secs_f64() / 360.0).round() / 10.0;
         tracing::info!(uri, serial, hours, "a new leaf certificate");
         match &mut self.succession {
             Some(next) if *next.trust.trust_domain == *identity.spiffe_id.trust_domain() => {
@@ -511,8 +511,10 @@ fn log_roots(old: Option<&TrustBundle>, new: &TrustBundle) {
         facts.iter().map(|fact| fact.serial.clone()).collect()
     };
     let (before, after) = (serials(old), serials(Some(new)));
-    let added: Vec<_> = after.difference(&before).collect();
-    let removed: Vec<_> = before.difference(&after).collect();
+    let list = |some: std::collections::btree_set::Difference<'_, String>| -> String {
+        some.map(String::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let (added, removed) = (list(after.difference(&before)), list(before.difference(&after)));
     let trust_domain = &*new.trust_domain;
     match old {
         Some(old) if old.trust_domain != new.trust_domain => {
@@ -520,12 +522,12 @@ fn log_roots(old: Option<&TrustBundle>, new: &TrustBundle) {
             tracing::warn!(
                 old,
                 trust_domain,
-                ?added,
-                ?removed,
+                added,
+                removed,
                 "Consul has another authority: live connections stay until its leaf and the \
                  intentions are known"
             );
         }
-        _ => tracing::info!(trust_domain, ?added, ?removed, "roots"),
+        _ => tracing::info!(trust_domain, added, removed, "roots"),
     }
 }

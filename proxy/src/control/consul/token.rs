@@ -5,8 +5,8 @@
 //! reaches the log.
 
 use std::convert::Infallible;
-use std::fs::OpenOptions;
-use std::io::Read as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -65,8 +65,9 @@ pub(super) struct TokenKeeper {
     rejected: watch::Receiver<u64>,
 }
 
-/// What tells that a file was written: length, modification time, inode, device.
-type Stamp = (u64, i64, i64, u64, u64);
+/// What tells that a file was written or made readable: length, times of modification and of change,
+/// inode, device.
+type Stamp = (u64, [i64; 4], u64, u64);
 
 /// Reads the first token where that needs no exchange.
 pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
@@ -81,10 +82,7 @@ pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
     if let TokenSource::Files(paths) = source
         && secret.is_none()
     {
-        tracing::warn!(
-            ?paths,
-            "no token file can be read yet: asking Consul without a token"
-        );
+        tell_unread(paths);
     }
     let (sender, current) = watch::channel(Token {
         generation: 1,
@@ -224,7 +222,7 @@ impl TokenKeeper {
 }
 
 async fn exchange(client: &Client, method: &str, jwt_file: &Path) -> Result<Secret, String> {
-    let jwt = read(jwt_file).ok_or_else(|| format!("{}: no JWT in it", jwt_file.display()))?;
+    let jwt = read(jwt_file).map_err(|why| format!("no JWT: {}: {why}", jwt_file.display()))?;
     let body = json!({ "AuthMethod": method, "BearerToken": jwt.expose() }).to_string();
     let request = Request::post("/v1/acl/login", body, LOGIN_TIMEOUT);
     let answer = client.send(&request).await.map_err(|e| e.to_string())?;
@@ -236,28 +234,92 @@ async fn exchange(client: &Client, method: &str, jwt_file: &Path) -> Result<Secr
     secret.map_err(|e| ConsulError::from(e).to_string())
 }
 
+/// Says why there is no token. Nomad's two files are named whether there are ACLs or not: that they are
+/// not there is no cause for alarm.
+fn tell_unread(paths: &[PathBuf]) {
+    let unread: Vec<_> = paths
+        .iter()
+        .filter_map(|path| Some((path, read(path).err()?)))
+        .collect();
+    let expected = paths.len() > 1 && unread.iter().all(|(_, why)| *why == Unread::Absent);
+    let each = unread
+        .iter()
+        .map(|(path, why)| format!("{}: {why}", path.display()));
+    let paths = each.collect::<Vec<_>>().join(", ");
+    if expected {
+        tracing::info!(
+            paths,
+            "no token file can be read yet: asking Consul without a token"
+        );
+    } else {
+        tracing::warn!(
+            paths,
+            "no token file can be read yet: asking Consul without a token"
+        );
+    }
+}
+
 fn of_file(path: &Path) -> String {
     format!("in {}", path.display())
 }
 
 fn first(paths: &[PathBuf]) -> Option<(&Path, Secret)> {
-    paths.iter().find_map(|path| Some((path.as_path(), read(path)?)))
+    paths
+        .iter()
+        .find_map(|path| Some((path.as_path(), read(path).ok()?)))
 }
 
-/// None unless it is a text of a token's size. Never waits for a writer, whatever lies at the path.
-fn read(path: &Path) -> Option<Secret> {
+/// Why a file gives no token.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Unread {
+    #[error("absent")]
+    Absent,
+    #[error("permission denied")]
+    Denied,
+    #[error("not a file")]
+    NoFile,
+    #[error("empty")]
+    Empty,
+    #[error("larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    #[error("not a text")]
+    NoText,
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Absent,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// A text of a token's size. Never waits for a writer, whatever lies at the path.
+fn read(path: &Path) -> Result<Secret, Unread> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)
-        .ok()?;
+        .open(path)?;
+    // A pipe may hold a token; without one it is told for what it is.
+    let is_file = file.metadata()?.is_file();
+    content(file).map_err(|why| if is_file { why } else { Unread::NoFile })
+}
+
+fn content(file: File) -> Result<Secret, Unread> {
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return None;
+        return Err(Unread::TooLarge);
     }
-    let secret = Secret::new(std::str::from_utf8(&bytes).ok()?);
-    (!secret.is_empty()).then_some(secret)
+    let secret = Secret::new(std::str::from_utf8(&bytes).map_err(|_| Unread::NoText)?);
+    if secret.is_empty() {
+        return Err(Unread::Empty);
+    }
+    Ok(secret)
 }
 
 fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
@@ -266,8 +328,8 @@ fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let meta = std::fs::metadata(path).ok()?;
-    let time = (meta.mtime(), meta.mtime_nsec());
-    Some((meta.len(), time.0, time.1, meta.ino(), meta.dev()))
+    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+    Some((meta.len(), times, meta.ino(), meta.dev()))
 }
 
 #[cfg(test)]
@@ -278,13 +340,20 @@ mod tests {
     fn what_is_no_token_file_is_neither_waited_for_nor_swallowed() {
         let path = std::env::temp_dir().join(format!("attache-fifo-{}", std::process::id()));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(read(&path), None);
+        assert_eq!(read(&path), Err(Unread::NoFile));
         std::fs::remove_file(&path).unwrap();
+        assert_eq!(read(&path), Err(Unread::Absent));
         std::fs::write(&path, vec![b'x'; 65 << 10]).unwrap();
-        assert_eq!(read(&path), None);
+        assert_eq!(read(&path), Err(Unread::TooLarge));
+        std::fs::write(&path, "\n").unwrap();
+        assert_eq!(read(&path), Err(Unread::Empty));
+        std::fs::write(&path, b"\xff").unwrap();
+        assert_eq!(read(&path), Err(Unread::NoText));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(read(&std::env::temp_dir()), None);
-        assert_eq!(read(Path::new("/dev/zero")), None);
+        assert_eq!(read(&std::env::temp_dir()), Err(Unread::NoFile));
+        assert_eq!(read(Path::new("/dev/zero")), Err(Unread::NoFile));
+        let denied = Unread::from(io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(denied.to_string(), "permission denied");
     }
 
     #[tokio::test]

@@ -219,12 +219,14 @@ impl Watch {
         let news = self.shared.status.failing(name, &kind, &why);
         let since = news.was_failing.unwrap_or_else(std::time::Instant::now);
         gauge(name, Some(since));
-        if news.changed && !common {
+        if news.changed && !common && self.shared.status.is_ready() {
             tracing::warn!(
                 watch = name,
                 why,
                 "Consul fails; the last good state goes on serving"
             );
+        } else if news.changed && !common {
+            tracing::warn!(watch = name, why, "Consul fails; waiting for it");
         } else {
             tracing::debug!(watch = name, why, "Consul fails");
         }
