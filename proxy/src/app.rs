@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -73,47 +74,56 @@ where
     let admin = tokio::task::spawn_local(admin.serve(admin_socket));
 
     let limits = Limits::default();
-    let workers = (0..config.concurrency.max(1))
+    let workers: Rc<[WorkerHandle]> = (0..config.concurrency.max(1))
         .map(|index| WorkerHandle::start(index, limits.clone()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut listeners = ListenerManager::new(reader, workers);
+        .collect::<Result<_, _>>()?;
+    let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
 
+    let source = async {
+        let Err(error) = source(publisher).await;
+        Err(AppError::Source(error.to_string()))
+    };
     let serving = async {
         listeners.start().await?;
         phase.enter(Phase::Live);
         listeners.run().await;
         Err(AppError::Worker)
     };
-    let ended = tokio::select! {
-        ended = source(publisher) => match ended {
-            Err(error) => Err(AppError::Source(error.to_string())),
-        },
-        ended = serving => ended,
+    // Until the process ends: while it drains, newer rules still reach live connections.
+    let mut running = pin!(async {
+        tokio::select! {
+            ended = source => ended,
+            ended = serving => ended,
+        }
+    });
+    tokio::select! {
+        ended = &mut running => return ended,
         name = signals.next() => {
             tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
-            Ok(())
+        }
+    }
+    phase.enter(Phase::Draining);
+    let draining = async {
+        tokio::select! {
+            () = drain(&workers, config.drain_time) => tracing::info!("drained"),
+            name = signals.next() => {
+                tracing::warn!(signal = name, "a second signal: ending at once");
+                // Not left to the kernel: connections that did not end are reset and recorded.
+                drain(&workers, Duration::ZERO).await;
+            }
         }
     };
-    ended?;
-    phase.enter(Phase::Draining);
     tokio::select! {
-        () = drain(&listeners, config.drain_time) => tracing::info!("drained"),
-        name = signals.next() => {
-            tracing::warn!(signal = name, "a second signal: ending at once");
-            // Not left to the kernel: it would end the sockets cleanly, as if all had been said.
-            drain(&listeners, Duration::ZERO).await;
-        }
+        () = draining => {}
+        // Whatever ends early now ends with the process anyway.
+        () = async { drop(running.await); std::future::pending().await } => {}
     }
     admin.abort();
     Ok(())
 }
 
-async fn drain(listeners: &ListenerManager, deadline: Duration) {
-    let drained: Vec<_> = listeners
-        .workers()
-        .iter()
-        .map(|worker| worker.drain(deadline))
-        .collect();
+async fn drain(workers: &[WorkerHandle], deadline: Duration) {
+    let drained: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
     for worker in drained {
         let _ = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
     }

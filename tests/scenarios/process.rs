@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::TcpListener;
 
+use attache::demo::standin::Action;
 use attache_bootstrap::exit;
 use attache_tests::app::Line;
 use attache_tests::bytes::to_end;
@@ -143,6 +144,25 @@ async fn a_drain_lets_live_connections_finish() {
         said.contains("draining") && said.contains("both sides closed"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_denial_reaches_live_connections_during_a_drain() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let slow = ["--drain-time-s", "300"];
+    let mut api = mesh.service("api").arguments(&slow).start().await;
+    let web = mesh.service("web").upstream("api").start().await;
+    let mut line = web.dial("api").await;
+    assert_eq!(line.ask("hi").await.unwrap(), "api-1: hi");
+    api.sidecar.signal("TERM").await;
+    api.sidecar.says(&["draining"]).await;
+    mesh.consul.set_intention("web", "api", Action::Deny);
+    assert_eq!(line.hear().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // Nothing is left: the drain is over long before its deadline.
+    assert_eq!(api.sidecar.ended().await.code(), Some(0));
+    api.sidecar
+        .says(&["access", "newer rules deny it", "web -> api: deny"])
+        .await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -34,23 +35,18 @@ pub struct BindError {
 /// The listeners of a process.
 pub struct ListenerManager {
     reader: Reader,
-    workers: Vec<WorkerHandle>,
+    workers: Rc<[WorkerHandle]>,
     bound: BTreeMap<Name, Address>,
 }
 
 impl ListenerManager {
     /// For these workers.
-    pub fn new(reader: Reader, workers: Vec<WorkerHandle>) -> Self {
+    pub fn new(reader: Reader, workers: Rc<[WorkerHandle]>) -> Self {
         Self {
             reader,
             workers,
             bound: BTreeMap::new(),
         }
-    }
-
-    /// The workers, to drain them.
-    pub fn workers(&self) -> &[WorkerHandle] {
-        &self.workers
     }
 
     /// Waits for the first snapshot and binds its listeners.

@@ -3,6 +3,7 @@
 //! Owns everything it serves; other threads reach it only through [`WorkerHandle`].
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,38 +214,38 @@ impl Worker {
         ActiveChain { config, transport }
     }
 
-    /// Gives the sender of a second command, if one cut it short.
+    /// Newer rules go on reaching live connections. Gives the sender of a second command, if one cut it
+    /// short.
     async fn drain(
         &mut self,
         deadline: Duration,
         inbox: &mut mpsc::UnboundedReceiver<Command>,
     ) -> Option<oneshot::Sender<()>> {
-        for (_, accepting) in self.listeners.values() {
-            if let Some(accepting) = accepting {
+        for (_, accepting) in self.listeners.values_mut() {
+            if let Some(accepting) = accepting.take() {
                 accepting.abort();
             }
         }
-        let again = tokio::select! {
-            () = self.serving.until_idle() => return None,
-            () = sleep(deadline) => None,
-            again = next_drain(inbox) => again,
+        let serving = Rc::clone(&self.serving);
+        let mut idle = pin!(serving.until_idle());
+        let mut deadline = pin!(sleep(deadline));
+        let again = loop {
+            tokio::select! {
+                () = &mut idle => return None,
+                () = &mut deadline => break None,
+                command = inbox.recv() => match command {
+                    // Sockets of new listeners are dropped: nothing is accepted any more.
+                    Some(Command::Apply(snapshot, _)) => self.apply(&snapshot, Vec::new()),
+                    Some(Command::Drain(_, done)) => break Some(done),
+                    None => break None,
+                },
+            }
         };
         let listeners = self.listeners.values().map(|(listener, _)| listener);
         for listener in listeners.chain(&self.retired) {
             listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
-        let _ = timeout(CUT_GRACE, self.serving.until_idle()).await;
+        let _ = timeout(CUT_GRACE, serving.until_idle()).await;
         again
-    }
-}
-
-/// Waits for a further drain command; `None` when the other end is gone.
-async fn next_drain(inbox: &mut mpsc::UnboundedReceiver<Command>) -> Option<oneshot::Sender<()>> {
-    loop {
-        match inbox.recv().await? {
-            // Nothing is accepted any more that a newer snapshot could serve.
-            Command::Apply(..) => {}
-            Command::Drain(_, done) => return Some(done),
-        }
     }
 }
