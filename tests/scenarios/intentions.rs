@@ -82,6 +82,8 @@ async fn a_denied_caller_is_cut_within_two_seconds_and_nobody_else() {
         ])
         .await;
     assert!(line.contains("/svc/web\"") && line.contains("UAEX"), "{line}");
+    let words = ["the rules in force", "rules=1", "added=\"web -> api: deny\""];
+    api.sidecar.says(&words).await;
     assert_eq!(api.metric("attache_rbac_cut", &[]).await, 1.0);
     assert_eq!(to_another_service.ask("on").await.unwrap(), "other-1: on");
     assert_eq!(another_caller.ask("on").await.unwrap(), "api-1: on");

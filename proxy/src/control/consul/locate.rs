@@ -216,9 +216,11 @@ pub(super) fn missing(proxy: &ProxyRef, list: &[Listed], filtered: bool, token: 
         .filter(|id| !id.is_empty())
         .collect();
     if others.is_empty() {
-        reason.push_str(&format!(
-            "; no sidecar is visible {token}: none is registered at this agent, or ACLs hide it"
-        ));
+        let cause = match filtered {
+            true => "ACLs hide some of the agent's services",
+            false => "none is registered at this agent, or ACLs hide it",
+        };
+        reason.push_str(&format!("; no sidecar is visible {token}: {cause}"));
     } else if filtered {
         reason.push_str(&format!("; some of the agent's services are hidden {token}"));
     }
@@ -349,6 +351,11 @@ mod tests {
              none is registered at this agent, or ACLs hide it"
         );
         assert!(nothing.doubtful);
+        let hidden = missing(&web, &[], true, "").reason;
+        assert!(
+            hidden.ends_with("ACLs hide some of the agent's services"),
+            "{hidden}"
+        );
         let proxy = |id: &str| listed(&format!("{id}-sidecar-proxy"), "connect-proxy", "x", id);
         let list = ["a", "b", "c", "d", "e", "web-1"].map(proxy);
         let other = missing(&web, &list, false, "");

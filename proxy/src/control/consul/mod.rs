@@ -19,6 +19,7 @@ mod inspect;
 pub mod intentions;
 mod json;
 mod locate;
+mod news;
 mod questions;
 pub mod registration;
 mod source;

@@ -25,7 +25,7 @@ use super::json::DecodeError;
 use super::registration::Registration;
 use super::state::{Authority, ChainKey, Given, HealthKey, QueryKey, State, Want};
 use super::watch::{Question, Shared, Watch};
-use super::{ConsulSource, SourceError, default_policy, locate, questions};
+use super::{ConsulSource, SourceError, default_policy, locate, news, questions};
 use crate::model::{Identity, Snapshot, TrustBundle};
 use crate::snapshot::Publisher;
 
@@ -259,7 +259,7 @@ impl Source {
 
     fn learn_roots(&mut self, trust: Arc<TrustBundle>) {
         let in_force = self.trust.as_ref().map(|t| Arc::clone(&t.trust_domain));
-        log_roots(self.trust.as_deref(), &trust);
+        news::roots(self.trust.as_deref(), &trust);
         match (in_force, &mut self.succession) {
             (Some(old), _) if old == trust.trust_domain => {
                 self.succession = None;
@@ -397,7 +397,9 @@ impl Source {
         }
         let snapshot = Arc::new(snapshot);
         let (listeners, clusters) = (snapshot.listeners.len(), snapshot.clusters.len());
-        if self.published.replace(Arc::clone(&snapshot)).is_none() {
+        let old = self.published.replace(Arc::clone(&snapshot));
+        news::rules(old.as_deref(), &snapshot);
+        if old.is_none() {
             tracing::info!(listeners, clusters, "the first configuration is complete");
         } else {
             tracing::debug!(listeners, clusters, "a new configuration");
@@ -503,31 +505,4 @@ fn body<T>(decode: impl Fn(&[u8]) -> Result<T, DecodeError>) -> impl Fn(&Answer)
 
 fn same(old: &Snapshot, new: &Snapshot) -> bool {
     old.listeners == new.listeners && old.clusters == new.clusters && old.endpoints == new.endpoints
-}
-
-fn log_roots(old: Option<&TrustBundle>, new: &TrustBundle) {
-    let serials = |bundle: Option<&TrustBundle>| -> BTreeSet<String> {
-        let facts = bundle.map_or(&[][..], |bundle| &bundle.facts);
-        facts.iter().map(|fact| fact.serial.clone()).collect()
-    };
-    let (before, after) = (serials(old), serials(Some(new)));
-    let list = |some: std::collections::btree_set::Difference<'_, String>| -> String {
-        some.map(String::as_str).collect::<Vec<_>>().join(", ")
-    };
-    let (added, removed) = (list(after.difference(&before)), list(before.difference(&after)));
-    let trust_domain = &*new.trust_domain;
-    match old {
-        Some(old) if old.trust_domain != new.trust_domain => {
-            let old = &*old.trust_domain;
-            tracing::warn!(
-                old,
-                trust_domain,
-                added,
-                removed,
-                "Consul has another authority: live connections stay until its leaf and the \
-                 intentions are known"
-            );
-        }
-        _ => tracing::info!(trust_domain, added, removed, "roots"),
-    }
 }
