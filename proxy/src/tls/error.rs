@@ -21,11 +21,17 @@ pub enum HandshakeError {
     Timeout(std::time::Duration),
 }
 
+/// Whether the peer's bytes were no TLS records at all: it would not know what to do with an alert.
+pub(super) fn is_not_tls(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::MessageTooLarge)
+    )
+}
+
 fn explain(error: &Error) -> String {
     match error {
-        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::MessageTooLarge) => {
-            "not TLS: plaintext, or another protocol".to_owned()
-        }
+        error if is_not_tls(error) => "not TLS: plaintext, or another protocol".to_owned(),
         Error::NoCertificatesPresented => "no client certificate was presented".to_owned(),
         Error::InvalidCertificate(reason) => match reason {
             CertificateError::UnknownIssuer => {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Peer;
-use super::error::HandshakeError;
+use super::error::{HandshakeError, is_not_tls};
 use super::verifier::peer_id;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
@@ -161,8 +161,10 @@ impl TlsStream {
                 let kept = self.restore_partial(block);
                 if let Err(error) = self.process(&mut block[..kept], &mut |plaintext| opened.push(plaintext))
                 {
-                    // The alert is for the peer's log; whether it is read changes nothing here.
-                    let _ = self.poll_flush(cx);
+                    if !is_not_tls(&error) {
+                        // The alert is for the peer's log; whether it is read changes nothing here.
+                        let _ = self.poll_flush(cx);
+                    }
                     return Poll::Ready(Err(error.into()));
                 }
                 ready!(self.poll_flush(cx))?;
