@@ -21,6 +21,7 @@ use crate::control::consul::{self, ConsulSource};
 use crate::control::status_channel;
 use crate::model::Identity;
 use crate::telemetry::logging;
+use crate::tls;
 use crate::tls::identity::certified_key;
 
 /// Carries out a command line and returns the process's exit code ([`exit`]).
@@ -51,6 +52,7 @@ fn sidecar(loaded: &Loaded) -> u8 {
     for gap in loaded.report.gaps() {
         tracing::warn!("{gap}");
     }
+    tls::warm_up();
     let (status, reader) = status_channel();
     let reader = RefCell::new(reader);
     let describe = Rc::new(move || reader.borrow_mut().borrow_and_update().to_json());
