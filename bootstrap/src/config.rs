@@ -4,6 +4,7 @@
 //! registration decides (upstreams, the public listener) are only *hints* here; `control::consul`
 //! prefers the registration and logs a difference by name.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,6 +121,30 @@ pub enum ConsulAddress {
     },
     /// A unix socket, such as Nomad's `alloc/tmp/consul_http.sock`.
     Unix(PathBuf),
+}
+
+impl ConsulAddress {
+    /// What the `Host` header says: host and port, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Http { host, port } | Self::Https { host, port } if host.contains(':') => {
+                format!("[{host}]:{port}")
+            }
+            Self::Http { host, port } | Self::Https { host, port } => format!("{host}:{port}"),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
+}
+
+/// As a URL, for a person.
+impl fmt::Display for ConsulAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http { .. } => write!(f, "http://{}", self.authority()),
+            Self::Https { .. } => write!(f, "https://{}", self.authority()),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
 }
 
 /// `CONSUL_CACERT`, `CONSUL_CAPATH`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`,

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::io::Write;
 use std::rc::Rc;
 
-use attache_bootstrap::config::ConsulAddress;
 use attache_bootstrap::env::{Env, RealFiles};
 use attache_bootstrap::{
     Command, Config, ENVOY_FILE_NOT_READ, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected,
@@ -110,11 +109,6 @@ fn usable(identity: &Identity) -> Result<(), String> {
 
 /// What the agent said, as the report wants it.
 fn facts(config: &Config, live: consul::LiveFacts) -> LiveFacts {
-    let agent = match &config.consul.address {
-        ConsulAddress::Http { host, port } => format!("http://{host}:{port}"),
-        ConsulAddress::Https { host, port } => format!("https://{host}:{port}"),
-        ConsulAddress::Unix(path) => format!("unix://{}", path.display()),
-    };
     let upstream = |upstream: consul::LiveUpstream| LiveUpstream {
         bind: match upstream.bind.parse() {
             Ok(address) => LiveBind::Address(address),
@@ -128,7 +122,7 @@ fn facts(config: &Config, live: consul::LiveFacts) -> LiveFacts {
         peer: upstream.peer,
     };
     LiveFacts {
-        agent,
+        agent: config.consul.address.to_string(),
         proxy_id: live.proxy_id,
         public_listener: live.public_listener.ok(),
         upstreams: live.upstreams.into_iter().map(upstream).collect(),
@@ -162,7 +156,7 @@ fn completions(shell: Shell) -> u8 {
 
 #[cfg(feature = "demo")]
 fn demo(config: attache_bootstrap::DemoConfig) -> u8 {
-    use attache_bootstrap::config::TokenSource as Token;
+    use attache_bootstrap::config::{ConsulAddress, TokenSource as Token};
 
     let sidecar_program = match std::env::current_exe() {
         Ok(program) => program,

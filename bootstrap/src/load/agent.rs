@@ -88,11 +88,11 @@ fn address(
     }?;
     draft
         .report
-        .put("consul.address", url(&address.value), &address.from);
+        .put("consul.address", address.value.to_string(), &address.from);
     if ssl == Some(true) && matches!(address.value, ConsulAddress::Unix(_)) {
         draft.note(format!(
             "{HTTP_SSL} is true, but {} is a unix socket and spoken to in plain HTTP",
-            url(&address.value)
+            address.value
         ));
     }
     Some(address.value)
@@ -225,18 +225,6 @@ fn host_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
         None => None,
     };
     Ok((host.to_owned(), port))
-}
-
-fn url(address: &ConsulAddress) -> String {
-    let place = |host: &str, port: &u16| match host.contains(':') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
-    };
-    match address {
-        ConsulAddress::Http { host, port } => format!("http://{}", place(host, port)),
-        ConsulAddress::Https { host, port } => format!("https://{}", place(host, port)),
-        ConsulAddress::Unix(path) => format!("unix://{}", shown(path)),
-    }
 }
 
 fn tls(args: &mut ConsulArgs, address: Option<&ConsulAddress>, draft: &mut Draft<'_>) -> ConsulTls {

@@ -1,16 +1,15 @@
 //! The RBAC network filter: one pure check at a connection's start, the same again when rules change.
 
+use std::sync::Arc;
+
 use crate::model::listener::{FilterChain, NetworkFilter};
-use crate::model::{Action, SpiffeId, Verdict};
+use crate::model::{Action, Rbac, SpiffeId, Verdict};
 
 /// The verdict of a chain's RBAC filters on a peer: the first denial, else the last allowance. `None`
 /// where the chain has no RBAC filter.
 pub fn check(chain: &FilterChain, peer: Option<&SpiffeId>) -> Option<Verdict> {
     let mut allowed = None;
-    for filter in &chain.filters {
-        let NetworkFilter::Rbac(rbac) = filter else {
-            continue;
-        };
+    for rbac in rules(chain) {
         let verdict = rbac.evaluate(peer);
         if verdict.action == Action::Deny {
             return Some(verdict);
@@ -22,25 +21,20 @@ pub fn check(chain: &FilterChain, peer: Option<&SpiffeId>) -> Option<Verdict> {
 
 /// Whether two chains have the same rules, so that live connections need no second look.
 pub fn same_rules(a: &FilterChain, b: &FilterChain) -> bool {
-    let rules = |chain: &FilterChain| -> Vec<_> {
-        chain
-            .filters
-            .iter()
-            .filter_map(|filter| match filter {
-                NetworkFilter::Rbac(rbac) => Some(std::sync::Arc::clone(rbac)),
-                NetworkFilter::ConnectionLimit { .. } => None,
-            })
-            .collect()
-    };
-    rules(a) == rules(b)
+    rules(a).eq(rules(b))
+}
+
+fn rules(chain: &FilterChain) -> impl Iterator<Item = &Arc<Rbac>> {
+    chain.filters.iter().filter_map(|filter| match filter {
+        NetworkFilter::Rbac(rbac) => Some(rbac),
+        NetworkFilter::ConnectionLimit { .. } => None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Rbac;
     use crate::model::listener::{TcpProxy, Terminal};
-    use std::sync::Arc;
 
     fn chain(filters: Vec<NetworkFilter>) -> FilterChain {
         let terminal = Terminal::TcpProxy(TcpProxy {

@@ -41,7 +41,7 @@ enum Command {
 #[derive(Debug)]
 pub struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 impl WorkerHandle {
@@ -62,10 +62,7 @@ impl WorkerHandle {
                     Err(error) => tracing::error!(%error, "a worker's runtime cannot be had"),
                 }
             })?;
-        Ok(Self {
-            commands,
-            thread: Some(thread),
-        })
+        Ok(Self { commands, thread })
     }
 
     /// Hands over a snapshot and the sockets of its new listeners. A worker that is gone takes none.
@@ -82,9 +79,7 @@ impl WorkerHandle {
 
     /// Whether the thread has ended, which only a bug makes it do before [`Self::drain`].
     pub fn is_gone(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_none_or(std::thread::JoinHandle::is_finished)
+        self.thread.is_finished()
     }
 }
 

@@ -90,7 +90,10 @@ impl TlsStream {
     ) -> Result<(Self, Peer), HandshakeError> {
         let connection = UnbufferedServerConnection::new(config)?;
         let mut stream = Self::new(socket, Session::Server(Box::new(connection)));
-        stream.handshake().await?;
+        match stream.handshake().await {
+            Err(HandshakeError::Socket(_)) if !stream.heard => return Err(HandshakeError::Silent),
+            shaken => shaken?,
+        }
         let peer = stream.peer()?;
         Ok((stream, peer))
     }
@@ -116,10 +119,7 @@ impl TlsStream {
             // A reset would overtake the alert that tells the peer why.
             close_cleanly(&self.socket);
         }
-        match shaken {
-            Err(HandshakeError::Socket(_)) if !self.heard => Err(HandshakeError::Silent),
-            shaken => shaken,
-        }
+        shaken
     }
 
     fn new(socket: TcpStream, session: Session) -> Self {
@@ -186,9 +186,7 @@ impl TlsStream {
     fn poll_fill(&mut self, cx: &mut Context<'_>, block: &mut [u8], limit: usize) -> Poll<io::Result<()>> {
         let kept = self.partial.len();
         if kept >= limit {
-            let error = format!("a TLS message of over {} KiB", limit / 1024);
-            let error = io::Error::new(io::ErrorKind::InvalidData, error);
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(too_large(limit)));
         }
         let mut received = ReadBuf::new(&mut block[kept..limit]);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut received))?;
@@ -285,6 +283,7 @@ impl TlsStream {
         let mut waiting = records;
         while self.outgoing.is_empty() && !waiting.is_empty() {
             match Pin::new(&mut self.socket).poll_write(cx, waiting)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(n) => waiting = &waiting[n..],
                 Poll::Pending => break,
             }
@@ -316,10 +315,7 @@ impl Duplex for TlsStream {
                 let limit = block.len().min(buffer.len());
                 let kept = self.partial.len();
                 if kept >= limit {
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "a TLS message of over 64 KiB",
-                    )));
+                    return Poll::Ready(Err(too_large(limit)));
                 }
                 let mut received = ReadBuf::new(&mut block[kept..limit]);
                 ready!(Pin::new(&mut self.socket).poll_read(cx, &mut received))?;
@@ -461,6 +457,11 @@ fn seal<Data>(
         Err(error) => Err(invalid(error)),
     };
     (status.discard, sealed)
+}
+
+fn too_large(limit: usize) -> io::Error {
+    let error = format!("a TLS message of over {} KiB", limit / 1024);
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 fn invalid(error: rustls::Error) -> io::Error {

@@ -59,16 +59,7 @@ impl Dialer {
 
     /// The `Host` header.
     pub(super) fn authority(&self) -> String {
-        match &self.address {
-            ConsulAddress::Http { host, port } | ConsulAddress::Https { host, port } => {
-                if host.contains(':') {
-                    format!("[{host}]:{port}")
-                } else {
-                    format!("{host}:{port}")
-                }
-            }
-            ConsulAddress::Unix(_) => "localhost".to_owned(),
-        }
+        self.address.authority()
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -77,11 +68,7 @@ impl Dialer {
 
     /// Where it dials, in words for a person.
     pub(super) fn place(&self) -> String {
-        match &self.address {
-            ConsulAddress::Http { .. } => format!("http://{}", self.authority()),
-            ConsulAddress::Https { .. } => format!("https://{}", self.authority()),
-            ConsulAddress::Unix(path) => format!("unix://{}", path.display()),
-        }
+        self.address.to_string()
     }
 
     pub(super) async fn dial(&self) -> io::Result<Dialed> {
