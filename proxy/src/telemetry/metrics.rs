@@ -16,7 +16,7 @@ use metrics::{
     SharedString, Unit,
 };
 
-use super::flags::ResponseFlag;
+use crate::model::flags::ResponseFlag;
 
 /// Envoy's default histogram buckets, milliseconds; `+Inf` comes after the last.
 const BUCKETS_MS: [f64; 19] = [
@@ -331,7 +331,7 @@ pub struct ListenerMetrics {
     received: Counter,
     sent: Counter,
     length: Histogram,
-    flagged: [(ResponseFlag, Counter); 11],
+    flagged: [(ResponseFlag, Counter); 12],
 }
 
 impl ListenerMetrics {
@@ -366,6 +366,7 @@ impl ListenerMetrics {
                 flagged(ResponseFlag::NoHealthyUpstream),
                 flagged(ResponseFlag::UpstreamOverflow),
                 flagged(ResponseFlag::NoClusterFound),
+                flagged(ResponseFlag::NoRouteFound),
                 flagged(ResponseFlag::DownstreamConnectionTermination),
                 flagged(ResponseFlag::UpstreamConnectionTermination),
                 flagged(ResponseFlag::UnauthorizedDetails),

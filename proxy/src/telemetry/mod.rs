@@ -3,9 +3,8 @@
 //! Owns the recorder behind the `metrics` facade. Never holds a secret.
 
 pub mod access_log;
-pub mod flags;
 pub mod logging;
 pub mod metrics;
 
+pub use crate::model::ResponseFlag;
 pub use access_log::ConnectionLog;
-pub use flags::ResponseFlag;
