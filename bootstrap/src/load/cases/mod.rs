@@ -6,6 +6,7 @@
 
 mod arguments;
 mod consul;
+mod envoy;
 mod nomad;
 
 use std::collections::BTreeMap;
