@@ -311,6 +311,7 @@ mod tests {
         }
     }
 
+    /// The right side is what Envoy 1.40 showed in `/server_info` for `node.metadata`.
     #[test]
     fn plain_scalars_are_what_envoy_takes_them_for() {
         for (text, value) in [
@@ -325,6 +326,8 @@ mod tests {
             ("off", json!(false)),
             ("N", json!(false)),
             ("oFF", json!("oFF")),
+            ("nO", json!("nO")),
+            (".inf", json!(".inf")),
             ("\u{e9}", json!("\u{e9}")),
             ("0", json!(0)),
             ("-7", json!(-7)),
@@ -334,6 +337,14 @@ mod tests {
             ("08", json!("08")),
             ("+-1", json!("+-1")),
             ("0x", json!("0x")),
+            ("0X1f", json!(31)),
+            ("-0x1f", json!(-31)),
+            ("-010", json!(-8)),
+            ("0o17", json!("0o17")),
+            ("1_000", json!("1_000")),
+            ("1:30", json!("1:30")),
+            ("0xffffffff", json!("4294967295")),
+            ("<<", json!("<<")),
             ("2147483647", json!(2_147_483_647)),
             ("2147483648", json!("2147483648")),
             ("-9223372036854775808", json!("-9223372036854775808")),

@@ -53,6 +53,8 @@ pub struct EnvoyConfig {
     /// The release that is told to Consul and by the admin API: [`ENVOY_VERSION`], unless
     /// `ATTACHE_ENVOY_VERSION` says otherwise.
     pub envoy_version: EnvoyVersion,
+    /// The options that were given and do nothing here, for the admin API.
+    pub ignored: Vec<IgnoredOption>,
     /// What was given and does nothing here, a sentence each, for the log.
     pub warnings: Vec<String>,
     /// What was decided without being asked for, a sentence each, for the log.
@@ -65,6 +67,17 @@ pub const DRAIN_TIME: Duration = Duration::from_millis(4500);
 
 /// Envoy's default of `--parent-shutdown-time-s`.
 pub(crate) const PARENT_SHUTDOWN_TIME: Duration = Duration::from_secs(900);
+
+/// An option of Envoy's that does nothing here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IgnoredOption {
+    /// Without the two dashes.
+    pub name: &'static str,
+    /// As it was given; a flag has none.
+    pub value: Option<String>,
+    /// Why it does nothing.
+    pub why: &'static str,
+}
 
 /// The bootstrap's file. It exists and is no folder; nobody has read it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ pub mod envoy;
 pub mod exit;
 mod load;
 mod names;
+mod options;
 mod problem;
 mod report;
 pub mod secret;

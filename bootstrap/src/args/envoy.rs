@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
 use crate::Secret;
 use crate::config::LogLevel;
-use crate::envoy::Mode;
+use crate::envoy::{IgnoredOption, Mode};
 
 /// Envoy's arguments that are carried out, as Nomad and `consul connect envoy` pass them.
 #[derive(Args, Debug, Default)]
@@ -152,21 +152,7 @@ const IGNORED: &[(&str, Takes, &str)] = &[
 
 /// Those of [`IGNORED`] that were given.
 #[derive(Debug, Default)]
-pub(crate) struct IgnoredArgs(Vec<Ignored>);
-
-/// One option that was given and does nothing.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ignored {
-    /// Without the two dashes.
-    pub(crate) name: &'static str,
-    pub(crate) why: &'static str,
-}
-
-impl IgnoredArgs {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Ignored> {
-        self.0.iter().copied()
-    }
-}
+pub(crate) struct IgnoredArgs(pub(crate) Vec<IgnoredOption>);
 
 impl Args for IgnoredArgs {
     fn augment_args(command: clap::Command) -> clap::Command {
@@ -189,9 +175,19 @@ impl Args for IgnoredArgs {
 
 impl FromArgMatches for IgnoredArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-        let given = IGNORED.iter().filter(|(name, ..)| given(name));
-        Ok(Self(given.map(|(name, _, why)| Ignored { name, why }).collect()))
+        let option = |(name, takes, why): &(&'static str, Takes, &'static str)| {
+            if matches.value_source(name) != Some(ValueSource::CommandLine) {
+                return None;
+            }
+            let raw = matches.get_raw(name).and_then(|mut values| values.next());
+            let value = raw.map(|value| value.to_string_lossy().into_owned());
+            Some(IgnoredOption {
+                name,
+                value: value.filter(|_| !matches!(takes, Takes::Nothing)),
+                why,
+            })
+        };
+        Ok(Self(IGNORED.iter().filter_map(option).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

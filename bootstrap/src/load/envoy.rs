@@ -91,6 +91,7 @@ pub(super) fn config(mut args: EnvoyArgs, mut draft: Draft<'_>) -> Result<EnvoyC
         task_folders: task_folders(&mut draft),
         envoy_version: version(&mut draft),
         warnings: warnings(&args),
+        ignored: args.ignored.0,
         node: NodeOverrides {
             id: value("--service-node", args.service_node, &mut draft),
             cluster: value("--service-cluster", args.service_cluster, &mut draft),
@@ -313,7 +314,7 @@ fn task_folders(draft: &mut Draft<'_>) -> TaskFolders {
 }
 
 fn warnings(args: &EnvoyArgs) -> Vec<String> {
-    let ignored = args.ignored.iter();
+    let ignored = args.ignored.0.iter();
     let mut warnings: Vec<String> = ignored
         .map(|ignored| format!("--{} does nothing here: {}", ignored.name, ignored.why))
         .collect();

@@ -268,7 +268,7 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
     );
     report.put_process(
         "log_level",
-        level_name(log.level),
+        log.level.name(),
         from(args.log.log_level.is_some(), "--log-level"),
     );
     report.put_process(
@@ -276,16 +276,4 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
         format,
         from(args.log.log_format.is_some(), "--log-format"),
     );
-}
-
-fn level_name(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Trace => "trace",
-        LogLevel::Debug => "debug",
-        LogLevel::Info => "info",
-        LogLevel::Warn => "warning",
-        LogLevel::Error => "error",
-        LogLevel::Critical => "critical",
-        LogLevel::Off => "off",
-    }
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{Case, SIDECAR, Vars, changes, vars};
 use crate::config::{LogFormat, LogLevel};
 use crate::document::{Document, Format};
@@ -293,6 +295,51 @@ fn what_does_nothing_is_accepted_and_said() {
     assert_eq!(all.warnings.len(), IGNORED.len());
     let rest = envoy("-c /etc/envoy.json -- --anything at all", &Vars::new());
     assert!(rest.warnings[0].contains("--"), "{:?}", rest.warnings);
+}
+
+#[test]
+fn the_admin_api_shows_what_envoys_would() {
+    let options = |line: &str| envoy(line, &Vars::new()).command_line_options();
+    // What a real Envoy 1.40 answered that was started so.
+    let recorded = include_str!("../../../tests/recorded/envoy-command-line-options.json");
+    let mut recorded: serde_json::Value = serde_json::from_str(recorded).unwrap();
+    recorded["config_path"] = "/etc/envoy.json".into();
+    let line = "-c /etc/envoy.json -l warning --concurrency 1 --base-id 2 --disable-hot-restart \
+                --drain-time-s 600";
+    assert_eq!(options(line), recorded);
+    for (option, field, value) in [
+        (
+            "--file-flush-interval-msec 100",
+            "file_flush_interval",
+            json!("0.100s"),
+        ),
+        ("--file-flush-min-size-kb 64", "file_flush_min_size", json!(64)),
+        ("--restart-epoch 3", "restart_epoch", json!(3)),
+        ("--socket-mode 600", "socket_mode", json!(0o600)),
+        (
+            "--disable-extensions a,b",
+            "disabled_extensions",
+            json!(["a", "b"]),
+        ),
+        ("--drain-strategy immediate", "drain_strategy", json!("Immediate")),
+        ("--log-format -%v", "log_format", json!("-%v")),
+        ("--cpuset-threads", "cpuset_threads", json!(true)),
+        ("--stats-tag a:b", "stats_tag", json!(["a:b"])),
+        ("--config-yaml token:~hush", "config_yaml", json!("[redacted]")),
+        ("--mode validate", "mode", json!("Validate")),
+        ("", "drain_time", json!("4.500s")),
+    ] {
+        assert_eq!(
+            options(&format!("-c /etc/envoy.json {option}"))[field],
+            value,
+            "{option}"
+        );
+    }
+    let all = options(&format!("-c /etc/envoy.json {}", IGNORED.join(" ")));
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        value.as_object().expect("an object").keys().cloned().collect()
+    };
+    assert_eq!(names(&all), names(&recorded), "no field of another name");
 }
 
 #[test]
