@@ -1,0 +1,5 @@
+//! The client against servers of our own: a model for the protocol, a fake one for the stream.
+
+mod model;
+mod protocol;
+mod store;
