@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
-use std::future::Future;
 use std::io::Read as _;
 use std::rc::Rc;
 use std::time::Duration;

@@ -2,17 +2,29 @@
 //!
 //! Owns the words that the client and the resource store share: the kinds of resources, one resource
 //! as it came, and the [`Resources`] that take it. What a resource means is decided by the store; how
-//! it is asked for and acknowledged by [`subscription`]; how the stream is kept alive by the client.
+//! it is asked for and acknowledged by `subscription`; how the stream is
+//! kept alive by [`Client`].
 
+mod client;
+mod grpc;
+mod leg;
+mod report;
+mod status;
 mod subscription;
+mod target;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
+
+pub use client::{Client, Handle, client};
+pub use target::{Address, Target, Tls};
+pub use wire::identify;
 
 /// What kinds of resources are asked for, in the order of asking: a listener must find its clusters,
 /// a cluster its endpoints.

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::store::{BAD, Store, resource};
-use crate::control::xds::ResourceKind;
 use crate::control::xds::subscription::{Outcome, Request, Response, Stream, Subscriptions};
+use crate::control::xds::{ResourceKind, Resources as _};
 
 use ResourceKind::{Cluster, Endpoint, Listener, Route, Secret};
 
@@ -18,7 +18,7 @@ const RUNS: u64 = 3000;
 const STEPS: usize = 150;
 
 #[derive(Default)]
-struct Server {
+pub(super) struct Server {
     /// Version and needs by name.
     truth: BTreeMap<ResourceKind, BTreeMap<String, (u64, String)>>,
     version: u64,
@@ -28,7 +28,7 @@ struct Server {
 
 /// The server's end of one stream.
 #[derive(Default)]
-struct End {
+pub(super) struct End {
     node: bool,
     nonce: u64,
     kinds: BTreeMap<ResourceKind, Believed>,
@@ -59,10 +59,9 @@ impl Server {
         let kind = *rng.choice(&ResourceKind::ALL).unwrap();
         let name = (*rng.choice(&NAMES).unwrap()).to_owned();
         if rng.u8(..4) == 0 {
-            self.truth.entry(kind).or_default().remove(&name);
+            self.remove(kind, &name);
             return;
         }
-        self.version += 1;
         let needs = match kind {
             _ if may_be_bad && rng.u8(..8) == 0 => BAD.to_owned(),
             Cluster if rng.bool() => format!("eds/{name} sds/{}", rng.choice(&NAMES).unwrap()),
@@ -74,8 +73,25 @@ impl Server {
             ),
             _ => String::new(),
         };
-        let kinds = self.truth.entry(kind).or_default();
-        kinds.insert(name, (self.version, needs));
+        self.put(kind, &name, &needs);
+    }
+
+    pub(super) fn put(&mut self, kind: ResourceKind, name: &str, needs: &str) {
+        self.version += 1;
+        let named = self.truth.entry(kind).or_default();
+        named.insert(name.to_owned(), (self.version, needs.to_owned()));
+    }
+
+    pub(super) fn remove(&mut self, kind: ResourceKind, name: &str) {
+        self.truth.entry(kind).or_default().remove(name);
+    }
+
+    /// Versions by name.
+    pub(super) fn versions(&self, kind: ResourceKind) -> BTreeMap<String, String> {
+        let named = self.truth.get(&kind).into_iter().flatten();
+        named
+            .map(|(name, (version, _))| (name.clone(), version.to_string()))
+            .collect()
     }
 
     fn heal(&mut self) {
@@ -88,7 +104,7 @@ impl Server {
     }
 
     /// The next response of a kind, if there is one to send.
-    fn send(&self, end: &mut End, kind: ResourceKind) -> Option<Response> {
+    pub(super) fn send(&self, end: &mut End, kind: ResourceKind) -> Option<Response> {
         let empty = BTreeMap::new();
         let truth = self.truth.get(&kind).unwrap_or(&empty);
         let believed = end.kinds.get_mut(&kind)?;
@@ -149,7 +165,7 @@ impl Server {
 
 impl End {
     /// Takes a request and holds it against every rule for clients.
-    fn take(&mut self, request: &Request) {
+    pub(super) fn take(&mut self, request: &Request) {
         assert_eq!(request.node, !self.node, "the node is in the first message only");
         self.node = true;
         let kind = request.kind;
@@ -348,7 +364,7 @@ impl World {
             return false;
         };
         if self.subscriptions.is_outdated(&beside.stream) {
-            self.main = connect(&self.subscriptions);
+            self.beside = Some(connect(&self.subscriptions));
             return true;
         }
         match beside.receive(response, &mut self.subscriptions, &mut self.store) {
@@ -383,16 +399,12 @@ impl World {
     }
 
     fn check(&self) {
-        let truth = |kind| {
-            let all = self.server.truth.get(&kind).into_iter().flatten();
-            all.map(|(name, (version, _))| (name.clone(), version.to_string()))
-                .collect::<BTreeMap<_, _>>()
-        };
+        let truth = |kind| self.server.versions(kind);
         for kind in [Cluster, Listener] {
             assert_eq!(self.store.versions(kind), truth(kind), "{kind}");
         }
         for kind in [Endpoint, Route, Secret] {
-            let wanted = super::super::Resources::interest(&self.store, kind);
+            let wanted = self.store.interest(kind);
             let (held, truth) = (self.store.versions(kind), truth(kind));
             for name in &wanted {
                 match truth.get(&**name) {
