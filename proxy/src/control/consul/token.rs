@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::client::{Client, ConsulError, Request};
 use super::json::{self, Node};
-use super::watch::Backoff;
+use super::watch::{REFUSED_CAP, backoff};
 
 /// How often a token file's status is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ impl TokenKeeper {
     }
 
     async fn log_in(&mut self, client: &Client, method: &str, jwt_file: &Path) -> Infallible {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         let mut told = None;
         loop {
             let seen = stamp(jwt_file);
@@ -191,7 +191,7 @@ impl TokenKeeper {
                         tracing::warn!(auth_method = method, why, "cannot log in to Consul");
                         told = Some(why);
                     }
-                    tokio::time::sleep(backoff.next(Backoff::REFUSED)).await;
+                    tokio::time::sleep(backoff.next(REFUSED_CAP)).await;
                 }
             }
         }
