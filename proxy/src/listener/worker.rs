@@ -20,7 +20,6 @@ use crate::limit::Limits;
 use crate::model::listener::{Direction, Listener};
 use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
-use crate::telemetry::metrics::{listener_label, registry};
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -130,7 +129,6 @@ impl Worker {
                     accepting.abort();
                 }
                 self.retired.push(Rc::clone(listener));
-                registry().remove("envoy_listener_address", &listener_label(name));
             }
             stays
         });

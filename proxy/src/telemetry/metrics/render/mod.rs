@@ -1,0 +1,3 @@
+//! The formats in which statistics are shown: pure functions from samples to text.
+
+pub mod prometheus;
