@@ -6,6 +6,7 @@ pub mod access_log;
 pub mod flags;
 pub mod logging;
 pub mod metrics;
+pub mod sink;
 
 pub use access_log::ConnectionLog;
 pub use flags::ResponseFlag;
