@@ -73,10 +73,24 @@ impl Env for OsEnv {
     }
 }
 
+/// What is at a path, links followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A file that can be read as often as one likes.
+    Regular,
+    /// A folder.
+    Folder,
+    /// A pipe, a device, a socket: what was read is gone.
+    Other,
+}
+
 /// The file system, for the little that must be known before anything runs.
 pub trait Files {
     /// Whether something is at `path`, of whatever kind.
     fn exists(&self, path: &Path) -> bool;
+
+    /// What is at `path`, found without opening it; nothing where nothing can be seen.
+    fn kind(&self, path: &Path) -> Option<FileKind>;
 
     /// The text of the file at `path`.
     fn read(&self, path: &Path) -> io::Result<String>;
@@ -93,6 +107,17 @@ pub struct RealFiles;
 impl Files for RealFiles {
     fn exists(&self, path: &Path) -> bool {
         path.exists()
+    }
+
+    fn kind(&self, path: &Path) -> Option<FileKind> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(if found.is_file() {
+            FileKind::Regular
+        } else if found.is_dir() {
+            FileKind::Folder
+        } else {
+            FileKind::Other
+        })
     }
 
     fn read(&self, path: &Path) -> io::Result<String> {
@@ -126,6 +151,13 @@ impl Files for MapFiles {
         self.0.keys().any(|file| file.starts_with(path))
     }
 
+    fn kind(&self, path: &Path) -> Option<FileKind> {
+        match self.0.contains_key(path) {
+            true => Some(FileKind::Regular),
+            false => self.exists(path).then_some(FileKind::Folder),
+        }
+    }
+
     fn read(&self, path: &Path) -> io::Result<String> {
         match self.0.get(path) {
             Some(text) => Ok(text.clone()),
@@ -152,7 +184,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
     use std::path::Path;
 
-    use super::{Env, Files, MapFiles, RealFiles, env_from_os};
+    use super::{Env, FileKind, Files, MapFiles, RealFiles, env_from_os};
 
     #[test]
     fn what_is_no_text_is_known_by_name() {
@@ -172,6 +204,10 @@ mod tests {
         let files = MapFiles::default().with("/a/b/c.txt", "c").with("/a/d", "d");
         assert!(files.exists(Path::new("/a/b")));
         assert!(!files.exists(Path::new("/a/x")));
+        let kind = |path| files.kind(Path::new(path));
+        assert_eq!(kind("/a/d"), Some(FileKind::Regular));
+        assert_eq!(kind("/a/b"), Some(FileKind::Folder));
+        assert_eq!(kind("/a/x"), None);
         assert_eq!(files.list_dir(Path::new("/a")).unwrap(), ["b", "d"]);
         assert!(files.list_dir(Path::new("/nowhere")).is_err());
         assert_eq!(files.read(Path::new("/a/d")).unwrap(), "d");
@@ -181,6 +217,9 @@ mod tests {
     fn real_files_say_what_is_not_there() {
         let nowhere = Path::new("/nonexistent/attache");
         assert!(!RealFiles.exists(nowhere));
+        assert_eq!(RealFiles.kind(nowhere), None);
+        assert_eq!(RealFiles.kind(Path::new("/dev/null")), Some(FileKind::Other));
+        assert_eq!(RealFiles.kind(Path::new("/dev")), Some(FileKind::Folder));
         assert!(RealFiles.read(nowhere).is_err());
         assert!(RealFiles.list_dir(nowhere).is_err());
     }

@@ -6,17 +6,21 @@
 
 mod args;
 pub mod config;
+pub mod document;
 pub mod env;
+pub mod envoy;
 pub mod exit;
 mod load;
 mod names;
+mod options;
 mod problem;
 mod report;
 pub mod secret;
 
-pub use args::{ENVOY_VERSION, EnvoyArgs, Shell, command};
+pub use args::{Shell, command};
 pub use config::Config;
-pub use load::{Command, DemoConfig, ENVOY_FILE_NOT_READ, Loaded, load};
+pub use envoy::{ENVOY_VERSION, EnvoyConfig};
+pub use load::{Command, DemoConfig, Loaded, load};
 pub use names::clean_name;
 pub use problem::{Failure, Problem, ProblemKind, Rejected};
 pub use report::{LiveBind, LiveFacts, LiveUpstream, Report, Sourced};

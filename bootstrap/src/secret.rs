@@ -1,4 +1,4 @@
-//! A string that must not be seen: Consul tokens and login results.
+//! A string that must not be seen: Consul tokens, login results, texts that may hold one.
 //!
 //! Owns its bytes and zeroes them when dropped; `Debug` and `Display` never show them.
 
@@ -16,6 +16,11 @@ impl Secret {
     pub fn new(value: impl Into<String>) -> Self {
         let value = Zeroizing::new(value.into());
         Self(Zeroizing::new(value.trim().to_owned()))
+    }
+
+    /// Takes ownership of `value` as it is: a text in which blanks mean something.
+    pub fn verbatim(value: impl Into<String>) -> Self {
+        Self(Zeroizing::new(value.into()))
     }
 
     /// The secret itself, for the one place that sends it.

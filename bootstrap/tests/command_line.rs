@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::Duration;
 
 use attache_bootstrap::config::{ConsulAddress, LogFormat, LogLevel};
@@ -29,13 +28,52 @@ fn the_definition_is_sound() {
     attache_bootstrap::command().debug_assert();
 }
 
+/// What Consul does with the output: the first match of `\d+\.\d+\.\d+`.
+fn first_version(text: &str) -> &str {
+    let candidates = text.split(|c: char| c != '.' && !c.is_ascii_digit());
+    let mut versions = candidates.filter(|word| word.split('.').filter(|part| !part.is_empty()).count() == 3);
+    versions.next().expect("a version")
+}
+
 #[test]
 fn the_version_begins_with_envoys() {
-    let (code, text) = refusal("attache --version");
-    assert_eq!(code, exit::OK);
+    let version = |vars: &[(&str, &str)]| {
+        let pairs = vars.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        let env: BTreeMap<String, String> = pairs.collect();
+        let line = ["attache", "--version"].map(OsString::from);
+        load(line, &env, &MapFiles::default())
+    };
     let own = env!("CARGO_PKG_VERSION");
+    let Ok(Command::Print(text)) = version(&[]) else {
+        panic!("--version");
+    };
     let wanted = format!("attache  version: 1.35.6 (the Envoy API it stands for), attache {own}\n");
     assert_eq!(text, wanted);
+    assert_eq!(first_version(&text), "1.35.6");
+    let Ok(Command::Print(text)) = version(&[("ATTACHE_ENVOY_VERSION", "1.40.0")]) else {
+        panic!("--version");
+    };
+    assert_eq!(first_version(&text), "1.40.0");
+    assert!(text.ends_with(&format!("attache {own}\n")), "{text}");
+    for wrong in [
+        "1.35",
+        "v1.35.6",
+        "1.35.6.1",
+        "1.+3.6",
+        "1..6",
+        "latest",
+        "1.35.6 ",
+        "1.35.99999999999",
+    ] {
+        let failure = version(&[("ATTACHE_ENVOY_VERSION", wrong)]).expect_err(wrong);
+        assert_eq!(failure.exit_code(), exit::CONFIG);
+        assert!(failure.to_string().contains("ATTACHE_ENVOY_VERSION"), "{failure}");
+    }
+    // What tools ask that would restart Envoy.
+    let Ok(Command::Print(text)) = parse("attache --hot-restart-version") else {
+        panic!("--hot-restart-version");
+    };
+    assert_eq!(text, "disabled\n");
 }
 
 #[test]
@@ -70,21 +108,32 @@ fn help_is_no_failure_and_unknown_words_are() {
 }
 
 #[test]
-fn envoys_arguments_are_understood_as_nomad_passes_them() {
-    let line = "attache -c /secrets/envoy_bootstrap.json -l debug --concurrency 2 --disable-hot-restart";
-    let Ok(Command::Envoy(envoy)) = parse(line) else {
-        panic!("{line}");
-    };
-    assert_eq!(
-        envoy.config_path.as_deref(),
-        Some(Path::new("/secrets/envoy_bootstrap.json"))
-    );
-    assert_eq!(envoy.log_level, LogLevel::Debug);
-    assert_eq!(envoy.concurrency, 2);
-    let Ok(Command::Envoy(nothing)) = parse("attache") else {
-        panic!("no subcommand");
-    };
-    assert_eq!(nothing.config_path, None);
+fn the_help_shows_what_is_carried_out_and_hides_the_rest() {
+    let help = refusal("attache --help").1;
+    for shown in [
+        "--config-path",
+        "--config-yaml",
+        "--mode",
+        "--log-level",
+        "--concurrency",
+        "--drain-time-s",
+        "--service-node",
+        "In Envoy's place",
+        "Exit codes:",
+    ] {
+        assert!(help.contains(shown), "{shown} is not in {help}");
+    }
+    for hidden in [
+        "--restart-epoch",
+        "--socket-path",
+        "--log-format",
+        "--enable-mutex-tracing",
+    ] {
+        assert!(!help.contains(hidden), "{hidden} is in {help}");
+    }
+    for line in help.lines().chain(refusal("attache -h").1.lines()) {
+        assert!(line.chars().count() <= 120, "too long for a terminal: {line}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use attache_bootstrap::env::MapFiles;
 use attache_bootstrap::{Command, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, load};
@@ -197,5 +198,32 @@ fn run_says_what_bootstrap_says_when_something_is_missing() {
             assert_eq!(report["missing"][0]["stops_run"], true);
             assert_eq!(report["upstreams"][0]["bind"], "127.0.0.1:8080");
         }
+    }
+}
+
+#[test]
+fn without_arguments_the_dashboards_file_is_found() {
+    let env = environment(DASH);
+    let path = secrets(&env, "envoy_bootstrap.json");
+    let files = MapFiles::default().with(path.as_str(), DASH_ENVOY);
+    let nomads = "-l info --concurrency 1 --disable-hot-restart";
+    for line in ["attache".to_owned(), format!("attache -c {path} {nomads}")] {
+        let words = line.split_whitespace().map(OsString::from);
+        let Ok(Command::Envoy(envoy)) = load(words, &env, &files) else {
+            panic!("{line}");
+        };
+        assert_eq!(envoy.file.map(|file| file.path), Some(PathBuf::from(&path)));
+        assert_eq!(
+            envoy.token_files,
+            ["si_token", "consul_token"].map(|file| PathBuf::from(secrets(&env, file)))
+        );
+        // What the recorded file names, which only the chroot of a task has there.
+        let socket = envoy
+            .task_folders
+            .candidates(Path::new("alloc/tmp/consul_grpc.sock"));
+        let below = Path::new(&env["NOMAD_ALLOC_DIR"]).join("tmp/consul_grpc.sock");
+        assert_eq!(socket.last(), Some(&below));
+        assert!(DASH_ENVOY.contains("\"alloc/tmp/consul_grpc.sock\""));
+        assert!(envoy.warnings.is_empty(), "{:?}", envoy.warnings);
     }
 }

@@ -9,9 +9,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use attache::model::secret::SecretError;
-use attache::model::{Identity, SpiffeId, TrustBundle};
+use attache::model::{Identity, SpiffeId, TrustBundle, Validation};
 use attache::tls::identity::certified_key;
-use attache::tls::verifier::{SpiffeVerifier, peer_id};
+use attache::tls::verifier::{PeerVerifier, peer};
 use libfuzzer_sys::fuzz_target;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject;
@@ -29,7 +29,7 @@ const KEY: &[u8] = b"attache-fuzz: these bytes stand for a private key";
 
 struct Mesh {
     trust: Arc<TrustBundle>,
-    verifier: SpiffeVerifier,
+    verifier: PeerVerifier,
     /// A moment at which the leaves are valid.
     now: UnixTime,
     /// What of each leaf is signed.
@@ -37,9 +37,9 @@ struct Mesh {
 }
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let leaf = peer_id(&LEAVES[0].into()).expect("the leaf is Consul's own");
+    let leaf = spiffe_id(&LEAVES[0].into()).expect("the leaf is Consul's own");
     let trust = Arc::new(TrustBundle::from_pem(leaf.trust_domain(), [ROOT]).expect("so is the root"));
-    let verifier = SpiffeVerifier::new(Arc::clone(&trust), Vec::new()).expect("it can be used");
+    let verifier = PeerVerifier::new(Validation::mesh(&trust, &[]), true).expect("it can be used");
     let leaf = Identity::from_pem(
         &attache_fuzz::pem("CERTIFICATE", LEAVES[0]),
         &attache_fuzz::pem("PRIVATE KEY", KEY),
@@ -58,6 +58,10 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     }
     mesh
 });
+
+fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<SpiffeId> {
+    peer(certificate).ok()?.spiffe_id
+}
 
 /// The first element of the outer sequence; both have two bytes of length.
 fn signed_part(certificate: &[u8]) -> &[u8] {
@@ -82,19 +86,19 @@ fn pem(text: &str) {
     let bundle = TrustBundle::from_pem(&mesh.trust.trust_domain, [text]);
     if let Ok(bundle) = &bundle {
         assert_eq!(
-            Ok(&bundle.roots),
+            Ok(&bundle.roots.certificates),
             blocks.as_ref().map_err(|_| ()),
             "no block is passed over"
         );
-        assert_eq!(bundle.roots.len(), bundle.facts.len());
-        assert!(!bundle.roots.is_empty());
-        let _ = SpiffeVerifier::new(Arc::new(bundle.clone()), Vec::new());
+        assert_eq!(bundle.roots.certificates.len(), bundle.roots.facts.len());
+        assert!(!bundle.roots.certificates.is_empty());
+        let _ = PeerVerifier::new(Validation::mesh(&Arc::new(bundle.clone()), &[]), true);
     }
     if let Ok(identity) = Identity::from_pem(text, text) {
         sound(&identity);
         let bundle = bundle.expect("an identity's chain is made of certificates");
         assert_eq!(
-            (&bundle.roots, &bundle.facts[0]),
+            (&bundle.roots.certificates, &bundle.roots.facts[0]),
             (&identity.chain, &identity.leaf)
         );
         let _ = certified_key(&identity);
@@ -119,22 +123,22 @@ fn der(data: &[u8]) {
     let bundle = TrustBundle::from_pem(&mesh.trust.trust_domain, [ROOT, &text]);
     match &bundle {
         Ok(bundle) => {
-            assert_eq!(bundle.roots.last().map(AsRef::as_ref), Some(data));
+            assert_eq!(bundle.roots.certificates.last().map(AsRef::as_ref), Some(data));
             assert_ne!(identity.as_ref().err(), Some(&SecretError::BadCertificate(1)));
-            let _ = SpiffeVerifier::new(Arc::new(bundle.clone()), Vec::new());
+            let _ = PeerVerifier::new(Validation::mesh(&Arc::new(bundle.clone()), &[]), true);
         }
         Err(error) => {
             assert_eq!(error, &SecretError::BadCertificate(1));
             assert_eq!(identity.as_ref().err(), Some(error));
         }
     }
-    let peer = peer_id(&certificate);
+    let peer = spiffe_id(&certificate);
     if let Ok(identity) = &identity {
         sound(identity);
         assert_eq!(identity.chain, std::slice::from_ref(&certificate));
         // Two parsers read certificates: what /certs shows and what peers are checked by.
-        if let Ok(peer) = &peer {
-            assert_eq!(peer, &identity.spiffe_id);
+        if let Some(peer) = &peer {
+            assert_eq!(Some(peer), identity.spiffe_id.as_ref());
         }
         let _ = certified_key(identity);
     }
@@ -154,7 +158,9 @@ fn der(data: &[u8]) {
 /// What holds for every identity.
 fn sound(identity: &Identity) {
     assert!(!identity.chain.is_empty());
-    assert_eq!(identity.leaf.uris, [identity.spiffe_id.as_str()]);
+    if let Some(id) = &identity.spiffe_id {
+        assert_eq!(identity.leaf.uris, [id.as_str()]);
+    }
     let key = identity.key.der();
     let shown = format!("{identity:?} {:?}", identity.key);
     let secret = String::from_utf8_lossy(key.secret_der());

@@ -10,8 +10,7 @@ use std::rc::Rc;
 
 use attache_bootstrap::env::{Env, RealFiles};
 use attache_bootstrap::{
-    Command, Config, ENVOY_FILE_NOT_READ, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected,
-    Shell, exit,
+    Command, Config, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected, Shell, exit,
 };
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
@@ -31,8 +30,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &dyn Env)
         Ok(Command::Demo(config)) => demo(*config),
         Ok(Command::Completions(shell)) => completions(shell),
         Ok(Command::Envoy(_)) => {
-            complain(ENVOY_FILE_NOT_READ);
+            complain(
+                "this version does not read Envoy's bootstrap yet: use `attache run` (see `attache run --help`), \
+                 or `attache demo` for a look",
+            );
             exit::USAGE
+        }
+        Ok(Command::Print(text)) => {
+            print(&text);
+            exit::OK
         }
         Err(Failure::Usage(error)) => {
             let _ = error.print();

@@ -6,6 +6,7 @@
 
 mod agent;
 mod draft;
+mod envoy;
 mod manual;
 mod nomad;
 mod token;
@@ -19,11 +20,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
-use clap::error::ContextValue;
+use clap::error::{ContextValue, ErrorKind};
 
-use crate::args::{Cli, ConsulArgs, DemoArgs, EnvoyArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb};
+use crate::args::{Cli, ConsulArgs, DemoArgs, LogArgs, ProcessArgs, RunArgs, Shell, Verb};
 use crate::config::{AdminBind, Config, ConsulAgent, LogConfig, LogFormat, LogLevel};
 use crate::env::{Env, Files};
+use crate::envoy::EnvoyConfig;
 use crate::problem::{Failure, Rejected};
 use crate::report::Report;
 use draft::Draft;
@@ -39,13 +41,11 @@ pub enum Command {
     Demo(Box<DemoConfig>),
     /// `attache completions SHELL`: generate from [`command`](crate::command).
     Completions(Shell),
-    /// No subcommand, or `-c FILE`: Envoy's place. Refused with [`ENVOY_FILE_NOT_READ`].
-    Envoy(EnvoyArgs),
+    /// No subcommand: Envoy's place, with Envoy's arguments.
+    Envoy(Box<EnvoyConfig>),
+    /// `--version` and `--hot-restart-version`: this text, as it is, and nothing else.
+    Print(String),
 }
-
-/// What is said to [`Command::Envoy`], with the exit code [`exit::USAGE`](crate::exit::USAGE).
-pub const ENVOY_FILE_NOT_READ: &str = "without a subcommand Attaché will stand in Envoy's place, with Envoy's bootstrap file; this version does not \
-     read it yet: use `attache run` (see `attache run --help`), or `attache demo` for a look";
 
 /// A configuration that can be run, and how it came about.
 #[derive(Debug)]
@@ -77,9 +77,19 @@ pub fn load(
     env: &dyn Env,
     files: &dyn Files,
 ) -> Result<Command, Failure> {
-    let cli = Cli::try_parse_from(args).map_err(|error| Failure::Usage(without_values(error)))?;
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) if error.kind() == ErrorKind::DisplayVersion => {
+            return envoy::version_text(Draft::new(env, files)).map(Command::Print);
+        }
+        Err(error) => return Err(Failure::Usage(without_values(error))),
+    };
     match cli.verb {
-        None => Ok(Command::Envoy(cli.envoy)),
+        // What Envoy prints where hot restart is disabled.
+        None if cli.envoy.hot_restart_version => Ok(Command::Print("disabled\n".to_owned())),
+        None => {
+            envoy::config(*cli.envoy, Draft::new(env, files)).map(|config| Command::Envoy(Box::new(config)))
+        }
         Some(Verb::Completions { shell }) => Ok(Command::Completions(shell)),
         Some(Verb::Demo(args)) => {
             demo(*args, Draft::new(env, files)).map(|demo| Command::Demo(Box::new(demo)))
@@ -258,7 +268,7 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
     );
     report.put_process(
         "log_level",
-        level_name(log.level),
+        log.level.name(),
         from(args.log.log_level.is_some(), "--log-level"),
     );
     report.put_process(
@@ -266,16 +276,4 @@ fn process_report(args: &ProcessArgs, admin: Option<AdminBind>, report: &mut Rep
         format,
         from(args.log.log_format.is_some(), "--log-format"),
     );
-}
-
-fn level_name(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Trace => "trace",
-        LogLevel::Debug => "debug",
-        LogLevel::Info => "info",
-        LogLevel::Warn => "warning",
-        LogLevel::Error => "error",
-        LogLevel::Critical => "critical",
-        LogLevel::Off => "off",
-    }
 }

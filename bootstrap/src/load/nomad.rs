@@ -18,10 +18,11 @@ use crate::report::{KnownId, Sourced};
 
 use super::draft::{self, Draft};
 
-const ALLOC_ID: &str = "NOMAD_ALLOC_ID";
+pub(super) const ALLOC_ID: &str = "NOMAD_ALLOC_ID";
 const GROUP_NAME: &str = "NOMAD_GROUP_NAME";
 pub(super) const TASK_NAME: &str = "NOMAD_TASK_NAME";
 pub(super) const ALLOC_DIR: &str = "NOMAD_ALLOC_DIR";
+pub(super) const TASK_DIR: &str = "NOMAD_TASK_DIR";
 pub(super) const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
 
 const ALLOC_PORT: &str = "NOMAD_ALLOC_PORT_";
@@ -30,7 +31,7 @@ const UPSTREAM_IP: &str = "NOMAD_UPSTREAM_IP_";
 const UPSTREAM_PORT: &str = "NOMAD_UPSTREAM_PORT_";
 
 /// How Nomad names the task, and the port label, of a service's sidecar.
-const SIDECAR_TASK: &str = "connect-proxy-";
+pub(super) const SIDECAR_TASK: &str = "connect-proxy-";
 const ID_SUFFIX: &str = "-sidecar-proxy";
 
 /// Whether the process was started by Nomad.

@@ -88,14 +88,18 @@ fn one_file(file: Sourced<PathBuf>) -> Sourced<TokenSource> {
     Sourced::new(TokenSource::Files(vec![file.value]), file.from)
 }
 
-/// Both files, there or not: Nomad may write one later, and writes a new token in place.
+/// Both files, there or not: Nomad may write one later, and writes a new token in place. Nothing
+/// outside of Nomad.
+pub(super) fn nomad_paths(draft: &mut Draft<'_>) -> Option<Sourced<Vec<PathBuf>>> {
+    let folder = draft.var(nomad::SECRETS_DIR)?;
+    let folder_path = Path::new(&folder.value);
+    let files = NOMAD_TOKENS.iter().map(|name| folder_path.join(name));
+    Some(Sourced::new(files.collect(), folder.from))
+}
+
 fn nomad_files(draft: &mut Draft<'_>) -> TokenSource {
-    let chosen = match draft.var(nomad::SECRETS_DIR) {
-        Some(folder) => {
-            let folder_path = Path::new(&folder.value);
-            let files = NOMAD_TOKENS.iter().map(|name| folder_path.join(name));
-            Sourced::new(TokenSource::Files(files.collect()), folder.from)
-        }
+    let chosen = match nomad_paths(draft) {
+        Some(files) => Sourced::new(TokenSource::Files(files.value), files.from),
         None => Sourced::new(TokenSource::None, "none given"),
     };
     put(draft, &chosen);

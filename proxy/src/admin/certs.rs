@@ -1,48 +1,62 @@
 //! `/certs`, in the shape of Envoy's `envoy.admin.v3.Certificates`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::model::listener::ClientCertificate;
 use crate::model::secret::CertificateFacts;
-use crate::model::{Identity, Snapshot, TrustBundle};
+use crate::model::{Identity, Roots, Snapshot, Validation};
 
 /// Renders the certificates that listeners and clusters use, each pair of identity and trust bundle
 /// once. Keys are never part of it.
 pub fn render(snapshot: Option<&Snapshot>) -> Value {
-    let mut pairs: BTreeMap<(*const Identity, *const TrustBundle), (&Identity, &TrustBundle)> =
-        BTreeMap::new();
+    let mut pairs = Pairs::new();
     if let Some(snapshot) = snapshot {
         for listener in snapshot.listeners.values() {
-            if let Some(tls) = &listener.filter_chain.transport {
-                pairs.insert(
-                    (&raw const *tls.identity, &raw const *tls.trust),
-                    (&tls.identity, &tls.trust),
-                );
+            for tls in listener.chains().filter_map(|chain| chain.transport.as_ref()) {
+                let validation = match &tls.client {
+                    ClientCertificate::None => None,
+                    ClientCertificate::Optional(v) | ClientCertificate::Required(v) => Some(v),
+                };
+                insert(&mut pairs, Some(&tls.identity), validation);
             }
         }
         for cluster in snapshot.clusters.values() {
             if let Some(tls) = &cluster.transport {
-                pairs.insert(
-                    (&raw const *tls.identity, &raw const *tls.trust),
-                    (&tls.identity, &tls.trust),
-                );
+                insert(&mut pairs, tls.identity.as_ref(), Some(&tls.validation));
             }
         }
     }
     let certificates: Vec<Value> = pairs
         .values()
-        .map(|(identity, trust)| {
+        .map(|(identity, roots)| {
             json!({
-                "ca_cert": trust.facts.iter().map(certificate).collect::<Vec<_>>(),
-                "cert_chain": [certificate(&identity.leaf)],
+                "ca_cert": roots.iter().flat_map(|roots| &roots.facts).map(certificate).collect::<Vec<_>>(),
+                "cert_chain": identity.iter().map(|identity| certificate(&identity.leaf)).collect::<Vec<_>>(),
             })
         })
         .collect();
     json!({ "certificates": certificates })
+}
+
+/// By address, so that a pair used in several places is listed once.
+type Pairs<'a> = BTreeMap<Vec<usize>, (Option<&'a Identity>, Vec<&'a Roots>)>;
+
+fn insert<'a>(
+    pairs: &mut Pairs<'a>,
+    identity: Option<&'a Arc<Identity>>,
+    validation: Option<&'a Validation>,
+) {
+    let roots: Vec<&Arc<Roots>> = validation.iter().flat_map(|v| v.trust.roots()).collect();
+    let mut key = vec![identity.map_or(0, |identity| Arc::as_ptr(identity).addr())];
+    key.extend(roots.iter().map(|roots| Arc::as_ptr(roots).addr()));
+    let roots = roots.into_iter().map(AsRef::as_ref).collect();
+    pairs.insert(key, (identity.map(AsRef::as_ref), roots));
 }
 
 fn certificate(facts: &CertificateFacts) -> Value {

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::model::cluster::{Cluster, ClusterKind, ClusterLoadAssignment};
-use crate::model::listener::{Listener, NetworkFilter, Terminal};
+use crate::model::listener::{ClientCertificate, FilterChain, Listener, NetworkFilter, Terminal};
 use crate::model::rbac::{Principal, Rbac};
-use crate::model::{DownstreamTls, Identity, Snapshot, TrustBundle, UpstreamTls};
+use crate::model::{DownstreamTls, Identity, Snapshot, SpiffeId, Trust, UpstreamTls};
 
 /// Renders a snapshot and the state of the source it came from.
 pub fn render(snapshot: Option<&Snapshot>, source: Value) -> Value {
@@ -22,18 +22,23 @@ pub fn render(snapshot: Option<&Snapshot>, source: Value) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let chain = &listener.filter_chain;
-    let mut filters: Vec<Value> = chain.filters.iter().map(filter).collect();
-    let Terminal::TcpProxy(proxy) = &chain.terminal;
-    filters.push(json!({
-        "name": "envoy.filters.network.tcp_proxy",
-        "cluster": &*proxy.cluster,
-        "idle_timeout_s": proxy.idle_timeout.map(|t| t.as_secs_f64()),
-    }));
     json!({
         "name": &*listener.name,
         "address": listener.address.to_string(),
         "traffic_direction": format!("{:?}", listener.direction).to_uppercase(),
+        "filter_chains": listener.chains().map(|chain| filter_chain(chain)).collect::<Vec<_>>(),
+    })
+}
+
+fn filter_chain(chain: &FilterChain) -> Value {
+    let mut filters: Vec<Value> = chain.filters.iter().map(filter).collect();
+    let Terminal::TcpProxy(proxy) = &chain.terminal;
+    filters.push(json!({
+        "name": "envoy.filters.network.tcp_proxy",
+        "clusters": proxy.clusters.iter().map(|c| &*c.name).collect::<Vec<_>>(),
+        "idle_timeout_s": proxy.idle_timeout.map(|t| t.as_secs_f64()),
+    }));
+    json!({
         "transport_socket": chain.transport.as_deref().map(downstream_tls),
         "filters": filters,
     })
@@ -41,10 +46,13 @@ fn listener(listener: &Listener) -> Value {
 
 fn filter(filter: &NetworkFilter) -> Value {
     match filter {
-        NetworkFilter::Rbac(rules) => json!({ "name": "envoy.filters.network.rbac", "rules": rbac(rules) }),
-        NetworkFilter::ConnectionLimit { max_connections } => {
+        NetworkFilter::Rbac { rules, .. } => {
+            json!({ "name": "envoy.filters.network.rbac", "rules": rbac(rules) })
+        }
+        NetworkFilter::ConnectionLimit { max_connections, .. } => {
             json!({ "name": "envoy.filters.network.connection_limit", "max_connections": max_connections })
         }
+        NetworkFilter::SniCluster => json!({ "name": "envoy.filters.network.sni_cluster" }),
     }
 }
 
@@ -53,21 +61,10 @@ fn rbac(rbac: &Rbac) -> Value {
         .rules
         .iter()
         .map(|rule| {
-            let Principal::Service {
-                trust_domain,
-                partition,
-                namespace,
-                service,
-            } = &rule.principal;
             json!({
                 "name": &*rule.name,
                 "action": rule.action.to_string(),
-                "principal": {
-                    "trust_domain": trust_domain.as_deref(),
-                    "partition": partition.as_deref().unwrap_or("*"),
-                    "namespace": namespace.as_deref().unwrap_or("*"),
-                    "service": service.as_deref().unwrap_or("*"),
-                },
+                "principal": principal(&rule.principal),
             })
         })
         .collect();
@@ -78,9 +75,28 @@ fn rbac(rbac: &Rbac) -> Value {
     })
 }
 
+fn principal(principal: &Principal) -> Value {
+    match principal {
+        Principal::Service {
+            trust_domain,
+            partition,
+            namespace,
+            service,
+        } => json!({
+            "trust_domain": trust_domain.as_deref(),
+            "partition": partition.as_deref().unwrap_or("*"),
+            "namespace": namespace.as_deref().unwrap_or("*"),
+            "service": service.as_deref().unwrap_or("*"),
+        }),
+        other => format!("{other:?}").into(),
+    }
+}
+
 fn cluster(cluster: &Cluster, assignment: Option<&ClusterLoadAssignment>) -> Value {
     let kind = match &cluster.kind {
         ClusterKind::Endpoints => json!("endpoints"),
+        ClusterKind::Dns(dns) => json!({ "dns": format!("{dns:?}") }),
+        ClusterKind::OriginalDestination => json!("original destination"),
         ClusterKind::Aggregate(names) => {
             json!({ "aggregate": names.iter().map(|n| &**n).collect::<Vec<_>>() })
         }
@@ -96,7 +112,7 @@ fn cluster(cluster: &Cluster, assignment: Option<&ClusterLoadAssignment>) -> Val
         "name": &*cluster.name,
         "kind": kind,
         "connect_timeout_s": cluster.connect_timeout.as_secs_f64(),
-        "max_connections": cluster.max_connections,
+        "max_connections": cluster.circuit_breakers.max_connections,
         "transport_socket": cluster.transport.as_deref().map(upstream_tls),
         // Null while they are not known yet.
         "endpoints": endpoints,
@@ -105,9 +121,12 @@ fn cluster(cluster: &Cluster, assignment: Option<&ClusterLoadAssignment>) -> Val
 
 fn downstream_tls(tls: &DownstreamTls) -> Value {
     json!({
-        "require_client_certificate": true,
+        "require_client_certificate": matches!(tls.client, ClientCertificate::Required(_)),
         "identity": identity(&tls.identity),
-        "trust": trust(&tls.trust),
+        "trust": match &tls.client {
+            ClientCertificate::None => Value::Null,
+            ClientCertificate::Optional(v) | ClientCertificate::Required(v) => trust(&v.trust),
+        },
         "versions": format!("{:?} to {:?}", tls.params.min, tls.params.max),
         "cipher_suites": tls.params.cipher_suites,
     })
@@ -115,10 +134,10 @@ fn downstream_tls(tls: &DownstreamTls) -> Value {
 
 fn upstream_tls(tls: &UpstreamTls) -> Value {
     json!({
-        "sni": tls.sni,
-        "expected": tls.spiffe_ids.iter().map(|id| id.as_str()).collect::<Vec<_>>(),
-        "identity": identity(&tls.identity),
-        "trust": trust(&tls.trust),
+        "sni": tls.sni.as_deref(),
+        "expected": tls.validation.names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>(),
+        "identity": tls.identity.as_deref().map(identity),
+        "trust": trust(&tls.validation.trust),
         "versions": format!("{:?} to {:?}", tls.params.min, tls.params.max),
         "cipher_suites": tls.params.cipher_suites,
     })
@@ -126,17 +145,21 @@ fn upstream_tls(tls: &UpstreamTls) -> Value {
 
 fn identity(identity: &Identity) -> Value {
     json!({
-        "spiffe_id": identity.spiffe_id.as_str(),
+        "spiffe_id": identity.spiffe_id.as_ref().map(SpiffeId::as_str),
         "serial_number": identity.leaf.serial,
         "expiration_time": super::certs::rfc3339(identity.leaf.not_after),
         "private_key": "[redacted]",
     })
 }
 
-fn trust(trust: &TrustBundle) -> Value {
+fn trust(trust: &Trust) -> Value {
+    let domains = match trust {
+        Trust::Roots(_) => &[][..],
+        Trust::Spiffe(bundles) => bundles,
+    };
     json!({
-        "trust_domain": &*trust.trust_domain,
-        "roots": trust.facts.iter().map(|facts| json!({
+        "trust_domains": domains.iter().map(|bundle| &*bundle.trust_domain).collect::<Vec<_>>(),
+        "roots": trust.roots().flat_map(|roots| &roots.facts).map(|facts| json!({
             "serial_number": facts.serial,
             "expiration_time": super::certs::rfc3339(facts.not_after),
         })).collect::<Vec<_>>(),

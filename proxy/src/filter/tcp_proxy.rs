@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use crate::model::listener::TcpProxy;
+use crate::model::Name;
+use crate::model::listener::{TcpProxy, WeightedCluster};
 use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
@@ -21,8 +22,12 @@ pub async fn run<D: Duplex>(
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
-    log.cluster(proxy.cluster.clone());
-    let connected = match connect(clusters, &proxy.cluster).await {
+    let Some(cluster) = choose(&proxy.clusters) else {
+        log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
+        return;
+    };
+    log.cluster(cluster.clone());
+    let connected = match connect(clusters, &cluster).await {
         Ok(connected) => connected,
         Err(error) => {
             log.ended(error.flag(), error.to_string());
@@ -64,6 +69,22 @@ pub async fn run<D: Duplex>(
             );
         }
     }
+}
+
+/// One of the clusters, each as often as its weight says.
+fn choose(clusters: &[WeightedCluster]) -> Option<Name> {
+    if let [one] = clusters {
+        return Some(one.name.clone());
+    }
+    let sum: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
+    let mut left = fastrand::u64(0..sum.max(1));
+    let chosen = clusters.iter().find(|cluster| {
+        let weight = u64::from(cluster.weight);
+        let here = left < weight;
+        left = left.saturating_sub(weight);
+        here
+    });
+    chosen.map(|cluster| cluster.name.clone())
 }
 
 enum Ended {

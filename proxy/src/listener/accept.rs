@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::active::ActiveListener;
 use super::connection::serve;
+use crate::model::Downstream;
 use crate::net::PlainStream;
 use crate::net::socket::ListenSocket;
 use crate::upstream::ClusterManager;
@@ -61,15 +62,20 @@ pub async fn accept(socket: ListenSocket, listener: Rc<ActiveListener>, clusters
     }
 }
 
-async fn accept_one(socket: &Socket) -> io::Result<(PlainStream, String)> {
+async fn accept_one(socket: &Socket) -> io::Result<(PlainStream, Downstream)> {
     match socket {
         Socket::Tcp(socket) => {
-            let (stream, peer) = socket.accept().await?;
-            Ok((PlainStream::Tcp(stream), peer.to_string()))
+            let (stream, source) = socket.accept().await?;
+            let downstream = Downstream {
+                source: Some(source),
+                destination: stream.local_addr().ok(),
+                ..Downstream::default()
+            };
+            Ok((PlainStream::Tcp(stream), downstream))
         }
         Socket::Unix(socket) => {
             let (stream, _) = socket.accept().await?;
-            Ok((PlainStream::Unix(stream), "unix".to_owned()))
+            Ok((PlainStream::Unix(stream), Downstream::default()))
         }
     }
 }

@@ -13,8 +13,7 @@ use tokio::sync::Notify;
 use super::live::{CutReason, LiveConnections};
 use crate::filter::rbac;
 use crate::limit::Limit;
-use crate::model::listener::FilterChain;
-use crate::model::{Action, Name};
+use crate::model::{Action, Downstream, FilterChain, Listener, Name};
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// Handshakes under way at once in a listener and worker. Strangers hold what an unfinished handshake
@@ -33,10 +32,19 @@ pub struct ActiveListener {
     pub live: LiveConnections,
     /// Connections of all workers, for the connection limit.
     pub connections: Limit,
-    chain: RefCell<Rc<ActiveChain>>,
+    config: RefCell<Rc<ActiveConfig>>,
     serving: Rc<Serving>,
     /// TLS handshakes under way.
     handshakes: Cell<u32>,
+}
+
+/// A listener's configuration with what was made from it once.
+#[derive(Debug)]
+pub struct ActiveConfig {
+    /// As it came.
+    pub listener: Arc<Listener>,
+    /// Its chains, in the order of [`Listener::chains`].
+    pub chains: Vec<Rc<ActiveChain>>,
 }
 
 /// A filter chain with what was made from it once.
@@ -64,36 +72,38 @@ pub struct Handshake<'a>(&'a Cell<u32>);
 pub struct ServingGuard(Rc<Serving>);
 
 impl ActiveListener {
-    /// A listener with its first chain; `serving` is the worker's count.
-    pub fn new(name: Name, connections: Limit, chain: Rc<ActiveChain>, serving: Rc<Serving>) -> Self {
+    /// A listener with its first configuration; `serving` is the worker's count.
+    pub fn new(connections: Limit, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
+        let name = Arc::clone(&config.listener.name);
         Self {
             metrics: Rc::new(ListenerMetrics::new(&name)),
             name,
             live: LiveConnections::default(),
             connections,
-            chain: RefCell::new(chain),
+            config: RefCell::new(config),
             handshakes: Cell::new(0),
             serving,
         }
     }
 
-    /// The newest chain.
-    pub fn chain(&self) -> Rc<ActiveChain> {
-        Rc::clone(&self.chain.borrow())
+    /// The newest configuration.
+    pub fn config(&self) -> Rc<ActiveConfig> {
+        Rc::clone(&self.config.borrow())
     }
 
-    /// Makes `chain` the newest. Live connections keep theirs; of this one they take the rules, and
-    /// those that it denies are cut.
-    pub fn swap(&self, chain: Rc<ActiveChain>) {
-        let config = Arc::clone(&chain.config);
-        let old = self.chain.replace(chain);
-        if !rbac::same_rules(&old.config, &config) {
-            self.live.cut(|peer| {
-                rbac::check(&config, peer)
-                    .filter(|verdict| verdict.action == Action::Deny)
-                    .map(|verdict| CutReason::Denied(verdict.policy))
-            });
+    /// Makes `config` the newest. Live connections keep their chain; of the one that would take them now
+    /// they take the rules, and those that it denies are cut.
+    pub fn swap(&self, config: Rc<ActiveConfig>) {
+        let old = self.config.replace(Rc::clone(&config));
+        if old.has_rules_of(&config) {
+            return;
         }
+        self.live.cut(|downstream| {
+            let chain = config.listener.find_filter_chain(downstream)?;
+            rbac::check(chain, downstream)
+                .filter(|verdict| verdict.action == Action::Deny)
+                .map(|verdict| CutReason::Denied(verdict.policy))
+        });
     }
 
     /// A place for a handshake; `None` when [`MAX_HANDSHAKES`] are under way.
@@ -110,6 +120,29 @@ impl ActiveListener {
     pub fn serving(&self) -> ServingGuard {
         self.serving.count.set(self.serving.count.get() + 1);
         ServingGuard(Rc::clone(&self.serving))
+    }
+}
+
+impl ActiveConfig {
+    /// The chain that takes a connection.
+    pub fn find(&self, downstream: &Downstream) -> Option<Rc<ActiveChain>> {
+        let found = self.listener.find_filter_chain(downstream)?;
+        let is_found = |chain: &&Rc<ActiveChain>| Arc::ptr_eq(&chain.config, found);
+        self.chains.iter().find(is_found).cloned()
+    }
+
+    /// Whether any chain has RBAC rules.
+    pub fn has_rules(&self) -> bool {
+        self.listener.chains().any(|chain| rbac::has_rules(chain))
+    }
+
+    /// Whether the same connections fall under the same rules as in `other`.
+    fn has_rules_of(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Arc<FilterChain>, &Arc<FilterChain>)| {
+            Arc::ptr_eq(a, b) || (a.matches == b.matches && rbac::same_rules(a, b))
+        };
+        self.chains.len() == other.chains.len()
+            && self.listener.chains().zip(other.listener.chains()).all(same)
     }
 }
 

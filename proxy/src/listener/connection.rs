@@ -4,6 +4,7 @@
 //! however the connection ends.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -14,27 +15,33 @@ use crate::filter::rbac;
 use crate::filter::tcp_proxy;
 use crate::limit::Permit;
 use crate::model::listener::{NetworkFilter, Terminal};
-use crate::model::{Action, SpiffeId};
+use crate::model::{Action, Downstream};
 use crate::net::{Duplex, PlainStream};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::tls::{HandshakeError, Peer, TlsStream};
+use crate::tls::{HandshakeError, TlsStream};
 use crate::upstream::ClusterManager;
 
 /// A peer that has not finished its handshake after this long holds a socket for nothing. Envoy has
 /// no limit unless configured; a handshake across the world with retransmissions takes a few seconds.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Serves one accepted connection to its end.
+/// Serves one accepted connection to its end. `downstream` has the addresses, of the socket.
 pub async fn serve(
     socket: PlainStream,
-    downstream: String,
+    mut downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
 ) {
-    let mut log = ConnectionLog::open(listener.name.clone(), downstream, Rc::clone(&listener.metrics));
-    let chain = listener.chain();
+    let from = downstream
+        .source
+        .map_or_else(|| "unix".to_owned(), |source| source.to_string());
+    let mut log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
+    let Some(chain) = listener.config().find(&downstream) else {
+        log.ended(ResponseFlag::NoRouteFound, "no filter chain takes it");
+        return;
+    };
     match (&chain.transport, socket) {
-        (None, socket) => run_filters(socket, None, &listener, &clusters, &mut log).await,
+        (None, socket) => run_filters(socket, downstream, &listener, &clusters, &mut log).await,
         (Some(Ok(config)), PlainStream::Tcp(socket)) => {
             let Some(place) = listener.handshake() else {
                 log.ended(
@@ -46,10 +53,13 @@ pub async fn serve(
             let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config.clone())).await;
             drop(place);
             match handshake.unwrap_or(Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT))) {
-                Ok((stream, Peer { spiffe_id })) => {
+                Ok((stream, peer)) => {
                     listener.metrics.handshakes.increment(1);
-                    log.peer(spiffe_id.clone());
-                    run_filters(stream, Some(spiffe_id), &listener, &clusters, &mut log).await;
+                    if let Some(id) = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()) {
+                        log.peer(id.clone());
+                    }
+                    downstream.peer = peer.map(Arc::new);
+                    run_filters(stream, downstream, &listener, &clusters, &mut log).await;
                 }
                 Err(HandshakeError::Silent) => log.silent(),
                 Err(error) => {
@@ -76,20 +86,23 @@ pub async fn serve(
 /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
 /// changed during the handshake.
 async fn run_filters<D: Duplex>(
-    mut downstream: D,
-    peer: Option<SpiffeId>,
+    mut stream: D,
+    downstream: Downstream,
     listener: &ActiveListener,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
-    let chain = listener.chain();
-    let Some(_permits) = admit(&chain, peer.as_ref(), listener, log) else {
+    let Some(chain) = listener.config().find(&downstream) else {
+        log.ended(ResponseFlag::NoRouteFound, "no filter chain takes it any more");
         return;
     };
-    let live = listener.live.enter(peer);
+    let Some(_permits) = admit(&chain, &downstream, listener, log) else {
+        return;
+    };
+    let live = listener.live.enter(Rc::new(downstream));
     let Terminal::TcpProxy(proxy) = &chain.config.terminal;
     let carried = live
-        .until_cut(tcp_proxy::run(proxy, &mut downstream, clusters, log))
+        .until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
         .await;
     match carried {
         Ok(()) => {}
@@ -113,11 +126,11 @@ async fn run_filters<D: Duplex>(
 /// Runs the filters that may refuse. `None`: refused, and the log says why.
 fn admit(
     chain: &ActiveChain,
-    peer: Option<&SpiffeId>,
+    downstream: &Downstream,
     listener: &ActiveListener,
     log: &mut ConnectionLog,
 ) -> Option<Vec<Permit>> {
-    if let Some(verdict) = rbac::check(&chain.config, peer) {
+    if let Some(verdict) = rbac::check(&chain.config, downstream) {
         log.policy(verdict.policy.clone());
         if verdict.action == Action::Deny {
             listener.metrics.denied.increment(1);
@@ -131,7 +144,7 @@ fn admit(
     }
     let mut permits = Vec::new();
     for filter in &chain.config.filters {
-        let NetworkFilter::ConnectionLimit { max_connections } = filter else {
+        let NetworkFilter::ConnectionLimit { max_connections, .. } = filter else {
             continue;
         };
         let Some(permit) = listener.connections.acquire(*max_connections) else {

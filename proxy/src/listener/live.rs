@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use crate::model::SpiffeId;
+use crate::model::Downstream;
 
 /// Why a connection is ended from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct LiveConnections {
 
 #[derive(Debug)]
 struct Entry {
-    peer: Option<SpiffeId>,
+    downstream: Rc<Downstream>,
     cut: RefCell<Option<CutReason>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -46,11 +46,11 @@ pub struct Live<'a> {
 
 impl LiveConnections {
     /// Enters a connection.
-    pub fn enter(&self, peer: Option<SpiffeId>) -> Live<'_> {
+    pub fn enter(&self, downstream: Rc<Downstream>) -> Live<'_> {
         let id = self.next.get();
         self.next.set(id + 1);
         let entry = Rc::new(Entry {
-            peer,
+            downstream,
             cut: RefCell::default(),
             waker: RefCell::default(),
         });
@@ -58,10 +58,10 @@ impl LiveConnections {
         Live { set: self, id, entry }
     }
 
-    /// Cuts every connection for which `verdict` on its peer gives a reason.
-    pub fn cut(&self, verdict: impl Fn(Option<&SpiffeId>) -> Option<CutReason>) {
+    /// Cuts every connection for which `verdict` gives a reason.
+    pub fn cut(&self, verdict: impl Fn(&Downstream) -> Option<CutReason>) {
         for entry in self.entries.borrow().values() {
-            if let Some(reason) = verdict(entry.peer.as_ref()) {
+            if let Some(reason) = verdict(&entry.downstream) {
                 entry.cut.borrow_mut().get_or_insert(reason);
                 if let Some(waker) = entry.waker.borrow_mut().take() {
                     waker.wake();
@@ -102,14 +102,19 @@ impl Drop for Live<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Peer, SpiffeId};
 
     #[tokio::test]
     async fn only_those_with_a_reason_are_cut() {
         let set = LiveConnections::default();
         let web = SpiffeId::parse("spiffe://td/ns/default/dc/dc1/svc/web").unwrap();
-        let (denied, other) = (set.enter(Some(web.clone())), set.enter(None));
+        let of_web = Downstream {
+            peer: Some(Arc::new(Peer::of(web.clone()))),
+            ..Downstream::default()
+        };
+        let (denied, other) = (set.enter(Rc::new(of_web)), set.enter(Rc::default()));
         let cutting = async {
-            set.cut(|peer| (peer == Some(&web)).then(|| CutReason::Denied("web: deny".into())));
+            set.cut(|peer| (peer.spiffe_id() == Some(&web)).then(|| CutReason::Denied("web: deny".into())));
         };
         let (first, second, ()) = tokio::join!(
             denied.until_cut(std::future::pending::<()>()),

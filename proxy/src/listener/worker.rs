@@ -14,9 +14,8 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::accept::accept;
-use super::active::{ActiveChain, ActiveListener, Serving};
+use super::active::{ActiveChain, ActiveConfig, ActiveListener, Serving};
 use super::live::CutReason;
-use crate::filter::rbac;
 use crate::limit::Limits;
 use crate::model::listener::{Direction, Listener};
 use crate::model::{Name, Snapshot};
@@ -148,29 +147,25 @@ impl Worker {
         self.tls.sweep();
     }
 
-    /// Swaps a listener's chain under its socket, and looks again at its live connections if the
+    /// Swaps a listener's chains under its socket, and looks again at its live connections if the
     /// rules changed.
-    fn update(&mut self, config: &Listener) {
+    fn update(&mut self, config: &Arc<Listener>) {
         let old = self
             .listeners
             .get(&config.name)
-            .map(|(listener, _)| listener.chain());
-        if old
-            .as_ref()
-            .is_some_and(|old| Arc::ptr_eq(&old.config, &config.filter_chain))
-        {
+            .map(|(listener, _)| listener.config());
+        if old.as_ref().is_some_and(|old| Arc::ptr_eq(&old.listener, config)) {
             return;
         }
-        let chain = Rc::new(self.activate(config, old.as_deref()));
+        let active = Rc::new(self.activate(config, old.as_deref()));
         let Some((listener, _)) = self.listeners.get(&config.name) else {
             let connections = self.limits.get(&format!("listener {}", config.name));
-            let serving = Rc::clone(&self.serving);
-            let listener = ActiveListener::new(Arc::clone(&config.name), connections, chain, serving);
+            let listener = ActiveListener::new(connections, active, Rc::clone(&self.serving));
             self.listeners
                 .insert(Arc::clone(&config.name), (Rc::new(listener), None));
             return;
         };
-        listener.swap(chain);
+        listener.swap(active);
     }
 
     /// A public listener whose address changes is another listener. The connections of the old one
@@ -181,30 +176,43 @@ impl Worker {
         let public = inbound
             .find(|listener| listener.direction == Direction::Inbound)
             .and_then(|listener| self.listeners.get(&listener.name))
-            .map(|(listener, _)| listener.chain());
+            .map(|(listener, _)| listener.config());
         let Some(public) = public else {
             return;
         };
         for listener in &self.retired {
-            if rbac::check(&listener.chain().config, None).is_some() {
+            if listener.config().has_rules() {
                 listener.swap(Rc::clone(&public));
             }
         }
     }
 
     /// Where the newer TLS context cannot be used, the last good one goes on with the newer filters.
-    fn activate(&mut self, listener: &Listener, old: Option<&ActiveChain>) -> ActiveChain {
-        let config = Arc::clone(&listener.filter_chain);
-        let transport = config.transport.as_ref().map(|tls| {
-            self.tls.server(tls).or_else(|error| {
-                tracing::error!(listener = %listener.name, %error, "the TLS context of a listener cannot be used");
-                match old.and_then(|old| old.transport.clone()) {
-                    Some(Ok(last_good)) => Ok(last_good),
-                    _ => Err(error.to_string()),
-                }
-            })
-        });
-        ActiveChain { config, transport }
+    fn activate(&mut self, listener: &Arc<Listener>, old: Option<&ActiveConfig>) -> ActiveConfig {
+        let mut chains = Vec::new();
+        for config in listener.chains() {
+            let same = |old: &&Rc<ActiveChain>| old.config.matches == config.matches;
+            let old = old.and_then(|old| old.chains.iter().find(same));
+            if let Some(old) = old.filter(|old| Arc::ptr_eq(&old.config, config)) {
+                chains.push(Rc::clone(old));
+                continue;
+            }
+            let transport = config.transport.as_ref().map(|tls| {
+                self.tls.server(tls).or_else(|error| {
+                    tracing::error!(listener = %listener.name, %error, "the TLS context of a listener cannot be used");
+                    match old.and_then(|old| old.transport.clone()) {
+                        Some(Ok(last_good)) => Ok(last_good),
+                        _ => Err(error.to_string()),
+                    }
+                })
+            });
+            let config = Arc::clone(config);
+            chains.push(Rc::new(ActiveChain { config, transport }));
+        }
+        ActiveConfig {
+            listener: Arc::clone(listener),
+            chains,
+        }
     }
 
     /// Newer rules go on reaching live connections. Gives the sender of a second command, if one cut it

@@ -4,8 +4,13 @@
 //! [`Snapshot`], the data plane reads it; nothing else is shared between the two. The words are
 //! Envoy's, so the xDS source lowers to it one to one and the Consul source compiles to it.
 
+pub mod access_log;
 pub mod cluster;
+pub mod downstream;
+pub mod filter_chain_match;
+pub mod flags;
 pub mod listener;
+pub mod matcher;
 pub mod rbac;
 pub mod secret;
 pub mod spiffe;
@@ -14,9 +19,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, Target, UpstreamTls};
+pub use downstream::{Downstream, Peer};
+pub use flags::ResponseFlag;
 pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
 pub use rbac::{Action, Rbac, Verdict};
-pub use secret::{Identity, TrustBundle};
+pub use secret::{Identity, Roots, Trust, TrustBundle, Validation};
 pub use spiffe::SpiffeId;
 
 /// A name of a listener or cluster, shared by everything that mentions it.
@@ -32,6 +39,7 @@ pub struct Snapshot {
     /// By cluster name.
     pub clusters: BTreeMap<Name, Arc<Cluster>>,
     /// By cluster name. A cluster without an entry has endpoints that are *not known yet*; an entry
-    /// without endpoints is known to be empty. Only clusters of [`ClusterKind::Endpoints`] have one.
+    /// without endpoints is known to be empty. Only clusters of [`ClusterKind::Endpoints`] and
+    /// [`ClusterKind::Dns`] have one.
     pub endpoints: BTreeMap<Name, Arc<ClusterLoadAssignment>>,
 }

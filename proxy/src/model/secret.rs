@@ -1,4 +1,4 @@
-//! Certificates and keys as the model carries them: who we are and whom we trust.
+//! Certificates and keys as the model carries them: who we are, whom we trust, whom we expect.
 //!
 //! Owns DER bytes. A key's bytes are zeroed when the last holder drops them and are never printed;
 //! whether a key fits its certificate is for `tls::identity` to check before a snapshot is published.
@@ -9,9 +9,10 @@ use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::matcher::StringMatcher;
 use super::spiffe::SpiffeId;
 
 /// A leaf certificate with its chain and key.
@@ -23,8 +24,22 @@ pub struct Identity {
     pub key: Arc<PrivateKey>,
     /// The leaf's facts.
     pub leaf: CertificateFacts,
-    /// The leaf's one URI.
-    pub spiffe_id: SpiffeId,
+    /// The leaf's one URI; none for a certificate that is not of the mesh, such as that of the Prometheus
+    /// listener.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Where it was read from; none when it came inline.
+    pub path: Option<Arc<str>>,
+}
+
+/// Authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// Several during a rotation; never empty.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The facts of `certificates`, in the same order.
+    pub facts: Vec<CertificateFacts>,
+    /// Where they were read from; none when they came inline.
+    pub path: Option<Arc<str>>,
 }
 
 /// The authorities of one trust domain.
@@ -32,10 +47,49 @@ pub struct Identity {
 pub struct TrustBundle {
     /// The host part of every SPIFFE ID that the authorities may vouch for.
     pub trust_domain: Arc<str>,
-    /// Several during a rotation; never empty.
-    pub roots: Vec<CertificateDer<'static>>,
-    /// The facts of `roots`, in the same order.
-    pub facts: Vec<CertificateFacts>,
+    /// They.
+    pub roots: Arc<Roots>,
+}
+
+/// Envoy's `CertificateValidationContext`: which certificates of a peer are good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validation {
+    /// Whom they must chain to.
+    pub trust: Trust,
+    /// One of these must match one of its names; empty accepts any name.
+    pub names: Vec<SanMatcher>,
+}
+
+/// Whom a certificate must chain to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// `trusted_ca`: one of these, whatever the certificate's names.
+    Roots(Arc<Roots>),
+    /// `SPIFFECertValidatorConfig`: the certificate has exactly one URI, a SPIFFE ID, and chains to the
+    /// bundle of its trust domain. Never empty, each trust domain once.
+    Spiffe(Vec<Arc<TrustBundle>>),
+}
+
+/// Envoy's `SubjectAltNameMatcher`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SanMatcher {
+    /// Which names are looked at.
+    pub kind: SanKind,
+    /// What one of them must be.
+    pub matcher: StringMatcher,
+}
+
+/// Kinds of subject alternative names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SanKind {
+    /// `uniformResourceIdentifier`.
+    Uri,
+    /// `dNSName`; a wildcard in the certificate covers one label of an exact matcher.
+    Dns,
+    /// `rfc822Name`.
+    Email,
+    /// `iPAddress`, in text form.
+    Ip,
 }
 
 /// What `/certs` and the log tell of a certificate.
@@ -49,6 +103,8 @@ pub struct CertificateFacts {
     pub not_after: SystemTime,
     /// URI subject alternative names, in order.
     pub uris: Vec<String>,
+    /// DNS subject alternative names, in order.
+    pub dns_names: Vec<String>,
 }
 
 /// A private key in PKCS#8, SEC 1 or PKCS#1 form; zeroed when dropped.
@@ -93,7 +149,7 @@ pub enum SecretError {
 }
 
 impl Identity {
-    /// From a PEM chain (leaf first) and a PEM key.
+    /// From a PEM chain (leaf first) and a PEM key, whatever the leaf's names.
     ///
     /// # Errors
     /// Says which part is missing or malformed; never quotes the key.
@@ -102,19 +158,64 @@ impl Identity {
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| SecretError::NoKey)?;
         let key = Zeroizing::new(key);
         let leaf = facts.into_iter().next().ok_or(SecretError::NoCertificate)?;
-        let [uri] = leaf.uris.as_slice() else {
-            return Err(SecretError::Uris(leaf.uris.len()));
+        let spiffe_id = match leaf.uris.as_slice() {
+            [uri] => SpiffeId::parse(uri).ok(),
+            _ => None,
         };
-        let spiffe_id = SpiffeId::parse(uri).map_err(|source| SecretError::Spiffe {
-            uri: uri.clone(),
-            source,
-        })?;
         Ok(Self {
             chain,
             key: Arc::new(PrivateKey::from(&*key)),
             leaf,
             spiffe_id,
+            path: None,
         })
+    }
+
+    /// From a PEM chain and key of the mesh.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`], and when the leaf has not exactly one URI that is a SPIFFE ID.
+    pub fn from_mesh_pem(chain_pem: &str, key_pem: &str) -> Result<(Self, SpiffeId), SecretError> {
+        let identity = Self::from_pem(chain_pem, key_pem)?;
+        let [uri] = identity.leaf.uris.as_slice() else {
+            return Err(SecretError::Uris(identity.leaf.uris.len()));
+        };
+        let spiffe_id = SpiffeId::parse(uri).map_err(|source| SecretError::Spiffe {
+            uri: uri.clone(),
+            source,
+        })?;
+        Ok((identity, spiffe_id))
+    }
+}
+
+impl Identity {
+    /// The trust domain of the leaf's SPIFFE ID.
+    pub fn trust_domain(&self) -> Option<&str> {
+        self.spiffe_id.as_ref().map(SpiffeId::trust_domain)
+    }
+}
+
+impl Roots {
+    /// From PEM texts.
+    ///
+    /// # Errors
+    /// Says which root is malformed; no root at all is an error, since it would trust nobody.
+    pub fn from_pem<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, SecretError> {
+        let mut roots = Self {
+            certificates: Vec::new(),
+            facts: Vec::new(),
+            path: None,
+        };
+        for pem in texts {
+            let (certificates, facts) = certificates(pem)?;
+            roots.certificates.extend(certificates);
+            roots.facts.extend(facts);
+        }
+        if roots.certificates.is_empty() {
+            Err(SecretError::NoCertificate)
+        } else {
+            Ok(roots)
+        }
     }
 }
 
@@ -131,21 +232,35 @@ impl TrustBundle {
         if !SpiffeId::parse(&format!("spiffe://{trust_domain}")).is_ok_and(whole) {
             return Err(SecretError::TrustDomain(trust_domain.to_owned()));
         }
-        let mut bundle = Self {
+        Ok(Self {
             trust_domain: trust_domain.into(),
-            roots: Vec::new(),
-            facts: Vec::new(),
+            roots: Arc::new(Roots::from_pem(roots)?),
+        })
+    }
+}
+
+impl Validation {
+    /// For the mesh's own peers: SPIFFE IDs of one trust domain, of which `expected` (any, when empty).
+    pub fn mesh(bundle: &Arc<TrustBundle>, expected: &[SpiffeId]) -> Self {
+        let uri = |id: &SpiffeId| SanMatcher {
+            kind: SanKind::Uri,
+            matcher: StringMatcher::exact(id.as_str()),
         };
-        for pem in roots {
-            let (roots, facts) = certificates(pem)?;
-            bundle.roots.extend(roots);
-            bundle.facts.extend(facts);
+        Self {
+            trust: Trust::Spiffe(vec![Arc::clone(bundle)]),
+            names: expected.iter().map(uri).collect(),
         }
-        if bundle.roots.is_empty() {
-            Err(SecretError::NoCertificate)
-        } else {
-            Ok(bundle)
-        }
+    }
+}
+
+impl Trust {
+    /// All authorities of it.
+    pub fn roots(&self) -> impl Iterator<Item = &Arc<Roots>> {
+        let (one, several) = match self {
+            Self::Roots(roots) => (Some(roots), &[][..]),
+            Self::Spiffe(bundles) => (None, bundles.as_slice()),
+        };
+        one.into_iter().chain(several.iter().map(|bundle| &bundle.roots))
     }
 }
 
@@ -156,16 +271,21 @@ impl CertificateFacts {
             let after_epoch = u64::try_from(seconds).unwrap_or(0);
             SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(after_epoch)
         };
-        let uris = match certificate.subject_alternative_name() {
-            Ok(Some(names)) => names.value.general_names.iter().filter_map(uri).collect(),
-            Ok(None) => Vec::new(),
-            Err(_) => return None,
-        };
+        let (mut uris, mut dns_names) = (Vec::new(), Vec::new());
+        let names = certificate.subject_alternative_name().ok()?;
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                _ => {}
+            }
+        }
         Some(Self {
             serial: serial(certificate.raw_serial()),
             not_before: time(certificate.validity().not_before.timestamp()),
             not_after: time(certificate.validity().not_after.timestamp()),
             uris,
+            dns_names,
         })
     }
 }
@@ -178,13 +298,6 @@ fn serial(der: &[u8]) -> String {
         bytes => bytes,
     };
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn uri(name: &x509_parser::extensions::GeneralName<'_>) -> Option<String> {
-    match name {
-        x509_parser::extensions::GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    }
 }
 
 fn certificates(pem: &str) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateFacts>), SecretError> {
@@ -252,7 +365,7 @@ impl Eq for Identity {}
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("spiffe_id", &self.spiffe_id.as_str())
+            .field("spiffe_id", &self.spiffe_id.as_ref().map(SpiffeId::as_str))
             .field("serial", &self.leaf.serial)
             .finish_non_exhaustive()
     }

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::flags::ResponseFlag;
 use super::metrics::ListenerMetrics;
+use crate::model::flags::ResponseFlag;
 use crate::model::{Name, SpiffeId};
 use crate::net::relay::Counts;
 

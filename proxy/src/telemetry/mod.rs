@@ -3,10 +3,9 @@
 //! Owns the recorder behind the `metrics` facade. Never holds a secret.
 
 pub mod access_log;
-pub mod flags;
 pub mod logging;
 pub mod metrics;
 pub mod sink;
 
+pub use crate::model::ResponseFlag;
 pub use access_log::ConnectionLog;
-pub use flags::ResponseFlag;

@@ -13,9 +13,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
 use super::identity::{IdentityError, certified_key};
-use super::verifier::SpiffeVerifier;
-use crate::model::listener::{DownstreamTls, TlsParams, TlsVersion};
-use crate::model::{Identity, UpstreamTls};
+use super::verifier::PeerVerifier;
+use crate::model::listener::{ClientCertificate, DownstreamTls, TlsParams, TlsVersion};
+use crate::model::{Identity, UpstreamTls, Validation};
 
 /// Why a context cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,15 +60,24 @@ impl ConfigCache {
         if let Some((_, config)) = self.servers.iter().find(|(have, _)| Arc::ptr_eq(have, tls)) {
             return Ok(Arc::clone(config));
         }
-        let verifier = SpiffeVerifier::new(Arc::clone(&tls.trust), Vec::new()).map_err(ConfigError::Trust)?;
-        let mut config = ServerConfig::builder_with_provider(narrowed(&tls.params))
+        let builder = ServerConfig::builder_with_provider(narrowed(&tls.params))
             .with_protocol_versions(versions(&tls.params))
-            .map_err(|_| parameters(&tls.params))?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
+            .map_err(|_| parameters(&tls.params))?;
+        let builder = match &tls.client {
+            ClientCertificate::None => builder.with_no_client_auth(),
+            ClientCertificate::Optional(validation) => {
+                builder.with_client_cert_verifier(verifier(validation, false)?)
+            }
+            ClientCertificate::Required(validation) => {
+                builder.with_client_cert_verifier(verifier(validation, true)?)
+            }
+        };
+        let mut config =
+            builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
         // No resumption: a resumed session skips the verifier, so it could outlive a certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.alpn_protocols = protocols(&tls.alpn);
         let config = Arc::new(config);
         self.servers.push((Arc::clone(tls), Arc::clone(&config)));
         Ok(config)
@@ -82,15 +91,20 @@ impl ConfigCache {
         if let Some((_, config)) = self.clients.get(&Arc::as_ptr(tls)) {
             return Ok(Arc::clone(config));
         }
-        let verifier = SpiffeVerifier::new(Arc::clone(&tls.trust), tls.spiffe_ids.clone())
-            .map_err(ConfigError::Trust)?;
-        let mut config = ClientConfig::builder_with_provider(narrowed(&tls.params))
+        let builder = ClientConfig::builder_with_provider(narrowed(&tls.params))
             .with_protocol_versions(versions(&tls.params))
             .map_err(|_| parameters(&tls.params))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
+            .with_custom_certificate_verifier(verifier(&tls.validation, true)?);
+        let mut config = match &tls.identity {
+            Some(identity) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(identity)?)))
+            }
+            None => builder.with_no_client_auth(),
+        };
         config.resumption = Resumption::disabled();
+        config.enable_sni = tls.sni.is_some();
+        config.alpn_protocols = protocols(&tls.alpn);
         let config = Arc::new(config);
         self.clients
             .insert(Arc::as_ptr(tls), (Arc::clone(tls), Arc::clone(&config)));
@@ -112,6 +126,15 @@ impl ConfigCache {
         self.keys.push((Arc::clone(identity), Arc::clone(&key)));
         Ok(key)
     }
+}
+
+fn verifier(validation: &Validation, mandatory: bool) -> Result<Arc<PeerVerifier>, ConfigError> {
+    let verifier = PeerVerifier::new(validation.clone(), mandatory).map_err(ConfigError::Trust)?;
+    Ok(Arc::new(verifier))
+}
+
+fn protocols(alpn: &[Arc<str>]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
 
 fn parameters(params: &TlsParams) -> ConfigError {

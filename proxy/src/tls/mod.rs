@@ -18,15 +18,6 @@ pub use config::ConfigCache;
 pub use error::HandshakeError;
 pub use stream::TlsStream;
 
-use crate::model::SpiffeId;
-
-/// The verified peer of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its certificate's one URI.
-    pub spiffe_id: SpiffeId,
-}
-
 /// One provider a process: aws-lc-rs, with AES-128 before AES-256 as Envoy and linkerd order them
 /// (less work a byte, no weaker in practice), and the hybrid X25519MLKEM768 first.
 pub fn provider() -> Arc<CryptoProvider> {

@@ -20,9 +20,9 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Peer;
 use super::error::{HandshakeError, is_not_tls};
-use super::verifier::peer_id;
+use super::verifier;
+use crate::model::Peer;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
 use crate::net::socket::close_cleanly;
@@ -87,7 +87,7 @@ impl TlsStream {
     pub async fn accept(
         socket: TcpStream,
         config: Arc<ServerConfig>,
-    ) -> Result<(Self, Peer), HandshakeError> {
+    ) -> Result<(Self, Option<Peer>), HandshakeError> {
         let connection = UnbufferedServerConnection::new(config)?;
         let mut stream = Self::new(socket, Session::Server(Box::new(connection)));
         match stream.handshake().await {
@@ -135,16 +135,14 @@ impl TlsStream {
         }
     }
 
-    fn peer(&self) -> Result<Peer, HandshakeError> {
+    /// None where no certificate was asked for, or none presented to who only asked.
+    fn peer(&self) -> Result<Option<Peer>, HandshakeError> {
         let certificates = match &self.session {
             Session::Client(connection) => connection.peer_certificates(),
             Session::Server(connection) => connection.peer_certificates(),
         };
-        let leaf = certificates
-            .and_then(|chain| chain.first())
-            .ok_or(HandshakeError::Tls(rustls::Error::NoCertificatesPresented))?;
-        let spiffe_id = peer_id(leaf).map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Peer { spiffe_id })
+        let leaf = certificates.and_then(|chain| chain.first());
+        Ok(leaf.map(verifier::peer).transpose()?)
     }
 
     fn is_handshaking(&self) -> bool {

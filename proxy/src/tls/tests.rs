@@ -11,9 +11,9 @@ use rcgen::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{ConfigCache, HandshakeError, Peer, TlsStream};
-use crate::model::listener::{DownstreamTls, TlsParams, TlsVersion};
-use crate::model::{Identity, SpiffeId, TrustBundle, UpstreamTls};
+use super::{ConfigCache, HandshakeError, TlsStream};
+use crate::model::listener::{ClientCertificate, DownstreamTls, TlsParams, TlsVersion};
+use crate::model::{Identity, Peer, SpiffeId, Trust, TrustBundle, UpstreamTls, Validation};
 use crate::net::relay::{Counts, relay};
 use crate::net::{Duplex, PlainStream};
 
@@ -94,14 +94,15 @@ fn ends(client: &Authority, client_leaf: &Leaf, server: &Authority, server_leaf:
     Ends {
         downstream: DownstreamTls {
             identity: server.identity(server_leaf),
-            trust: server.trust(),
+            client: ClientCertificate::Required(Validation::mesh(&server.trust(), &[])),
+            alpn: vec![],
             params: TlsParams::default(),
         },
         upstream: UpstreamTls {
-            identity: client.identity(client_leaf),
-            trust: client.trust(),
-            sni: format!("api.default.dc1.internal.{TRUST_DOMAIN}"),
-            spiffe_ids: vec![expected],
+            identity: Some(client.identity(client_leaf)),
+            validation: Validation::mesh(&client.trust(), &[expected]),
+            sni: Some(format!("api.default.dc1.internal.{TRUST_DOMAIN}").into()),
+            alpn: vec![],
             params: TlsParams::default(),
         },
     }
@@ -131,13 +132,20 @@ async fn sockets() -> (TcpStream, TcpStream) {
 
 type Shaken = (
     Result<TlsStream, HandshakeError>,
-    Result<(TlsStream, Peer), HandshakeError>,
+    Result<(TlsStream, Option<Peer>), HandshakeError>,
 );
 
 async fn shake(ends: Ends) -> Shaken {
     let (client, server) = sockets().await;
     let mut cache = ConfigCache::default();
-    let sni = ends.upstream.sni.clone().try_into().unwrap();
+    let sni = ends
+        .upstream
+        .sni
+        .as_ref()
+        .unwrap()
+        .to_string()
+        .try_into()
+        .unwrap();
     let connecting = TlsStream::connect(client, cache.client(&Arc::new(ends.upstream)).unwrap(), sni);
     let accepting = TlsStream::accept(server, cache.server(&Arc::new(ends.downstream)).unwrap());
     tokio::join!(connecting, accepting)
@@ -180,7 +188,7 @@ async fn both_versions_carry_both_ways_and_half_close() {
         };
         let (client, server) = shake(ends).await;
         let (mut client, (mut server, peer)) = (client.unwrap(), server.unwrap());
-        assert_eq!(peer.spiffe_id.as_str(), uri(&Leaf::default()));
+        assert_eq!(peer.unwrap().name(), uri(&Leaf::default()));
         send(&mut client, b"hello").await.unwrap();
         assert_eq!(receive(&mut server).await.unwrap(), b"hello");
         finish(&mut client).await.unwrap();
@@ -252,7 +260,7 @@ async fn wrong_peers_are_refused_with_a_reason() {
     assert!(reason.contains("another authority"), "{reason}");
 
     let mut mixed = ends(&other, &Leaf::default(), &ours, &api);
-    mixed.upstream.trust = ours.trust();
+    mixed.upstream.validation.trust = Trust::Spiffe(vec![ours.trust()]);
     let (_, server) = shake(mixed).await;
     assert!(why(server).contains("another authority"));
 

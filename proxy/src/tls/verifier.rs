@@ -1,9 +1,10 @@
-//! The mesh's certificate check: a chain to the trust bundle and a SPIFFE URI, no host name.
+//! The check of a peer's certificate: a chain to the trusted roots and the names asked for, no host name.
 //!
-//! SPIFFE X.509-SVID, section 5. Both ends demand exactly one URI in the peer's trust domain; the
-//! connecting end also demands that it is one of those expected. Revocation is not checked: Consul
-//! has none, its leaves are short-lived.
+//! SPIFFE X.509-SVID, section 5, where the trust is by SPIFFE bundles: exactly one URI, in a trust domain
+//! that has a bundle. With plain roots any name will do that the matchers take. Revocation is not
+//! checked: Consul has none, its leaves are short-lived.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,18 +15,21 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::model::{SpiffeId, TrustBundle};
+use crate::model::matcher::StringPattern;
+use crate::model::secret::{SanKind, SanMatcher};
+use crate::model::{Peer, Roots, SpiffeId, Trust, Validation};
 
-/// Verifies the certificates of one trust domain, as a client or as a server.
+/// Verifies certificates, as a client or as a server.
 #[derive(Debug)]
-pub struct SpiffeVerifier {
+pub struct PeerVerifier {
     provider: Arc<CryptoProvider>,
-    trust: Arc<TrustBundle>,
-    /// In the order of `trust.roots`.
-    anchors: Vec<TrustAnchor<'static>>,
-    /// Empty accepts every SPIFFE ID of the trust domain (the accepting end).
-    expected: Vec<SpiffeId>,
+    validation: Validation,
+    /// Of each of the trust's roots, in its order, the anchors in the order of the certificates.
+    anchors: Vec<Vec<TrustAnchor<'static>>>,
+    /// As a server: whether a client without a certificate is sent away.
+    mandatory: bool,
 }
 
 /// What is wrong with a chain that is otherwise sound.
@@ -37,41 +41,41 @@ pub enum SpiffeMismatch {
     /// The URI is no SPIFFE ID.
     #[error("the certificate's URI is no SPIFFE ID: {0}")]
     Malformed(crate::model::spiffe::SpiffeError),
-    /// Another trust domain.
-    #[error("{id} is not of the trust domain {trust_domain}")]
+    /// A trust domain without a bundle.
+    #[error("{id} is not of the trust domain {trust_domains}")]
     TrustDomain {
         /// The peer's.
         id: SpiffeId,
-        /// Ours.
-        trust_domain: Arc<str>,
+        /// Those that are trusted, comma-separated.
+        trust_domains: String,
     },
     /// Not whom we dialled.
     #[error("the endpoint is {found}, expected {expected}")]
     Unexpected {
-        /// The peer's.
-        found: SpiffeId,
-        /// Ours, comma-separated.
+        /// The peer's names of the kinds asked for, comma-separated.
+        found: String,
+        /// The matchers, comma-separated.
         expected: String,
     },
 }
 
-impl SpiffeVerifier {
-    /// A verifier for `trust`; `expected` is empty on the accepting end.
+impl PeerVerifier {
+    /// A verifier; `mandatory` says whether a client must present a certificate.
     ///
     /// # Errors
-    /// When no root of the bundle can be used.
-    pub fn new(trust: Arc<TrustBundle>, expected: Vec<SpiffeId>) -> Result<Self, Error> {
-        let anchors = trust
-            .roots
-            .iter()
-            .map(|root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
-            .collect::<Result<Vec<_>, _>>()
+    /// When a root cannot be used.
+    pub fn new(validation: Validation, mandatory: bool) -> Result<Self, Error> {
+        let anchors = validation
+            .trust
+            .roots()
+            .map(|roots| anchors(roots))
+            .collect::<Result<_, _>>()
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         Ok(Self {
             provider: super::provider(),
-            trust,
+            validation,
             anchors,
-            expected,
+            mandatory,
         })
     }
 
@@ -83,9 +87,47 @@ impl SpiffeVerifier {
         usage: KeyUsage,
     ) -> Result<(), Error> {
         let certificate = EndEntityCert::try_from(leaf).map_err(chain_error)?;
+        let (anchors, roots) = match &self.validation.trust {
+            Trust::Roots(roots) => (self.anchors.first(), Some(roots)),
+            Trust::Spiffe(bundles) => {
+                // A stranger's certificate is told as such, not by its names.
+                let id = spiffe_id(&certificate);
+                let domain = id.as_ref().ok().map(SpiffeId::trust_domain);
+                let at = bundles.iter().position(|b| Some(&*b.trust_domain) == domain);
+                let at = at.or((bundles.len() == 1).then_some(0));
+                let chosen = at.and_then(|at| Some((self.anchors.get(at), Some(&bundles.get(at)?.roots))));
+                match (chosen, id) {
+                    (Some(chosen), _) => chosen,
+                    (None, Err(error)) => return Err(mismatch(error)),
+                    (None, Ok(id)) => return Err(mismatch(foreign(id, &self.validation))),
+                }
+            }
+        };
+        let (Some(anchors), Some(roots)) = (anchors, roots) else {
+            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        };
+        self.verify_chain(&certificate, intermediates, now, usage, anchors, roots)?;
+        if let Trust::Spiffe(bundles) = &self.validation.trust {
+            let id = spiffe_id(&certificate).map_err(mismatch)?;
+            if !bundles.iter().any(|b| *b.trust_domain == *id.trust_domain()) {
+                return Err(mismatch(foreign(id, &self.validation)));
+            }
+        }
+        self.verify_names(leaf)
+    }
+
+    fn verify_chain(
+        &self,
+        certificate: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+        anchors: &[TrustAnchor<'static>],
+        roots: &Roots,
+    ) -> Result<(), Error> {
         // webpki does not look at an anchor's own validity; BoringSSL, and so Envoy, does.
         let anchor_is_valid = |path: &webpki::VerifiedPath<'_>| {
-            let valid = self.anchors.iter().zip(&self.trust.facts).any(|(anchor, facts)| {
+            let valid = anchors.iter().zip(&roots.facts).any(|(anchor, facts)| {
                 anchor == path.anchor() && unix(facts.not_before) <= now && now <= unix(facts.not_after)
             });
             if valid {
@@ -97,38 +139,134 @@ impl SpiffeVerifier {
         certificate
             .verify_for_usage(
                 self.provider.signature_verification_algorithms.all,
-                &self.anchors,
+                anchors,
                 intermediates,
                 now,
                 usage,
                 None,
                 Some(&anchor_is_valid),
             )
-            .map_err(chain_error)?;
-        let id = spiffe_id(&certificate).map_err(mismatch)?;
-        if id.trust_domain() != &*self.trust.trust_domain {
-            let trust_domain = Arc::clone(&self.trust.trust_domain);
-            return Err(mismatch(SpiffeMismatch::TrustDomain { id, trust_domain }));
+            .map(|_| ())
+            .map_err(chain_error)
+    }
+
+    fn verify_names(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        let wanted = &self.validation.names;
+        if wanted.is_empty() {
+            return Ok(());
         }
-        if !self.expected.is_empty() && !self.expected.contains(&id) {
-            let names: Vec<&str> = self.expected.iter().map(SpiffeId::as_str).collect();
-            return Err(mismatch(SpiffeMismatch::Unexpected {
-                found: id,
-                expected: names.join(", "),
-            }));
+        let names = names(leaf).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if wanted
+            .iter()
+            .any(|matcher| names.iter().any(|name| matches(matcher, name)))
+        {
+            return Ok(());
         }
-        Ok(())
+        let asked = |(kind, _): &&(SanKind, String)| wanted.iter().any(|matcher| matcher.kind == *kind);
+        let found: Vec<&str> = names
+            .iter()
+            .filter(asked)
+            .map(|(_, name)| name.as_str())
+            .collect();
+        let expected: Vec<&str> = wanted.iter().map(|m| pattern(&m.matcher.pattern)).collect();
+        Err(mismatch(SpiffeMismatch::Unexpected {
+            found: match found.as_slice() {
+                [] => "without such a name".to_owned(),
+                found => found.join(", "),
+            },
+            expected: expected.join(", "),
+        }))
     }
 }
 
-/// The SPIFFE ID of a certificate whose chain was verified.
+fn anchors(roots: &Roots) -> Result<Vec<TrustAnchor<'static>>, webpki::Error> {
+    let anchor = |root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned());
+    roots.certificates.iter().map(anchor).collect()
+}
+
+fn foreign(id: SpiffeId, validation: &Validation) -> SpiffeMismatch {
+    let bundles = match &validation.trust {
+        Trust::Spiffe(bundles) => bundles.as_slice(),
+        Trust::Roots(_) => &[],
+    };
+    let names: Vec<&str> = bundles.iter().map(|bundle| &*bundle.trust_domain).collect();
+    SpiffeMismatch::TrustDomain {
+        id,
+        trust_domains: names.join(", "),
+    }
+}
+
+fn pattern(pattern: &StringPattern) -> &str {
+    match pattern {
+        StringPattern::Exact(text)
+        | StringPattern::Prefix(text)
+        | StringPattern::Suffix(text)
+        | StringPattern::Contains(text) => text,
+        StringPattern::Regex(regex) => regex.as_str(),
+    }
+}
+
+/// A wildcard stands in a certificate's DNS name, and for one label (RFC 6125, section 6.4.3).
+fn matches(matcher: &SanMatcher, (kind, name): &(SanKind, String)) -> bool {
+    if matcher.kind != *kind {
+        return false;
+    }
+    if let (SanKind::Dns, Some(suffix), StringPattern::Exact(wanted)) =
+        (kind, name.strip_prefix("*."), &matcher.matcher.pattern)
+    {
+        return wanted
+            .split_once('.')
+            .is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(suffix));
+    }
+    matcher.matcher.matches(name)
+}
+
+fn names(leaf: &CertificateDer<'_>) -> Option<Vec<(SanKind, String)>> {
+    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+    let names = certificate.subject_alternative_name().ok()?;
+    let named = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(uri) => Some((SanKind::Uri, (*uri).to_owned())),
+        GeneralName::DNSName(name) => Some((SanKind::Dns, (*name).to_owned())),
+        GeneralName::RFC822Name(name) => Some((SanKind::Email, (*name).to_owned())),
+        GeneralName::IPAddress(bytes) => Some((SanKind::Ip, ip(bytes)?.to_string())),
+        _ => None,
+    };
+    let all = names.map(|names| names.value.general_names.iter().filter_map(named).collect());
+    Some(all.unwrap_or_default())
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// The names of a certificate whose chain was verified.
 ///
 /// # Errors
-/// When it has not exactly one URI, or that is no SPIFFE ID.
-pub fn peer_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, SpiffeMismatch> {
-    EndEntityCert::try_from(leaf)
-        .map_err(|_| SpiffeMismatch::Uris(0))
-        .and_then(|c| spiffe_id(&c))
+/// When it is no X.509 certificate, which a verified one always is.
+pub fn peer(leaf: &CertificateDer<'_>) -> Result<Peer, Error> {
+    let broken = Error::InvalidCertificate(CertificateError::BadEncoding);
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
+        return Err(broken);
+    };
+    let names = names(leaf).ok_or(broken)?;
+    let of = |wanted| {
+        let those = names.iter().filter(move |(kind, _)| *kind == wanted);
+        those.map(|(_, name)| name.clone()).collect::<Vec<_>>()
+    };
+    let uris = of(SanKind::Uri);
+    Ok(Peer {
+        spiffe_id: match uris.as_slice() {
+            [uri] => SpiffeId::parse(uri).ok(),
+            _ => None,
+        },
+        uris,
+        dns_names: of(SanKind::Dns),
+        subject: certificate.subject().to_string(),
+    })
 }
 
 fn spiffe_id(certificate: &EndEntityCert<'_>) -> Result<SpiffeId, SpiffeMismatch> {
@@ -189,7 +327,7 @@ macro_rules! signatures {
     };
 }
 
-impl ServerCertVerifier for SpiffeVerifier {
+impl ServerCertVerifier for PeerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -205,10 +343,14 @@ impl ServerCertVerifier for SpiffeVerifier {
     signatures!();
 }
 
-impl ClientCertVerifier for SpiffeVerifier {
+impl ClientCertVerifier for PeerVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // Every sidecar has one identity, so a hint would choose nothing and cost bytes.
         &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
     }
 
     fn verify_client_cert(

@@ -196,7 +196,13 @@ fn transport(config: &Cluster, tls: &mut ConfigCache, last: Option<&Transport>) 
 }
 
 fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport, ConfigError> {
-    let sni = ServerName::try_from(context.sni.clone()).map_err(|_| ConfigError::Sni(context.sni.clone()))?;
+    let sni = match &context.sni {
+        Some(name) => {
+            ServerName::try_from(name.to_string()).map_err(|_| ConfigError::Sni(name.to_string()))?
+        }
+        // Never sent: rustls only wants to know of whom it speaks.
+        None => ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into()),
+    };
     Ok(Transport::Tls {
         config: tls.client(context)?,
         sni,
@@ -207,17 +213,12 @@ fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport
 mod tests {
     use super::*;
     use crate::limit::Limits;
-    use crate::model::ClusterKind;
     use crate::model::listener::Address;
-    use std::time::Duration;
 
     fn cluster() -> ClusterState {
         let config = Arc::new(Cluster {
             name: "c".into(),
-            kind: ClusterKind::Endpoints,
-            connect_timeout: Duration::from_secs(5),
-            transport: None,
-            max_connections: None,
+            ..Cluster::default()
         });
         ClusterState::new(&config, Limits::default().get("c"), &mut ConfigCache::default())
     }
@@ -227,9 +228,11 @@ mod tests {
             address: Target::Address(Address::Socket(([127, 0, 0, 1], port).into())),
             weight: 1,
             healthy,
+            priority: 0,
         };
         ClusterLoadAssignment {
             endpoints: endpoints.iter().map(endpoint).collect(),
+            ..ClusterLoadAssignment::default()
         }
     }
 

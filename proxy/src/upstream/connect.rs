@@ -303,7 +303,7 @@ async fn dial_and_shake(transport: Transport, address: &Target) -> Result<Upstre
 
 impl Lease {
     fn acquire(cluster: &Rc<ClusterState>, endpoint: &Rc<EndpointState>) -> Result<Self, ConnectError> {
-        let configured = cluster.config().max_connections;
+        let configured = cluster.config().circuit_breakers.max_connections;
         let max = configured.unwrap_or(DEFAULT_MAX_CONNECTIONS);
         let Some(permit) = cluster.connections.acquire(u64::from(max)) else {
             cluster.metrics.overflow.increment(1);

@@ -49,6 +49,7 @@ mod tests {
             address,
             weight,
             healthy: true,
+            priority: 0,
         });
         state.active.set(active);
         Rc::new(state)

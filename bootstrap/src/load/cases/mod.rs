@@ -6,6 +6,7 @@
 
 mod arguments;
 mod consul;
+mod envoy;
 mod nomad;
 
 use std::collections::BTreeMap;
@@ -162,6 +163,8 @@ fn arbitrary_environments_never_panic() {
         "NOMAD_TASK_NAME",
         "NOMAD_SECRETS_DIR",
         "NOMAD_ALLOC_DIR",
+        "NOMAD_TASK_DIR",
+        "ATTACHE_ENVOY_VERSION",
         "NOMAD_ALLOC_PORT_",
         "NOMAD_ALLOC_PORT_é",
         "NOMAD_UPSTREAM_ADDR_",
@@ -209,6 +212,8 @@ fn arbitrary_environments_never_panic() {
         "bootstrap --proxy-id p",
         "run --auth-method m",
         "demo --consul é:1",
+        "-c /token",
+        "-l off --config-yaml {}",
     ];
     // A fixed sequence (Knuth's multiplier), so that a failure is seen again.
     let mut state = 1u64;
@@ -224,6 +229,9 @@ fn arbitrary_environments_never_panic() {
         match load(arguments(lines[pick(lines.len())]), &env, &files()) {
             Ok(Command::Run(loaded) | Command::Bootstrap(loaded)) => {
                 assert!(loaded.report.to_json(None).is_object());
+            }
+            Ok(Command::Envoy(config)) => {
+                assert!(config.command_line_options().is_object());
             }
             Ok(_) => {}
             Err(Failure::Config(rejected)) => assert!(!rejected.problems.is_empty()),

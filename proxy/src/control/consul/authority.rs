@@ -55,11 +55,10 @@ fn leaf(
 ) -> Result<Identity, DecodeError> {
     let root = Node::root(value)?;
     let key = root.need_text("PrivateKeyPEM")?;
-    let identity = Identity::from_pem(root.need_text("CertPEM")?, key)
+    let (identity, id) = Identity::from_mesh_pem(root.need_text("CertPEM")?, key)
         .map_err(|e| root.error("CertPEM", e.to_string()))?;
-    let named = identity.spiffe_id.service().map(|id| id.service.as_str());
-    if named != Some(service) {
-        let why = format!("is for {}, not for the service {service:?}", identity.spiffe_id);
+    if id.service().map(|id| id.service.as_str()) != Some(service) {
+        let why = format!("is for {id}, not for the service {service:?}");
         return Err(root.error("CertPEM", why));
     }
     check(&identity).map_err(|why| root.error("CertPEM", why))?;
@@ -154,7 +153,7 @@ mod tests {
             &*bundle.trust_domain,
             "17b1d5da-eec0-1b75-21ab-f4bbdf0e280a.consul"
         );
-        assert_eq!(bundle.roots.len(), 1);
+        assert_eq!(bundle.roots.certificates.len(), 1);
         let text = std::str::from_utf8(ROOTS).unwrap();
         let broken = text.replace("BEGIN CERTIFICATE", "BEGIN X");
         let error = decode_roots(broken.as_bytes()).unwrap_err();

@@ -13,15 +13,21 @@ use super::intentions::{self, Destination};
 use super::registration::Registration;
 use super::state::{Authority, Given, State, Want};
 use super::upstreams;
-use crate::model::listener::{Address, Direction, TcpProxy};
+use crate::model::cluster::CircuitBreakers;
+use crate::model::filter_chain_match::FilterChainMatch;
+use crate::model::listener::{Address, ClientCertificate, Direction, ListenerFilters, TcpProxy};
 use crate::model::rbac::Rbac;
 use crate::model::{
-    Cluster, ClusterKind, ClusterLoadAssignment, DownstreamTls, Endpoint, FilterChain, Listener, Name,
-    NetworkFilter, Snapshot, Target, Terminal,
+    Cluster, ClusterLoadAssignment, DownstreamTls, Endpoint, FilterChain, Listener, Name, NetworkFilter,
+    Snapshot, Target, Terminal, Validation,
 };
 
 /// The cluster that is the service itself.
 const LOCAL_APP: &str = "local_app";
+/// Consul's stat prefixes, as its xDS server writes them.
+const RBAC_STAT_PREFIX: &str = "connect_authz";
+const LIMIT_STAT_PREFIX: &str = "inbound_connection_limit";
+const PUBLIC_STAT_PREFIX: &str = "public_listener";
 /// Consul's default for `local_connect_timeout_ms`.
 const LOCAL_CONNECT_TIMEOUT_MS: u64 = 5000;
 
@@ -122,37 +128,56 @@ fn public(
             return;
         }
     };
-    let mut filters = vec![NetworkFilter::Rbac(Arc::new(rules(
-        state,
-        registration,
-        authority,
-    )))];
+    let mut filters = vec![NetworkFilter::Rbac {
+        rules: Arc::new(rules(state, registration, authority)),
+        stat_prefix: RBAC_STAT_PREFIX.into(),
+    }];
     let limit = number(registration, "max_inbound_connections", &mut parts.notices);
     let limit = limit.filter(|limit| *limit > 0);
     if let Some(max_connections) = limit {
-        filters.push(NetworkFilter::ConnectionLimit { max_connections });
+        filters.push(NetworkFilter::ConnectionLimit {
+            max_connections,
+            delay: None,
+            stat_prefix: LIMIT_STAT_PREFIX.into(),
+        });
     }
     let transport = DownstreamTls {
         identity: Arc::clone(&authority.identity),
-        trust: Arc::clone(&authority.trust),
+        client: ClientCertificate::Required(Validation::mesh(&authority.trust, &[])),
+        alpn: Vec::new(),
         params: state.mesh.incoming.clone(),
     };
     let name: Name = format!("public_listener:{address}").into();
-    let listener = Listener {
-        name: Arc::clone(&name),
-        address: Address::Socket(address),
-        direction: Direction::Inbound,
-        filter_chain: Arc::new(FilterChain {
-            transport: Some(Arc::new(transport)),
-            filters,
-            terminal: Terminal::TcpProxy(TcpProxy {
-                cluster: LOCAL_APP.into(),
-                idle_timeout: None,
-            }),
-        }),
+    let chain = FilterChain {
+        name: "".into(),
+        matches: FilterChainMatch::default(),
+        transport: Some(Arc::new(transport)),
+        filters,
+        terminal: Terminal::TcpProxy(TcpProxy::to(LOCAL_APP.into(), PUBLIC_STAT_PREFIX.into())),
     };
+    let listener = listener(
+        Arc::clone(&name),
+        Address::Socket(address),
+        Direction::Inbound,
+        chain,
+    );
     parts.listeners.insert(name, listener);
     local_app(registration, limit, parts);
+}
+
+/// A listener of one chain that takes every connection.
+pub(super) fn listener(name: Name, address: Address, direction: Direction, chain: FilterChain) -> Listener {
+    Listener {
+        name,
+        address,
+        direction,
+        stat_prefix: None,
+        filters: ListenerFilters::default(),
+        filter_chains: vec![Arc::new(chain)],
+        default_filter_chain: None,
+        exact_balance: false,
+        access_log: Vec::new(),
+    }
 }
 
 fn rules(state: &State, registration: &Registration, authority: &Authority) -> Rbac {
@@ -179,10 +204,12 @@ fn local_app(registration: &Registration, limit: Option<u64>, parts: &mut Parts)
     let name: Name = LOCAL_APP.into();
     let cluster = Cluster {
         name: Arc::clone(&name),
-        kind: ClusterKind::Endpoints,
         connect_timeout: Duration::from_millis(timeout),
-        transport: None,
-        max_connections: limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
+        circuit_breakers: CircuitBreakers {
+            max_connections: limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
+            ..CircuitBreakers::default()
+        },
+        ..Cluster::default()
     };
     let port = registration.local_port;
     let address = match (&registration.local_socket, registration.local_address.as_str()) {
@@ -209,10 +236,15 @@ fn local_app(registration: &Registration, limit: Option<u64>, parts: &mut Parts)
         address,
         weight: 1,
         healthy: true,
+        priority: 0,
     };
     let endpoints = address.into_iter().map(endpoint).collect();
     parts.clusters.insert(Arc::clone(&name), cluster);
-    parts.endpoints.insert(name, ClusterLoadAssignment { endpoints });
+    let assignment = ClusterLoadAssignment {
+        endpoints,
+        ..ClusterLoadAssignment::default()
+    };
+    parts.endpoints.insert(name, assignment);
 }
 
 fn socket(ip: IpAddr, port: u16) -> Target {
@@ -292,18 +324,23 @@ fn finish(parts: Parts, previous: Option<&Snapshot>) -> Snapshot {
 
 /// A listener whose certificate is new still keeps the rules that are not.
 fn lend_listener(listener: &mut Listener, old: &Listener) {
-    let Some(chain) = Arc::get_mut(&mut listener.filter_chain) else {
-        return;
-    };
-    if let (Some(new), Some(old)) = (&mut chain.transport, &old.filter_chain.transport) {
+    for (new, old) in listener.filter_chains.iter_mut().zip(&old.filter_chains) {
+        if let Some(chain) = Arc::get_mut(new) {
+            lend_chain(chain, old);
+        }
         lend(new, old);
     }
-    for (new, old) in chain.filters.iter_mut().zip(&old.filter_chain.filters) {
-        if let (NetworkFilter::Rbac(new), NetworkFilter::Rbac(old)) = (new, old) {
+}
+
+fn lend_chain(chain: &mut FilterChain, old: &FilterChain) {
+    if let (Some(new), Some(old)) = (&mut chain.transport, &old.transport) {
+        lend(new, old);
+    }
+    for (new, old) in chain.filters.iter_mut().zip(&old.filters) {
+        if let (NetworkFilter::Rbac { rules: new, .. }, NetworkFilter::Rbac { rules: old, .. }) = (new, old) {
             lend(new, old);
         }
     }
-    lend(&mut listener.filter_chain, &old.filter_chain);
 }
 
 fn lend<T: PartialEq>(new: &mut Arc<T>, old: &Arc<T>) {

@@ -7,6 +7,8 @@ use crate::control::consul::intentions::DefaultPolicy;
 use crate::control::consul::registration::{self, Upstream};
 use crate::control::consul::state::{ChainKey, HealthKey, QueryKey};
 use crate::control::consul::{authority, chain, health};
+use crate::model::ClusterKind;
+use crate::model::matcher::StringMatcher;
 use crate::model::rbac::Action;
 use crate::model::secret::{CertificateFacts, PrivateKey};
 use crate::model::{Identity, SpiffeId};
@@ -32,8 +34,10 @@ fn identity(serial: &str) -> Arc<Identity> {
             not_before: std::time::SystemTime::UNIX_EPOCH,
             not_after: std::time::SystemTime::UNIX_EPOCH,
             uris: Vec::new(),
+            dns_names: Vec::new(),
         },
-        spiffe_id: SpiffeId::parse(&format!("spiffe://{TD}/ns/default/dc/dc1/svc/web")).unwrap(),
+        spiffe_id: SpiffeId::parse(&format!("spiffe://{TD}/ns/default/dc/dc1/svc/web")).ok(),
+        path: None,
     })
 }
 
@@ -62,9 +66,9 @@ fn rbac(snapshot: &Snapshot) -> Arc<Rbac> {
         .listeners
         .values()
         .find(|l| l.direction == Direction::Inbound);
-    match &public.unwrap().filter_chain.filters[0] {
-        NetworkFilter::Rbac(rbac) => Arc::clone(rbac),
-        NetworkFilter::ConnectionLimit { .. } => panic!("the rules come first"),
+    match &public.unwrap().filter_chains[0].filters[0] {
+        NetworkFilter::Rbac { rules, .. } => Arc::clone(rules),
+        NetworkFilter::ConnectionLimit { .. } | NetworkFilter::SniCluster => panic!("the rules come first"),
     }
 }
 
@@ -126,10 +130,10 @@ fn a_recorded_registration_has_the_names_that_envoy_got() {
     );
     let api = format!("api.default.dc1.internal.{TD}");
     let tls = snapshot.clusters[&*api].transport.clone().unwrap();
-    assert_eq!(tls.sni, api);
+    assert_eq!(tls.sni.as_deref(), Some(api.as_str()));
     assert_eq!(
-        tls.spiffe_ids[0].as_str(),
-        format!("spiffe://{TD}/ns/default/dc/dc1/svc/api")
+        tls.validation.names[0].matcher,
+        StringMatcher::exact(format!("spiffe://{TD}/ns/default/dc/dc1/svc/api"))
     );
     assert_eq!(snapshot.endpoints[&*api].endpoints.len(), 2);
     // Its chain is not known yet: the listener waits, nothing is dialled.
@@ -253,7 +257,7 @@ fn sockets_limits_and_names() {
     };
     assert_eq!(*mode, Some(0o660));
     let cluster = &snapshot.clusters[&*format!("api.default.dc2.internal.{TD}")];
-    assert_eq!(cluster.max_connections, Some(9));
+    assert_eq!(cluster.circuit_breakers.max_connections, Some(9));
     let notices: Vec<_> = compiled.notices.iter().map(String::as_str).collect();
     assert_eq!(
         notices,
@@ -273,8 +277,11 @@ fn a_prepared_query_expects_nobody_before_it_is_answered() {
     let name = format!("q.default.dc1.query.{TD}");
     let before = snapshot(&state);
     assert!(before.listeners.contains_key("prepared_query:q:127.0.0.1:9000"));
-    let ids = |s: &Snapshot| s.clusters[&*name].transport.clone().unwrap().spiffe_ids.clone();
-    assert!(ids(&before)[0].service().is_none());
+    let expected = |s: &Snapshot| s.clusters[&*name].transport.as_ref().unwrap().validation.clone();
+    let id = |service: &str| SpiffeId::parse(&format!("spiffe://{TD}/{service}")).unwrap();
+    let trust = &state.authority.as_ref().unwrap().trust.clone();
+    let of = |service: &str| Validation::mesh(trust, &[id(service)]);
+    assert_eq!(expected(&before), of("attache/not-known-yet"));
     let answer = format!(
         r#"{{"Nodes":{}}}"#,
         std::str::from_utf8(include_bytes!("recorded/health_api.json")).unwrap()
@@ -287,7 +294,7 @@ fn a_prepared_query_expects_nobody_before_it_is_answered() {
         .queries
         .insert(key, health::decode_query(answer.as_bytes()).unwrap());
     let after = snapshot(&state);
-    assert_eq!(ids(&after)[0].service().unwrap().service, "api");
+    assert_eq!(expected(&after), of("ns/default/dc/dc1/svc/api"));
     assert_eq!(after.endpoints[&*name].endpoints.len(), 2);
 }
 
@@ -313,7 +320,7 @@ fn failover_is_an_aggregate_in_order() {
     assert_eq!(s.clusters["a.name"].kind, ClusterKind::Aggregate(names));
     let second = &s.clusters["failover-target~1~a.name"];
     assert_eq!(second.connect_timeout, Duration::from_secs(7));
-    assert_eq!(second.transport.as_ref().unwrap().sni, "b.sni");
+    assert_eq!(second.transport.as_ref().unwrap().sni.as_deref(), Some("b.sni"));
     assert_eq!(compiled.wants.len(), 3);
     // Another override is another chain: the old one serves until it is known.
     let registration = state.registration.as_mut().unwrap();

@@ -150,6 +150,7 @@ impl Instance {
             weight: u32::try_from(weight.clamp(1, 128)).unwrap_or(1),
             // A weight of zero takes an instance out.
             healthy: !failed && weight >= 1,
+            priority: 0,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::json::{self, DecodeError, Node};
-use crate::model::rbac::{Action, Principal, Rbac, Rule};
+use crate::model::rbac::{Action, Permission, Principal, Rbac, Rule};
 
 /// One intention with this service as a destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -182,6 +182,7 @@ pub(super) fn compile(intentions: &[Intention], default: &DefaultPolicy, to: &De
         rules,
         default_action,
         default_name: default_name.into(),
+        spiffe_only: true,
     }
 }
 
@@ -224,6 +225,7 @@ fn rule(intention: &Intention, to: &Destination<'_>) -> Option<Rule> {
             namespace: named(&intention.source_namespace),
             service: named(&intention.source),
         },
+        permission: Permission::Any,
     })
 }
 
@@ -244,6 +246,7 @@ fn names(intention: &Intention) -> String {
 mod tests {
     use super::*;
     use crate::model::SpiffeId;
+    use crate::model::{Downstream, Peer};
 
     fn intention(source: &str, destination: &str, action: &str) -> Intention {
         let part = |text: &str| {
@@ -273,7 +276,14 @@ mod tests {
         };
         let rbac = compile(&list, &default, &to);
         let peer = SpiffeId::parse(&format!("spiffe://td.consul{caller}")).unwrap();
-        rbac.evaluate(Some(&peer)).policy.to_string()
+        rbac.evaluate(&downstream(peer), None).policy.to_string()
+    }
+
+    fn downstream(peer: SpiffeId) -> Downstream {
+        Downstream {
+            peer: Some(Arc::new(Peer::of(peer))),
+            ..Downstream::default()
+        }
     }
 
     const WEB: &str = "/ns/default/dc/dc9/svc/web";
@@ -361,7 +371,7 @@ mod tests {
             let list = [intention("web", "api", action)];
             let rbac = compile(&list, &DefaultPolicy::Known(default), &to);
             let peer = SpiffeId::parse(&format!("spiffe://old.consul{WEB}")).unwrap();
-            rbac.evaluate(Some(&peer)).policy.to_string()
+            rbac.evaluate(&downstream(peer), None).policy.to_string()
         };
         assert_eq!(verdict("deny", Action::Allow), "web -> api: deny");
         assert_eq!(verdict("allow", Action::Deny), "default policy: deny");

@@ -14,7 +14,7 @@ const MAX_NAMED: usize = 10;
 /// Tells the authorities that came and went.
 pub(super) fn roots(old: Option<&TrustBundle>, new: &TrustBundle) {
     let serials = |bundle: Option<&TrustBundle>| -> BTreeSet<String> {
-        let facts = bundle.map_or(&[][..], |bundle| &bundle.facts);
+        let facts = bundle.map_or(&[][..], |bundle| &bundle.roots.facts);
         facts.iter().map(|fact| fact.serial.clone()).collect()
     };
     let (before, after) = (serials(old), serials(Some(new)));
@@ -76,9 +76,11 @@ impl Change {
 
 fn inbound(snapshot: &Snapshot) -> Option<&Arc<Rbac>> {
     let listeners = snapshot.listeners.values();
-    let mut filters = listeners.flat_map(|listener| &listener.filter_chain.filters);
+    let mut filters = listeners
+        .flat_map(|listener| listener.chains())
+        .flat_map(|chain| &chain.filters);
     filters.find_map(|filter| match filter {
-        NetworkFilter::Rbac(rbac) => Some(rbac),
+        NetworkFilter::Rbac { rules, .. } => Some(rules),
         _ => None,
     })
 }
@@ -97,7 +99,7 @@ fn beyond(these: &BTreeSet<String>, those: &BTreeSet<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::rbac::{Action, Principal, Rule};
+    use crate::model::rbac::{Action, Permission, Principal, Rule};
 
     fn rbac(rules: &[&str], default: &str) -> Rbac {
         let rule = |name: &&str| Rule {
@@ -109,11 +111,13 @@ mod tests {
                 namespace: None,
                 service: None,
             },
+            permission: Permission::Any,
         };
         Rbac {
             rules: rules.iter().map(rule).collect(),
             default_action: Action::Deny,
             default_name: default.into(),
+            spiffe_only: true,
         }
     }
 

@@ -26,7 +26,7 @@ use super::registration::Registration;
 use super::state::{Authority, ChainKey, Given, HealthKey, QueryKey, State, Want};
 use super::watch::{Question, Shared, Watch};
 use super::{ConsulSource, SourceError, default_policy, locate, news, questions};
-use crate::model::{Identity, Snapshot, TrustBundle};
+use crate::model::{Identity, Snapshot, SpiffeId, TrustBundle};
 use crate::snapshot::Publisher;
 
 /// Changes that come together are compiled together; short enough to go unnoticed.
@@ -286,13 +286,13 @@ impl Source {
     }
 
     fn learn_leaf(&mut self, identity: Arc<Identity>) {
-        let uri = identity.spiffe_id.as_str();
+        let uri = identity.spiffe_id.as_ref().map_or("-", SpiffeId::as_str);
         let serial = &identity.leaf.serial;
         let left = identity.leaf.not_after.duration_since(SystemTime::now());
         let hours = (left.unwrap_or_default().as_secs_f64() / 360.0).round() / 10.0;
         tracing::info!(uri, serial, hours, "a new leaf certificate");
         match &mut self.succession {
-            Some(next) if *next.trust.trust_domain == *identity.spiffe_id.trust_domain() => {
+            Some(next) if Some(&*next.trust.trust_domain) == identity.trust_domain() => {
                 next.identity = Some(identity);
             }
             Some(_) => {}
@@ -338,7 +338,7 @@ impl Source {
     /// Roots and leaf count only together.
     fn assemble(&mut self) {
         if let (Some(trust), Some(identity)) = (&self.trust, &self.identity)
-            && *trust.trust_domain == *identity.spiffe_id.trust_domain()
+            && Some(&*trust.trust_domain) == identity.trust_domain()
         {
             let first = self.state.authority.is_none();
             self.state.authority = Some(Authority {

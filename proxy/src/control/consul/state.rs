@@ -117,7 +117,7 @@ impl State {
     pub(super) fn datacenter(&self) -> Option<&str> {
         let told = self.registration.as_ref().map(|r| r.datacenter.as_str());
         told.filter(|dc| !dc.is_empty()).or_else(|| {
-            let id = self.authority.as_ref()?.identity.spiffe_id.service()?;
+            let id = self.authority.as_ref()?.identity.spiffe_id.as_ref()?.service()?;
             Some(id.datacenter.as_str())
         })
     }

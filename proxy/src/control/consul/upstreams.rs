@@ -11,10 +11,13 @@ use super::chain::{self, Chain, Here, Plan};
 use super::compile::Parts;
 use super::registration::{Registration, Upstream};
 use super::state::{Authority, Given, HealthKey, QueryKey, State, Want};
+use crate::model::cluster::CircuitBreakers;
+use crate::model::filter_chain_match::FilterChainMatch;
 use crate::model::listener::{Address, Direction, TcpProxy};
 use crate::model::spiffe::ServiceId;
 use crate::model::{
-    Cluster, ClusterKind, ClusterLoadAssignment, FilterChain, Listener, Name, SpiffeId, Terminal, UpstreamTls,
+    Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, FilterChain, Name, SpiffeId, Terminal,
+    UpstreamTls, Validation,
 };
 
 /// Consul's prefix for the clusters inside an aggregate.
@@ -77,19 +80,15 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
     if let Some(other) = parts.listeners.values().find(|l| l.address == address) {
         return Err(format!("the listener {} has its address already", other.name));
     }
-    let listener = Listener {
-        name: Arc::clone(&name),
-        address,
-        direction: Direction::Outbound,
-        filter_chain: Arc::new(FilterChain {
-            transport: None,
-            filters: Vec::new(),
-            terminal: Terminal::TcpProxy(TcpProxy {
-                cluster,
-                idle_timeout: None,
-            }),
-        }),
+    let stat_prefix: Name = format!("upstream.{}", name.split(':').next().unwrap_or_default()).into();
+    let chain = FilterChain {
+        name: "".into(),
+        matches: FilterChainMatch::default(),
+        transport: None,
+        filters: Vec::new(),
+        terminal: Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix)),
     };
+    let listener = super::compile::listener(Arc::clone(&name), address, Direction::Outbound, chain);
     parts.listeners.insert(name, listener);
     Ok(())
 }
@@ -268,8 +267,8 @@ fn clusters(
         name: Arc::clone(&base),
         kind: ClusterKind::Aggregate(names),
         connect_timeout: plan.connect_timeout,
-        transport: None,
-        max_connections: limit,
+        circuit_breakers: breakers(limit),
+        ..Cluster::default()
     };
     insert(aggregate, parts);
     base
@@ -326,7 +325,7 @@ fn target(
             i.endpoint(target.only_passing, scene.here.datacenter, scene.here.partition)
         };
         let endpoints = instances.iter().filter_map(endpoint).collect();
-        let assignment = ClusterLoadAssignment { endpoints };
+        let assignment = assignment(endpoints);
         parts.endpoints.insert(Arc::clone(name), assignment);
     }
     parts.wants.insert(Want::Health(key));
@@ -346,18 +345,19 @@ fn dialled(
         return;
     };
     let tls = UpstreamTls {
-        identity: Arc::clone(&authority.identity),
-        trust: Arc::clone(&authority.trust),
-        sni: sni.to_owned(),
-        spiffe_ids,
+        identity: Some(Arc::clone(&authority.identity)),
+        validation: Validation::mesh(&authority.trust, &spiffe_ids),
+        sni: Some(sni.into()),
+        alpn: Vec::new(),
         params: scene.state.mesh.outgoing.clone(),
     };
     let cluster = Cluster {
         name: Arc::clone(name),
-        kind: ClusterKind::Endpoints,
         connect_timeout,
         transport: Some(Arc::new(tls)),
-        max_connections,
+        panic_threshold: 0,
+        circuit_breakers: breakers(max_connections),
+        ..Cluster::default()
     };
     insert(cluster, parts);
 }
@@ -431,10 +431,22 @@ fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Op
     let here = scene.here;
     let endpoint = |i: &super::health::Instance| i.endpoint(false, here.datacenter, here.partition);
     let endpoints = result.instances.iter().filter_map(endpoint).collect();
-    parts
-        .endpoints
-        .insert(Arc::clone(&name), ClusterLoadAssignment { endpoints });
+    parts.endpoints.insert(Arc::clone(&name), assignment(endpoints));
     Ok(Some(name))
+}
+
+fn assignment(endpoints: Vec<Endpoint>) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        endpoints,
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+fn breakers(max_connections: Option<u32>) -> CircuitBreakers {
+    CircuitBreakers {
+        max_connections,
+        ..CircuitBreakers::default()
+    }
 }
 
 /// Expected of an endpoint before Consul has said whom to expect: nobody has this identity, so a

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Counter, Gauge, Histogram, Scope, registry, sanitized};
-use crate::telemetry::flags::ResponseFlag;
+use crate::model::ResponseFlag;
 
 /// Envoy's name of a listener among statistics: its address with `_` for `:`. Listeners are called
 /// `<what>:<address>`.
@@ -50,7 +50,7 @@ pub struct ListenerMetrics {
     pub tcp_proxy: TcpProxyMetrics,
     closed: Counter,
     length: Histogram,
-    flagged: [(ResponseFlag, Counter); 11],
+    flagged: [(ResponseFlag, Counter); 12],
     scope: Scope,
     _rbac: RbacMetrics,
 }
@@ -91,6 +91,7 @@ impl ListenerMetrics {
                 flagged(ResponseFlag::NoHealthyUpstream),
                 flagged(ResponseFlag::UpstreamOverflow),
                 flagged(ResponseFlag::NoClusterFound),
+                flagged(ResponseFlag::NoRouteFound),
                 flagged(ResponseFlag::DownstreamConnectionTermination),
                 flagged(ResponseFlag::UpstreamConnectionTermination),
                 flagged(ResponseFlag::UnauthorizedDetails),

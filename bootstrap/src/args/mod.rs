@@ -4,6 +4,8 @@
 //! validated by [`load`](crate::load()), which collects every problem instead of stopping at the
 //! first as clap does.
 
+mod envoy;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -12,25 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::Secret;
 use crate::config::{LogFormat, LogLevel};
 
-/// A macro because `concat!` takes literals only.
-macro_rules! envoy_version {
-    () => {
-        "1.35.6"
-    };
-}
-
-/// The Envoy release whose configuration and admin API Attaché stands for. Consul and Nomad read
-/// the first version number that `--version` prints, and Consul refuses releases that it does not
-/// support: 1.35.6 is the newest of its list.
-pub const ENVOY_VERSION: &str = envoy_version!();
-
-/// What `--version` prints after the program's name. Envoy too prints two blanks there.
-const VERSION_TEXT: &str = concat!(
-    " version: ",
-    envoy_version!(),
-    " (the Envoy API it stands for), attache ",
-    env!("CARGO_PKG_VERSION")
-);
+pub(crate) use envoy::EnvoyArgs;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -51,38 +35,27 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(
     name = "attache",
-    version = VERSION_TEXT,
+    version,
     about = "A sidecar proxy for Consul service mesh",
     long_about = "A sidecar proxy for Consul service mesh: mutual TLS, intentions and discovery, \
                   without Envoy.\n\nThe environment that Nomad and Consul give is read; arguments win over it.",
     after_help = "Start with `attache demo`, or see `attache run --help`.",
-    after_long_help = crate::exit::help(),
+    after_long_help = end_of_help(),
     args_conflicts_with_subcommands = true
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) envoy: EnvoyArgs,
+    pub(crate) envoy: Box<EnvoyArgs>,
     #[command(subcommand)]
     pub(crate) verb: Option<Verb>,
 }
 
-/// Envoy's own arguments, as Nomad passes them to the sidecar task. Without a subcommand, these are
-/// what is understood.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "In Envoy's place")]
-pub struct EnvoyArgs {
-    /// Envoy's bootstrap file, as Nomad writes it (not read by this version yet).
-    #[arg(short = 'c', long = "config-path", value_name = "FILE")]
-    pub config_path: Option<PathBuf>,
-    /// Lowest level logged: trace, debug, info, warning, error, critical, off.
-    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", hide_possible_values = true, value_parser = log_level_parser())]
-    pub log_level: LogLevel,
-    /// Worker threads.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = workers_parser())]
-    pub concurrency: u16,
-    /// Accepted for Envoy's sake: there is no hot restart to disable.
-    #[arg(long)]
-    pub disable_hot_restart: bool,
+fn end_of_help() -> String {
+    format!(
+        "Without a command, Attaché stands in Envoy's place and takes Envoy's arguments.\nThose not shown \
+         are accepted; what does nothing here is named in the log.\n\n{}",
+        crate::exit::help()
+    )
 }
 
 /// The subcommands.

@@ -16,6 +16,8 @@ pub enum ResponseFlag {
     UpstreamOverflow,
     /// `NC`: the cluster does not exist.
     NoClusterFound,
+    /// `NR`: no filter chain (or route) takes it.
+    NoRouteFound,
     /// `DC`: the downstream cut the connection.
     DownstreamConnectionTermination,
     /// `UC`: the upstream cut the connection.
@@ -41,6 +43,7 @@ impl ResponseFlag {
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamOverflow => "UO",
             Self::NoClusterFound => "NC",
+            Self::NoRouteFound => "NR",
             Self::DownstreamConnectionTermination => "DC",
             Self::UpstreamConnectionTermination => "UC",
             Self::UnauthorizedDetails => "UAEX",
