@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use attache::control::xds::{
     Address, Refused, Resource, ResourceKind, Resources, Target, Tls, client, identify,
@@ -21,6 +22,10 @@ use attache_tests::{Folder, eventually, free_port};
 use prost::Message as _;
 use serde_json::json;
 use tokio::sync::watch;
+
+/// A server that comes back elects itself in about ten seconds; by then the pauses between two attempts
+/// have grown as long.
+const RETURN: Duration = Duration::from_secs(60);
 
 /// The names and versions of what is held; wants the endpoints of each cluster of the type EDS.
 #[derive(Clone, Default)]
@@ -114,13 +119,24 @@ async fn token(agent: &Agent) -> (Secret, String) {
 
 async fn until(status: &mut watch::Receiver<SourceStatus>, watch: &str, is: impl Fn(&WatchState) -> bool) {
     let wish = |s: &SourceStatus| s.watches.get(watch).is_some_and(|w| is(&w.state));
-    let waited = tokio::time::timeout(attache_tests::PATIENCE, status.wait_for(wish))
-        .await
-        .is_ok();
+    let waited = tokio::time::timeout(RETURN, status.wait_for(wish)).await.is_ok();
     assert!(waited, "{watch}: {:?}", status.borrow().watches);
 }
 
-fn target(port: u16, authorities: &[u8], token: Option<Secret>) -> Target {
+/// Runs on one thread, as the control plane does.
+fn local(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .unwrap();
+    runtime.block_on(test);
+}
+
+fn is_current(state: &WatchState) -> bool {
+    matches!(state, WatchState::Current { .. })
+}
+
+fn target(port: u16, tls: Option<Tls>, token: Option<Secret>) -> Target {
     let mut node = Node {
         id: "count-dashboard-sidecar-proxy".to_owned(),
         ..Node::default()
@@ -131,7 +147,7 @@ fn target(port: u16, authorities: &[u8], token: Option<Secret>) -> Target {
             host: "localhost".to_owned(),
             port,
         }],
-        tls: Some(Tls::new(authorities).unwrap()),
+        tls,
         authority: "local_agent".to_owned(),
         token,
         node,
@@ -141,11 +157,7 @@ fn target(port: u16, authorities: &[u8], token: Option<Secret>) -> Target {
 /// A wrong token, the right one, a new one while the old one is revoked, and a change meanwhile.
 #[test]
 fn a_sidecar_with_acls_over_tls_gets_its_resources_and_keeps_them_through_new_tokens() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(tokio::runtime::LocalOptions::default())
-        .unwrap();
-    runtime.block_on(async {
+    local(async {
         let Some(consul) = on_path("consul") else {
             return;
         };
@@ -165,10 +177,11 @@ fn a_sidecar_with_acls_over_tls_gets_its_resources_and_keeps_them_through_new_to
         let agent = Agent::start_in(folder, consul, &["-dev"], settings, known).await;
         registered(&agent).await;
         let authorities = std::fs::read(agent.folder.file("consul-agent-ca.pem")).unwrap();
+        let tls = Tls::new(&authorities).unwrap();
         let held = Held::default();
         let (publisher, mut status) = status_channel();
         let wrong = Secret::new("11111111-1111-1111-1111-111111111111");
-        let (handle, client) = client(target(grpc, &authorities, Some(wrong)), publisher);
+        let (handle, client) = client(target(grpc, Some(tls), Some(wrong)), publisher);
         let story = async {
             let unknown =
                 |s: &WatchState| matches!(s, WatchState::Failing { kind, .. } if kind == "unauthenticated");
@@ -176,8 +189,7 @@ fn a_sidecar_with_acls_over_tls_gets_its_resources_and_keeps_them_through_new_to
             assert!(held.names(ResourceKind::Cluster).is_empty());
             let (first, first_id) = token(&agent).await;
             handle.replace_token(Some(first));
-            let current = |s: &WatchState| matches!(s, WatchState::Current { .. });
-            until(&mut status, "ads", current).await;
+            until(&mut status, "ads", is_current).await;
             let upstream = eventually("the dashboard's resources are here", || async {
                 held.starting(ResourceKind::Listener, "public_listener:")?;
                 held.starting(ResourceKind::Listener, "count-api:")?;
@@ -211,7 +223,49 @@ fn a_sidecar_with_acls_over_tls_gets_its_resources_and_keeps_them_through_new_to
                 (held.version(ResourceKind::Endpoint, &upstream) != before).then_some(())
             })
             .await;
-            assert!(current(&status.borrow().watches["ads"].state));
+            assert!(is_current(&status.borrow().watches["ads"].state));
+        };
+        tokio::select! {
+            () = story => {}
+            never = client.run(held.clone()) => match never {},
+        }
+    });
+}
+
+/// The server is killed, and comes back with its data on the same port: what was held stays, and what
+/// changed meanwhile comes.
+#[test]
+fn a_killed_server_takes_nothing_away_and_is_found_again() {
+    local(async {
+        let grpc = free_port();
+        let Some(mut agent) = Agent::lasting(json!({ "ports": { "grpc": grpc } })).await else {
+            return;
+        };
+        registered(&agent).await;
+        let held = Held::default();
+        let (publisher, mut status) = status_channel();
+        let (_handle, client) = client(target(grpc, None, None), publisher);
+        let story = async {
+            let upstream = eventually("the dashboard's resources are here", || async {
+                held.starting(ResourceKind::Listener, "count-api:")?;
+                held.starting(ResourceKind::Endpoint, "count-api.default.dc1.internal.")
+            })
+            .await;
+            let clusters = held.names(ResourceKind::Cluster);
+            let endpoints = held.version(ResourceKind::Endpoint, &upstream);
+            agent.kill().await;
+            let failing = |s: &WatchState| matches!(s, WatchState::Failing { .. });
+            until(&mut status, "ads", failing).await;
+            assert_eq!(held.names(ResourceKind::Cluster), clusters);
+            agent.run().await;
+            until(&mut status, "ads", is_current).await;
+            assert_eq!(held.names(ResourceKind::Cluster), clusters);
+            let path = "/v1/agent/service/deregister/count-api-sidecar-proxy";
+            agent.api("PUT", path, None).await;
+            eventually("the endpoints change", || async {
+                (held.version(ResourceKind::Endpoint, &upstream) != endpoints).then_some(())
+            })
+            .await;
         };
         tokio::select! {
             () = story => {}

@@ -8,6 +8,7 @@ mod backoff;
 pub mod consul;
 mod dial;
 mod executor;
+mod file;
 pub mod xds;
 
 use std::collections::BTreeMap;

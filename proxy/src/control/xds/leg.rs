@@ -18,7 +18,8 @@ use crate::control::backoff::Backoff;
 
 /// For the connection, with TLS.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Until the first response. Consul answers once it has the proxy's registration, leaf and roots.
+/// Until the first response. Consul gives it once it has the proxy's registration, leaf and roots, on
+/// every stream, also where nothing has changed since the last one.
 pub(super) const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the first failure, at most (Envoy's base interval).
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -6,6 +6,7 @@
 //! kept alive by [`Client`].
 
 mod client;
+pub mod credentials;
 mod grpc;
 mod leg;
 mod report;

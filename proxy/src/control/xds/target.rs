@@ -228,3 +228,113 @@ fn explained(error: io::Error) -> io::Error {
     }
     error
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use rustls_pki_types::PrivateKeyDer;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, UnixListener};
+
+    use super::*;
+
+    /// A certificate for a name that nobody dials, its own authority.
+    fn server(alpn: &[u8]) -> (ServerConfig, String) {
+        let made = rcgen::generate_simple_self_signed(["server.dc1.consul".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let mut config = ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        (config, made.cert.pem())
+    }
+
+    fn target(authorities: &str, addresses: Vec<Address>) -> Target {
+        Target {
+            addresses,
+            tls: Some(Tls::new(authorities.as_bytes()).unwrap()),
+            authority: "local_agent".to_owned(),
+            token: None,
+            node: Node::default(),
+        }
+    }
+
+    /// Dials a server that speaks TLS with `config`, believing `authorities`.
+    async fn dial(config: ServerConfig, authorities: &str) -> io::Result<Stream> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        let target = target(authorities, vec![address]);
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            acceptor.accept(stream).await
+        };
+        let (dialed, _served) = tokio::join!(Dialer.connect(&target, &target.addresses[0]), serve);
+        dialed
+    }
+
+    #[tokio::test]
+    async fn a_chain_to_the_authority_is_enough_and_none_is_not() {
+        let (config, authority) = server(b"h2");
+        assert!(dial(config, &authority).await.is_ok());
+        let (config, _) = server(b"h2");
+        let error = dial(config, &authority).await.err().unwrap();
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_speaks_something_else_is_told_for_what_it_is() {
+        let (_, authority) = server(b"h2");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        let target = target(&authority, vec![address]);
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .unwrap();
+            stream
+        };
+        let (dialed, _stream) = tokio::join!(Dialer.connect(&target, &target.addresses[0]), serve);
+        let said = dialed.err().map(|error| error.to_string());
+        assert_eq!(said.as_deref(), Some("it does not speak TLS on this port"));
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_is_found_at_the_first_path_that_leads_to_it() {
+        let folder = std::env::temp_dir().join(format!("attache-xds-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let paths = vec![folder.join("absent"), folder.join("grpc.sock")];
+        let _listener = UnixListener::bind(&paths[1]).unwrap();
+        let mut target = target(&server(b"h2").1, vec![Address::Unix(paths)]);
+        assert!(matches!(
+            Dialer.connect(&target, &target.addresses[0]).await,
+            Ok(Stream::Unix(_))
+        ));
+        target.addresses = vec![Address::Unix(vec![folder.join("absent")])];
+        assert!(Dialer.connect(&target, &target.addresses[0]).await.is_err());
+        assert!(target.addresses[0].to_string().starts_with("unix:///"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn authorities_that_are_none_are_refused() {
+        for pem in [
+            "",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
+            let said = Tls::new(pem.as_bytes()).unwrap_err();
+            assert!(said.starts_with("trusted_ca: "), "{said}");
+        }
+    }
+}

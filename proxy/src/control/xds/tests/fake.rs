@@ -2,7 +2,7 @@
 //!
 //! It shares no code with the client but the generated messages: framing is written here once more.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
@@ -44,8 +44,10 @@ pub(crate) enum Welcome {
 pub(crate) struct Network {
     attempts: mpsc::UnboundedSender<Attempt>,
     /// What meets the next attempts; then servers.
-    welcomes: std::cell::RefCell<VecDeque<Welcome>>,
-    ignored: std::cell::RefCell<Vec<DuplexStream>>,
+    welcomes: RefCell<VecDeque<Welcome>>,
+    ignored: RefCell<Vec<DuplexStream>>,
+    /// How many bytes of requests a server takes before it has read them.
+    window: Cell<u32>,
 }
 
 struct Attempt {
@@ -68,6 +70,7 @@ pub(crate) fn network() -> (Rc<Network>, Server) {
         attempts: sender,
         welcomes: VecDeque::new().into(),
         ignored: Vec::new().into(),
+        window: Cell::new(1 << 20),
     });
     let server = Server {
         attempts,
@@ -110,13 +113,18 @@ impl Server {
         self.network.welcomes.borrow_mut().extend(more);
     }
 
+    /// How many bytes of requests the next servers take before they have read them.
+    pub(crate) fn window(&self, bytes: u32) {
+        self.network.window.set(bytes);
+    }
+
     /// The next call.
     pub(crate) async fn accept(&mut self) -> Call {
         loop {
             let attempt = self.attempts.recv().await.unwrap();
             self.seen.push((attempt.at, attempt.address));
             if let Some(wire) = attempt.wire {
-                return serve(wire).await;
+                return serve(wire, self.network.window.get()).await;
             }
         }
     }
@@ -193,7 +201,7 @@ impl Body for Answer {
     }
 }
 
-async fn serve(wire: Wire) -> Call {
+async fn serve(wire: Wire, window: u32) -> Call {
     let frozen = Rc::clone(&wire.frozen);
     let (calls, mut called) = mpsc::unbounded_channel();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -202,9 +210,7 @@ async fn serve(wire: Wire) -> Call {
         receiver
     });
     let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
-    builder
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(1 << 20);
+    builder.initial_stream_window_size(window);
     let task = builder.serve_connection(TokioIo::new(wire), service);
     let connection = tokio::task::spawn_local(async move { drop(task.await) });
     let (request, answer) = called.recv().await.unwrap();

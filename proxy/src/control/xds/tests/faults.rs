@@ -555,3 +555,18 @@ fn bytes_that_are_no_response_end_the_stream_and_not_the_client() {
         world.until_current().await;
     });
 }
+
+#[test]
+fn a_server_that_talks_and_does_not_listen_is_given_up() {
+    run(async |mut world| {
+        world.server.window(10);
+        let mut call = world.server.accept().await;
+        for nonce in 0..400 {
+            call.respond(&response(Cluster, &nonce.to_string(), vec![]));
+        }
+        world.until_failing("ads", "unavailable").await;
+        let (_, why) = world.failing("ads").unwrap();
+        assert!(why.ends_with("it does not read what it is sent"), "{why}");
+        assert_eq!(world.store.applied(Listener), 0);
+    });
+}
