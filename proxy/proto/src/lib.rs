@@ -24,12 +24,26 @@ macro_rules! named {
         }
         impl ::core::fmt::Debug for $ty {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                f.write_str(<Self as $crate::TypeUrl>::TYPE_NAME)
+                $crate::debug(
+                    <Self as $crate::TypeUrl>::TYPE_NAME,
+                    ::prost::Message::encode_to_vec(self),
+                    f,
+                )
             }
         }
     };
 }
 pub(crate) use named;
+
+pub mod json;
+mod path;
+mod table;
+mod unknown;
+mod wire;
+
+pub use unknown::{MAX_UNKNOWN, UnknownField, unknown_fields};
+
+use std::fmt;
 
 /// The constant names of a generated message.
 pub trait TypeUrl {
@@ -52,3 +66,42 @@ pub trait TypeUrl {
 mod generated;
 
 pub use generated::*;
+
+/// Why bytes are no message of the type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct WireError {
+    /// Where in the message; the type's name for the outermost one.
+    pub path: String,
+    /// What is wrong; never the bytes themselves.
+    pub problem: &'static str,
+}
+
+impl WireError {
+    fn new(path: &path::Path, problem: wire::Malformed) -> Self {
+        Self {
+            path: path.to_string(),
+            problem,
+        }
+    }
+
+    fn unknown_type(type_name: &str) -> Self {
+        Self {
+            path: type_name.to_owned(),
+            problem: "is no type that is known here",
+        }
+    }
+}
+
+const REDACTED: json::Options = json::Options {
+    redact: true,
+    defaults: false,
+};
+
+/// The `Debug` of all messages: their redacted JSON. Derived ones would print private keys, the more so as bytes in `Any`s.
+fn debug(type_name: &str, bytes: Vec<u8>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match json::from_wire(type_name, &bytes, REDACTED) {
+        Ok(value) => write!(f, "{type_name} {value}"),
+        Err(error) => write!(f, "{type_name} ({error})"),
+    }
+}

@@ -133,7 +133,7 @@ pub fn write(fds: FileDescriptorSet, pool: &DescriptorPool, selection: &Selectio
         let mut source = names_by_macro(&fs::read_to_string(&path)?)?;
         let name = path.file_name().and_then(|name| name.to_str()).ok_or("odd file name")?;
         if name == "mod.rs" {
-            source = source.replace(".r#type", ".type");
+            source = source.replace(".r#type", ".type") + "pub(crate) mod tables;\n";
         } else {
             fs::remove_file(&path)?;
         }
