@@ -5,6 +5,7 @@
 //! nothing here opens a socket.
 
 pub mod consul;
+pub mod xds;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
