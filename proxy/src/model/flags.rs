@@ -35,6 +35,22 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
+    /// Every flag but [`Self::None`].
+    pub const ALL: [Self; 12] = [
+        Self::UpstreamConnectionFailure,
+        Self::NoHealthyUpstream,
+        Self::UpstreamOverflow,
+        Self::NoClusterFound,
+        Self::NoRouteFound,
+        Self::DownstreamConnectionTermination,
+        Self::UpstreamConnectionTermination,
+        Self::UnauthorizedDetails,
+        Self::OverloadManager,
+        Self::StreamIdleTimeout,
+        Self::LocalReset,
+        Self::DownstreamProtocolError,
+    ];
+
     /// Envoy's short name.
     pub fn as_str(self) -> &'static str {
         match self {
