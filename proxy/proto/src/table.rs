@@ -1,5 +1,5 @@
-//! What the JSON code knows of each message: rows without pointers over one string of names, so that they need neither
-//! relocation nor heap. The rows stand in `generated/tables.rs`; nothing here decodes anything.
+//! What the JSON code knows of each message: rows without pointers over one string of names, so that they
+//! need neither relocation nor heap. The rows stand in `generated/tables.rs`; nothing here decodes anything.
 
 use crate::{
     generated::tables::{ENUMS, FIELDS, MESSAGES, NAMES, VALUES},
@@ -160,7 +160,7 @@ pub(crate) fn message(name: &str) -> Option<&'static Message> {
     let at = MESSAGES
         .binary_search_by(|message| message.name().cmp(name))
         .ok()?;
-    MESSAGES.get(at).filter(|message| message.flags & MAP_ENTRY == 0)
+    MESSAGES.get(at).filter(|message| !message.is_map_entry())
 }
 
 /// The message that an `Any` of this type URL holds.
@@ -173,9 +173,15 @@ impl Message {
         text(self.name_at, self.name_len)
     }
 
-    /// Whether a field unknown to us, here or anywhere below, is an error: what it says may decide who gets in.
+    /// Whether a field unknown to us, here or anywhere below, is an error: what it says may decide who gets
+    /// in.
     pub(crate) fn is_strict(&self) -> bool {
         self.flags & STRICT != 0
+    }
+
+    /// Whether it is but the key and value of a map field, which JSON does not show as a message.
+    pub(crate) fn is_map_entry(&self) -> bool {
+        self.flags & MAP_ENTRY != 0
     }
 
     /// All fields, by ascending number.

@@ -1,4 +1,5 @@
-//! Fields on the wire that the tables do not know: those that messages.txt cut out and those of newer releases of Envoy.
+//! Fields on the wire that the tables do not know: those that messages.txt cut out and those of newer
+//! releases of Envoy.
 
 use crate::{
     WireError,
@@ -13,7 +14,8 @@ pub const MAX_UNKNOWN: usize = 256;
 /// A field that stands in the bytes and that this crate does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownField {
-    /// The message that has it, such as `filter_chains[0].filters[1].typed_config`; the type's name for the outermost one.
+    /// The message that has it, such as `filter_chains[0].filters[1].typed_config`; the type's name for the
+    /// outermost one.
     pub path: String,
     /// Its number in that message.
     pub number: u32,
@@ -21,8 +23,8 @@ pub struct UnknownField {
     pub strict: bool,
 }
 
-/// The unknown fields of an encoded message and of all messages in it, also inside `Any`s of known types; at most
-/// [`MAX_UNKNOWN`]. An `Any` of an unknown type is not searched: who decodes it meets the type itself.
+/// The unknown fields of an encoded message and of all messages in it, also inside `Any`s of known types; at
+/// most [`MAX_UNKNOWN`]. An `Any` of an unknown type is not searched: who decodes it meets the type itself.
 ///
 /// # Errors
 /// [`WireError`] when the type is unknown, the bytes are malformed, or messages nest more than 64 deep.
@@ -51,7 +53,9 @@ impl Search {
         strict: bool,
         depth: usize,
     ) -> Result<(), Malformed> {
-        let depth = depth.checked_sub(1).ok_or("messages are nested too deep")?;
+        // As in the JSON, where a map's entry is no message of its own.
+        let levels = usize::from(!table.is_map_entry());
+        let depth = depth.checked_sub(levels).ok_or("messages are nested too deep")?;
         let strict = strict || table.is_strict();
         match table.special {
             Special::Any => return self.any(bytes, strict, depth),

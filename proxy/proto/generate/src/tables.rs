@@ -1,16 +1,12 @@
-//! The tables behind attache-proto's JSON: plain arrays without pointers, so that they cost no relocation and no heap.
+//! The tables behind attache-proto's JSON: plain arrays without pointers, so that they cost no relocation and
+//! no heap.
 
 use crate::{
     Res,
     selection::{Selection, WELL_KNOWN},
 };
 use prost_reflect::{Cardinality, DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 /// All names, each once, in one string.
 #[derive(Default)]
@@ -67,82 +63,214 @@ fn label(field: &FieldDescriptor) -> &'static str {
 /// protoc's rule for the JSON name of a field, which attache-proto applies at run time.
 fn camel(name: &str) -> String {
     let mut upper = false;
-    name.chars().filter_map(|c| match c {
-        '_' => { upper = true; None }
-        _ => Some(if std::mem::take(&mut upper) { c.to_ascii_uppercase() } else { c }),
-    }).collect()
+    name.chars()
+        .filter_map(|c| match c {
+            '_' => {
+                upper = true;
+                None
+            }
+            _ => Some(if std::mem::take(&mut upper) {
+                c.to_ascii_uppercase()
+            } else {
+                c
+            }),
+        })
+        .collect()
 }
 
 fn entries(selection: &Selection, message: &MessageDescriptor) -> Vec<MessageDescriptor> {
-    let maps = message.fields().filter(|field| field.is_map() && selection.keeps(field));
-    maps.filter_map(|field| field.kind().as_message().cloned()).collect()
+    let maps = message
+        .fields()
+        .filter(|field| field.is_map() && selection.keeps(field));
+    maps.filter_map(|field| field.kind().as_message().cloned())
+        .collect()
 }
 
-pub fn write(pool: &DescriptorPool, selection: &Selection, path: &Path, header: &str) -> Res<()> {
-    let chosen = pool.all_messages().filter(|message| selection.has(message.full_name()));
-    let mut messages: BTreeMap<String, MessageDescriptor> = BTreeMap::new();
-    for message in chosen {
+/// The messages with the entries of their maps, by name.
+fn all_messages(pool: &DescriptorPool, selection: &Selection) -> BTreeMap<String, MessageDescriptor> {
+    let mut messages = BTreeMap::new();
+    for message in pool
+        .all_messages()
+        .filter(|message| selection.has(message.full_name()))
+    {
         for entry in entries(selection, &message) {
             messages.insert(entry.full_name().to_owned(), entry);
         }
         messages.insert(message.full_name().to_owned(), message);
     }
-    let message_at = |name: &str| messages.keys().position(|key| key == name);
-    let enums: BTreeSet<String> = selection.enums(pool, |name| selection.has(name));
-    let enum_at = |name: &str| enums.iter().position(|key| key == name);
+    messages
+}
 
-    let (mut names, mut rows, mut fields, mut values, mut count) = (Names::default(), String::new(), String::new(), String::new(), 0);
-    for (name, message) in &messages {
-        let mut kept: Vec<_> = message.fields().filter(|field| selection.keeps(field)).collect();
+/// The arrays as they grow.
+struct Tables<'a> {
+    pool: &'a DescriptorPool,
+    selection: &'a Selection,
+    /// What the rows of fields point to, by position.
+    targets: Vec<String>,
+    enums: Vec<String>,
+    names: Names,
+    messages: String,
+    fields: String,
+    field_count: usize,
+    enum_rows: String,
+    values: String,
+    value_count: usize,
+}
+
+impl Tables<'_> {
+    fn message(&mut self, message: &MessageDescriptor) -> Res<()> {
+        let name = message.full_name();
+        let mut kept: Vec<_> = message
+            .fields()
+            .filter(|field| self.selection.keeps(field))
+            .collect();
         kept.sort_by_key(FieldDescriptor::number);
-        if kept.len() > 128 || kept.last().is_some_and(|field| field.number() > u32::from(u16::MAX)) {
+        if kept.len() > 128
+            || kept
+                .last()
+                .is_some_and(|field| field.number() > u32::from(u16::MAX))
+        {
             return Err(format!("{name} is too large for the tables").into());
         }
-        let special = WELL_KNOWN.iter().find(|known| *known == name).map_or("Plain", |known| &known["google.protobuf.".len()..]);
-        let flags = u8::from(selection.is_strict(name)) | u8::from(message.is_map_entry()) << 1;
-        writeln!(rows, "    m({}, {count}, {}, Special::{special}, {flags}), // {name}", names.at(name), kept.len())?;
-        writeln!(fields, "    // {name}")?;
-        count += kept.len();
-        for field in kept {
-            if field.json_name() != camel(field.name()) {
-                return Err(format!("{} has a JSON name of its own", field.full_name()).into());
-            }
-            let index = match field.kind() {
-                Kind::Message(target) => message_at(target.full_name()),
-                Kind::Enum(target) => enum_at(target.full_name()),
-                _ => Some(0),
-            };
-            let index = index.ok_or_else(|| format!("{}: its type is missing", field.full_name()))?;
-            let oneof = field.containing_oneof().filter(|oneof| !oneof.is_synthetic());
-            let oneof = oneof.and_then(|oneof| message.oneofs().position(|other| other == oneof)).map_or(0, |at| at + 1);
-            let flags = u8::from(selection.is_sensitive(&field, pool)) | u8::from(selection.is_public(&field)) << 1;
-            let (kind, label) = (kind(&field), label(&field));
-            let at = names.at(field.name());
-            writeln!(fields, "    f({at}, {}, Kind::{kind}, Label::{label}, {index}, {oneof}, {flags}), // {}", field.number(), field.name())?;
-        }
+        let special = WELL_KNOWN.iter().find(|known| **known == name);
+        let special = special.map_or("Plain", |known| &known["google.protobuf.".len()..]);
+        let flags = u8::from(self.selection.is_strict(name)) | u8::from(message.is_map_entry()) << 1;
+        let (at, first, count) = (self.names.at(name), self.field_count, kept.len());
+        writeln!(
+            self.messages,
+            "    m({at}, {first}, {count}, Special::{special}, {flags}), // {name}"
+        )?;
+        writeln!(self.fields, "    // {name}")?;
+        self.field_count += count;
+        kept.iter().try_for_each(|field| self.field(message, field))
     }
-    let (mut enum_rows, mut value_count) = (String::new(), 0);
-    for name in &enums {
-        let of = pool.get_enum_by_name(name).ok_or_else(|| format!("no enum {name}"))?;
-        writeln!(enum_rows, "    e({value_count}, {}), // {name}", of.values().len())?;
-        writeln!(values, "    // {name}")?;
-        value_count += of.values().len();
+
+    fn field(&mut self, message: &MessageDescriptor, field: &FieldDescriptor) -> Res<()> {
+        if field.json_name() != camel(field.name()) {
+            return Err(format!("{} has a JSON name of its own", field.full_name()).into());
+        }
+        let index = match field.kind() {
+            Kind::Message(target) => self.targets.iter().position(|name| name == target.full_name()),
+            Kind::Enum(target) => self.enums.iter().position(|name| name == target.full_name()),
+            _ => Some(0),
+        };
+        let index = index.ok_or_else(|| format!("{}: its type is missing", field.full_name()))?;
+        let oneof = field.containing_oneof().filter(|oneof| !oneof.is_synthetic());
+        let oneof = oneof.and_then(|oneof| message.oneofs().position(|other| other == oneof));
+        let oneof = oneof.map_or(0, |at| at + 1);
+        let sensitive = self.selection.is_sensitive(field, self.pool);
+        let flags = u8::from(sensitive) | u8::from(self.selection.is_public(field)) << 1;
+        let (kind, label, number, name) = (kind(field), label(field), field.number(), field.name());
+        let at = self.names.at(name);
+        let row = format!("f({at}, {number}, Kind::{kind}, Label::{label}, {index}, {oneof}, {flags})");
+        Ok(writeln!(self.fields, "    {row}, // {name}")?)
+    }
+
+    fn enumeration(&mut self, name: &str) -> Res<()> {
+        let of = self
+            .pool
+            .get_enum_by_name(name)
+            .ok_or_else(|| format!("no enum {name}"))?;
+        let (first, count) = (self.value_count, of.values().len());
+        writeln!(self.enum_rows, "    e({first}, {count}), // {name}")?;
+        writeln!(self.values, "    // {name}")?;
+        self.value_count += count;
         for value in of.values() {
-            writeln!(values, "    v({}, {}), // {}", names.at(value.name()), value.number(), value.name())?;
+            let at = self.names.at(value.name());
+            writeln!(
+                self.values,
+                "    v({at}, {}), // {}",
+                value.number(),
+                value.name()
+            )?;
         }
+        Ok(())
     }
-    let mut text = String::from(header);
-    text.push_str("use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};\n\n");
-    writeln!(text, "/// Sorted by name.\npub(crate) static MESSAGES: [Message; {}] = [\n{rows}];\n", messages.len())?;
-    writeln!(text, "/// Of each message in turn, sorted by number.\npub(crate) static FIELDS: [Field; {count}] = [\n{fields}];\n")?;
-    writeln!(text, "pub(crate) static ENUMS: [Enum; {}] = [\n{enum_rows}];\n", enums.len())?;
-    writeln!(text, "pub(crate) static VALUES: [EnumValue; {value_count}] = [\n{values}];\n")?;
-    text.push_str("/// Every name once; the rows above say where it starts and how long it is.\npub(crate) static NAMES: &str = \"\\\n");
-    for line in names.text.as_bytes().chunks(120) {
-        writeln!(text, "{}\\", std::str::from_utf8(line)?)?;
+
+    fn text(&self, header: &str) -> Res<String> {
+        let mut text = String::from(header);
+        text.push_str(
+            "use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};\n",
+        );
+        for (doc, name, row, count, rows) in [
+            (
+                "Sorted by name.",
+                "MESSAGES",
+                "Message",
+                self.targets.len(),
+                &self.messages,
+            ),
+            (
+                "Of each message in turn, sorted by number.",
+                "FIELDS",
+                "Field",
+                self.field_count,
+                &self.fields,
+            ),
+            (
+                "Each one's part of the values.",
+                "ENUMS",
+                "Enum",
+                self.enums.len(),
+                &self.enum_rows,
+            ),
+            (
+                "Of each enum in turn.",
+                "VALUES",
+                "EnumValue",
+                self.value_count,
+                &self.values,
+            ),
+        ] {
+            write!(
+                text,
+                "\n/// {doc}\npub(crate) static {name}: [{row}; {count}] = [\n{rows}];\n"
+            )?;
+        }
+        text.push_str("\n/// Every name once; the rows above say where it starts and how long it is.\n");
+        text.push_str("pub(crate) static NAMES: &str = \"\\\n");
+        for line in self.names.text.as_bytes().chunks(120) {
+            writeln!(text, "{}\\", std::str::from_utf8(line)?)?;
+        }
+        text.push_str("\";\n");
+        Ok(text)
     }
-    text.push_str("\";\n");
-    fs::write(path, text)?;
-    println!("{} messages, {count} fields, {} enums, {value_count} values, {} bytes of names", messages.len(), enums.len(), names.text.len());
+}
+
+pub fn write(pool: &DescriptorPool, selection: &Selection, path: &Path, header: &str) -> Res<()> {
+    let messages = all_messages(pool, selection);
+    let mut tables = Tables {
+        pool,
+        selection,
+        targets: messages.keys().cloned().collect(),
+        enums: selection
+            .enums(pool, |name| selection.has(name))
+            .into_iter()
+            .collect(),
+        names: Names::default(),
+        messages: String::new(),
+        fields: String::new(),
+        field_count: 0,
+        enum_rows: String::new(),
+        values: String::new(),
+        value_count: 0,
+    };
+    messages
+        .values()
+        .try_for_each(|message| tables.message(message))?;
+    tables
+        .enums
+        .clone()
+        .iter()
+        .try_for_each(|name| tables.enumeration(name))?;
+    fs::write(path, tables.text(header)?)?;
+    println!(
+        "tables: {} messages, {} fields, {} enums, {} values, {} bytes of names",
+        messages.len(),
+        tables.field_count,
+        tables.enums.len(),
+        tables.value_count,
+        tables.names.text.len()
+    );
     Ok(())
 }

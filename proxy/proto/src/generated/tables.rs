@@ -2255,6 +2255,7 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // xds.type.matcher.v3.Matcher
 ];
 
+/// Each one's part of the values.
 pub(crate) static ENUMS: [Enum; 55] = [
     e(0, 7), // envoy.admin.v3.ClientResourceStatus
     e(7, 2), // envoy.admin.v3.CommandLineOptions.DrainStrategy
@@ -2313,6 +2314,7 @@ pub(crate) static ENUMS: [Enum; 55] = [
     e(232, 1), // google.protobuf.NullValue
 ];
 
+/// Of each enum in turn.
 pub(crate) static VALUES: [EnumValue; 233] = [
     // envoy.admin.v3.ClientResourceStatus
     v(34823, 7, 0), // UNKNOWN

@@ -1,10 +1,12 @@
 //! proto3 JSON, both ways, by the tables: bootstrap files and escape hatches in, config dumps out.
 //!
-//! Reading takes what Envoy's own reader takes of Consul: the canonical mapping with field names in snake_case and
-//! lowerCamelCase, and a single object where a list is meant (Consul's `grpc_services`). What it does not know it says and
-//! leaves out; within RBAC, JWT and TLS messages that is an error, as a rule left out may let somebody in.
+//! Reading takes what Envoy's own reader takes of Consul: the canonical mapping with field names in
+//! snake_case and lowerCamelCase, and a single object where a list is meant (Consul's `grpc_services`). What
+//! it does not know it says and leaves out; within RBAC, JWT and TLS messages that is an error, as a rule
+//! left out may let somebody in.
 //!
-//! Neither direction decodes into the Rust structs: they come from the wire bytes by `prost::Message::decode`.
+//! Neither direction decodes into the Rust structs: they come from the wire bytes by
+//! `prost::Message::decode`.
 
 mod read;
 mod text;
@@ -73,8 +75,9 @@ impl Diagnostics {
 /// How [`from_wire`] renders.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Replaces what Envoy marks sensitive, as Envoy does: strings and bytes read `[redacted]`, numbers are left out, keys
-    /// of maps stay. Also the values of `initial_metadata` (Consul's ACL token) and of `Any`s of unknown types.
+    /// Replaces what Envoy marks sensitive, as Envoy does: strings and bytes read `[redacted]`, numbers are
+    /// left out, keys of maps stay. Also the values of `initial_metadata` (Consul's ACL token) and of `Any`s
+    /// of unknown types.
     pub redact: bool,
     /// Renders scalars that have their default, and empty lists and maps, as Envoy does in `/server_info`.
     pub defaults: bool,
@@ -82,19 +85,19 @@ pub struct Options {
 
 /// The wire bytes of a message of this type, given as JSON.
 ///
-/// Unknown fields and unknown types of `Any`s become warnings (an `Any` keeps its type URL and loses its content, so that
-/// whoever decodes it can refuse it by name); `null` is absence.
+/// Unknown fields and unknown types of `Any`s become warnings (an `Any` keeps its type URL and loses its
+/// content, so that whoever decodes it can refuse it by name); `null` is absence.
 ///
 /// # Errors
-/// [`JsonError`] with the path: a value that its field cannot hold, two members of a oneof, the same field in two spellings,
-/// an unknown field within a strict message, messages nested more than 64 deep.
+/// [`JsonError`] with the path: a value that its field cannot hold, two members of a oneof, the same field in
+/// two spellings, an unknown field within a strict message, messages nested more than 64 deep.
 pub fn to_wire(type_name: &str, value: &Value, diagnostics: &mut Diagnostics) -> Result<Vec<u8>, JsonError> {
     read::to_wire(type_name, value, diagnostics)
 }
 
-/// The message of this type as JSON: field names in snake_case and by ascending number, enums by name, defaults left out,
-/// 64-bit integers as strings, `Any`s inline with `@type`. An `Any` of an unknown type is `{"@type", "value": base64}`.
-/// Fields unknown to the tables do not appear; see [`crate::unknown_fields`].
+/// The message of this type as JSON: field names in snake_case and by ascending number, enums by name,
+/// defaults left out, 64-bit integers as strings, `Any`s inline with `@type`. An `Any` of an unknown type is
+/// `{"@type", "value": base64}`. Fields unknown to the tables do not appear; see [`crate::unknown_fields`].
 ///
 /// # Errors
 /// [`WireError`] when the type is unknown, the bytes are malformed, or messages nest more than 64 deep.

@@ -64,15 +64,20 @@ impl Reader<'_> {
         self.error(format!("expected {what}, got {}", describe(value, at.secret)))
     }
 
-    fn message(&mut self, table: &'static Message, value: &Value, at: At, out: &mut Vec<u8>) -> Read {
+    /// What holds within a message.
+    fn below(&self, table: &Message, at: At) -> Read<At> {
         let Some(depth) = at.depth.checked_sub(1) else {
             return self.error(format!("messages are nested more than {MAX_DEPTH} deep"));
         };
-        let at = At {
+        Ok(At {
             depth,
             strict: at.strict || table.is_strict(),
             ..at
-        };
+        })
+    }
+
+    fn message(&mut self, table: &'static Message, value: &Value, at: At, out: &mut Vec<u8>) -> Read {
+        let at = self.below(table, at)?;
         match table.special {
             Special::Plain | Special::Empty => {
                 let Value::Object(map) = value else {
@@ -303,10 +308,7 @@ impl Reader<'_> {
         };
         let mut body = Vec::new();
         if !table.special.is_value_in_any() {
-            let at = At {
-                strict: at.strict || table.is_strict(),
-                ..at
-            };
+            let at = self.below(table, at)?;
             self.object(table, map, true, at, &mut body)?;
         } else if let Some(value) = map.get("value") {
             self.message(table, value, at, &mut body)?;

@@ -42,7 +42,8 @@ pub(super) fn parse_duration(text: &str) -> Option<(i64, i32)> {
     Some((sign * seconds, i32::try_from(sign).ok()? * nanos))
 }
 
-/// What [`parse_duration`] reads; also for values beyond protobuf's bounds, which Consul sends for long JWKS caches.
+/// What [`parse_duration`] reads; also for values beyond protobuf's bounds, which Consul sends for long JWKS
+/// caches.
 pub(super) fn format_duration(seconds: i64, nanos: i32) -> String {
     let total = i128::from(seconds) * NANOS + i128::from(nanos);
     let sign = if total < 0 { "-" } else { "" };
@@ -225,4 +226,117 @@ pub(super) fn camel_case(path: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds, nanos) in [
+            ("5s", 5, 0),
+            ("0s", 0, 0),
+            ("0.025s", 0, 25_000_000),
+            ("-1.500s", -1, -500_000_000),
+            ("-0.000001s", 0, -1000),
+            ("315576000000.999999999s", MAX_SECONDS, 999_999_999),
+        ] {
+            assert_eq!(parse_duration(text), Some((seconds, nanos)), "{text}");
+            assert_eq!(format_duration(seconds, nanos), text);
+        }
+        assert_eq!(parse_duration("0.5s"), Some((0, 500_000_000)));
+        for wrong in [
+            "",
+            "s",
+            "5",
+            "5m",
+            ".5s",
+            "5.s",
+            "+5s",
+            "--5s",
+            "5.0000000001s",
+            "1e3s",
+            "315576000001s",
+            "٣s",
+        ] {
+            assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+        assert_eq!(
+            format_duration(i64::MAX, i32::MAX),
+            "9223372036854775809.147483647s"
+        );
+        assert_eq!(format_duration(1, -1), "0.999999999s");
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds, nanos) in [
+            ("1970-01-01T00:00:00Z", 0, 0),
+            ("2000-02-29T23:59:59.123Z", 951_868_799, 123_000_000),
+            ("2026-11-22T23:37:34.000000001Z", 1_795_390_654, 1),
+            ("1969-12-31T23:59:59Z", -1, 0),
+            ("0001-01-01T00:00:00Z", -62_135_596_800, 0),
+            ("9999-12-31T23:59:59.999999999Z", 253_402_300_799, 999_999_999),
+        ] {
+            assert_eq!(parse_timestamp(text), Some((seconds, nanos)), "{text}");
+            assert_eq!(format_timestamp(seconds, nanos), text);
+        }
+        assert_eq!(parse_timestamp("1970-01-01T01:30:00+01:30"), Some((0, 0)));
+        assert_eq!(parse_timestamp("1969-12-31T23:00:00-01:00"), Some((0, 0)));
+        for wrong in [
+            "",
+            "1970",
+            "1970-01-01",
+            "1970-01-01T00:00:00",
+            "1970-13-01T00:00:00Z",
+            "1970-00-01T00:00:00Z",
+            "1900-02-29T00:00:00Z",
+            "1970-01-00T00:00:00Z",
+            "1970-01-01T24:00:00Z",
+            "1970-01-01T00:60:00Z",
+            "1970-01-01T00:00:00.Z",
+            "1970-01-01T00:00:00+1:00",
+            "0000-01-01T00:00:00Z",
+            "1970-01-01T00:00:00Z ",
+            "197é-01-01T00:00:00Z",
+        ] {
+            assert_eq!(parse_timestamp(wrong), None, "{wrong}");
+        }
+        // What no calendar has does not stop a dump.
+        for seconds in [i64::MIN, i64::MAX] {
+            assert!(format_timestamp(seconds, i32::MIN).ends_with('Z'));
+        }
+    }
+
+    #[test]
+    fn base64() {
+        // RFC 4648, section 10.
+        for (plain, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(format_base64(plain.as_bytes()), text);
+            assert_eq!(parse_base64(text).as_deref(), Some(plain.as_bytes()));
+            assert_eq!(
+                parse_base64(text.trim_end_matches('=')).as_deref(),
+                Some(plain.as_bytes())
+            );
+        }
+        assert_eq!(parse_base64("-_8="), parse_base64("+/8="));
+        for wrong in ["A", "Zg===", "Z g=", "Zm9v!", "=Zg"] {
+            assert_eq!(parse_base64(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn field_masks() {
+        assert_eq!(snake_case("fooBar.bazQux"), "foo_bar.baz_qux");
+        assert_eq!(camel_case("foo_bar.baz_qux"), "fooBar.bazQux");
+    }
 }

@@ -42,8 +42,8 @@ struct Writer {
     options: Options,
 }
 
-/// The values of a message's fields by position in its table, in the order of the bytes within each field. Of a oneof
-/// only the last member stays.
+/// The values of a message's fields by position in its table, in the order of the bytes within each field. Of
+/// a oneof only the last member stays.
 fn collect<'a>(table: &'static Message, bytes: &'a [u8]) -> Result<Vec<(usize, Raw<'a>)>, Malformed> {
     let mut values: Vec<(usize, Raw<'a>)> = Vec::new();
     let mut reader = Reader(bytes);
