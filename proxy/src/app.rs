@@ -19,7 +19,7 @@ use crate::listener::manager::{BindError, ListenerManager};
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, StatsConfig};
 
 /// What a drain may overrun its deadline by, for a worker's last records.
 const DRAIN_SLACK: Duration = Duration::from_millis(500);
@@ -33,6 +33,9 @@ pub enum AppError {
     /// The admin API.
     #[error(transparent)]
     Admin(#[from] AdminBindError),
+    /// The tags of statistics.
+    #[error(transparent)]
+    Stats(#[from] metrics::tags::TagError),
     /// Something that waiting cannot cure.
     #[error("{0}")]
     Source(String),
@@ -58,7 +61,7 @@ where
     S: Future<Output = Result<Infallible, E>>,
     E: std::fmt::Display,
 {
-    metrics::install();
+    metrics::install(&StatsConfig::consul())?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
     let (phase, phase_reader) = phases();

@@ -75,7 +75,7 @@ fn sidecar(loaded: &Loaded) -> u8 {
             tracing::error!("{error}");
             match error {
                 AppError::Bind(_) | AppError::Admin(_) => exit::UNAVAILABLE,
-                AppError::Source(_) => exit::CONFIG,
+                AppError::Source(_) | AppError::Stats(_) => exit::CONFIG,
                 AppError::System(_) | AppError::Worker => exit::INTERNAL,
             }
         }

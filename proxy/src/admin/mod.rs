@@ -24,6 +24,7 @@ use crate::drain::{Phase, PhaseReader};
 use crate::net::holder;
 use crate::snapshot::Reader;
 use crate::telemetry::metrics::registry;
+use crate::telemetry::metrics::render::prometheus;
 
 /// How many ports after the default one are tried: a group of Nomad tasks shares one loopback.
 const PORTS_TRIED: u16 = 100;
@@ -145,7 +146,10 @@ impl Admin {
                 "version": concat!("attache ", env!("CARGO_PKG_VERSION")),
                 "state": state(self.phase.now()),
             })),
-            "/stats/prometheus" => text(StatusCode::OK, &registry().render()),
+            "/stats/prometheus" => {
+                let samples = registry().collect(|_| true);
+                text(StatusCode::OK, &prometheus::render(&samples, false))
+            }
             path => text(StatusCode::NOT_FOUND, &format!("no {path} here\n\n{}", help())),
         }
     }

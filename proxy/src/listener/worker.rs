@@ -21,7 +21,6 @@ use crate::limit::Limits;
 use crate::model::listener::{Address, Direction, Listener};
 use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
-use crate::telemetry::metrics::{listener_label, registry};
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -173,7 +172,6 @@ impl Worker {
             let stays = snapshot.listeners.contains_key(name);
             if !stays {
                 self.retired.push(Rc::clone(listener));
-                forget_metrics(name, snapshot);
             }
             stays
         });
@@ -329,17 +327,5 @@ impl Worker {
         }
         let _ = timeout(CUT_GRACE, serving.until_idle()).await;
         (drained, again)
-    }
-}
-
-/// Drops the series of a listener that is gone, unless another has the same label.
-fn forget_metrics(name: &str, snapshot: &Snapshot) {
-    let label = listener_label(name);
-    if !snapshot
-        .listeners
-        .keys()
-        .any(|other| listener_label(other) == label)
-    {
-        registry().remove("envoy_listener_address", &label);
     }
 }

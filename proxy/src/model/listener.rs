@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Name;
 use super::access_log::AccessLog;
 use super::filter_chain_match::FilterChainMatch;
+use super::http::HttpConnectionManager;
 use super::rbac::Rbac;
 use super::secret::{Identity, Validation};
 
@@ -66,7 +67,7 @@ pub struct Listener {
     pub default_filter_chain: Option<Arc<FilterChain>>,
     /// `connection_balance_config.exact_balance`: workers have equally many connections.
     pub exact_balance: bool,
-    /// Written for connections that no chain takes.
+    /// Written for every connection, whichever chain took it; Consul's has a filter for those that none took (NR).
     pub access_log: Vec<Arc<AccessLog>>,
 }
 
@@ -188,6 +189,8 @@ pub enum NetworkFilter {
 pub enum Terminal {
     /// `envoy.filters.network.tcp_proxy`.
     TcpProxy(TcpProxy),
+    /// `envoy.filters.network.http_connection_manager`.
+    HttpConnectionManager(Arc<HttpConnectionManager>),
 }
 
 /// Envoy's `TcpProxy`.

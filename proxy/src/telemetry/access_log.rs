@@ -34,7 +34,7 @@ impl ConnectionLog {
     /// Opens the record of a connection just accepted.
     pub fn open(listener: Name, downstream: String, metrics: Rc<ListenerMetrics>) -> Self {
         metrics.opened.increment(1);
-        metrics.active.increment(1.0);
+        metrics.active.add(1);
         Self {
             counts: Rc::default(),
             listener,

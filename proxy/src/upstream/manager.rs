@@ -12,7 +12,6 @@ use tokio::sync::Notify;
 use super::cluster::{Availability, ClusterState};
 use crate::limit::Limits;
 use crate::model::{ClusterKind, Name, Snapshot};
-use crate::telemetry::metrics::registry;
 use crate::tls::ConfigCache;
 
 /// Envoy bounds nothing here; a cycle of aggregates in a bad snapshot must not loop.
@@ -40,13 +39,7 @@ impl ClusterManager {
     /// Takes the clusters and endpoints of a snapshot.
     pub fn apply(&self, snapshot: &Snapshot, tls: &mut ConfigCache) {
         let mut clusters = self.clusters.borrow_mut();
-        clusters.retain(|name, _| {
-            let stays = snapshot.clusters.contains_key(name);
-            if !stays {
-                registry().remove("envoy_cluster_name", name);
-            }
-            stays
-        });
+        clusters.retain(|name, _| snapshot.clusters.contains_key(name));
         for (name, config) in &snapshot.clusters {
             let cluster = clusters.entry(name.clone()).or_insert_with(|| {
                 let connections = self.limits.get(&format!("cluster {name}"));
