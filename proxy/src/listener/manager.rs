@@ -14,6 +14,7 @@ use crate::model::listener::Address;
 use crate::model::{Name, Snapshot};
 use crate::net::{holder, socket};
 use crate::snapshot::Reader;
+use crate::telemetry::metrics::SnapshotMetrics;
 
 /// How long until a listener that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -37,6 +38,7 @@ pub struct ListenerManager {
     reader: Reader,
     workers: Rc<[WorkerHandle]>,
     bound: BTreeMap<Name, Address>,
+    metrics: SnapshotMetrics,
 }
 
 impl ListenerManager {
@@ -46,6 +48,7 @@ impl ListenerManager {
             reader,
             workers,
             bound: BTreeMap::new(),
+            metrics: SnapshotMetrics::default(),
         }
     }
 
@@ -92,6 +95,8 @@ impl ListenerManager {
     }
 
     fn apply(&mut self, snapshot: &std::sync::Arc<Snapshot>) -> Vec<BindError> {
+        self.metrics.apply(snapshot);
+        let metrics = &self.metrics.listener_manager;
         self.bound.retain(|name, address| {
             let stays = snapshot
                 .listeners
@@ -111,22 +116,27 @@ impl ListenerManager {
             }
             match socket::listen(&listener.address, self.workers.len()) {
                 Ok(bound) => {
+                    metrics.create_success.increment(1);
                     tracing::info!(listener = %listener.name, address = %listener.address, "listener added");
                     self.bound.insert(listener.name.clone(), listener.address.clone());
                     for (worker, socket) in sockets.iter_mut().zip(bound) {
                         worker.push((listener.name.clone(), socket));
                     }
                 }
-                Err(source) => errors.push(bind_error(
-                    listener.name.clone(),
-                    listener.address.clone(),
-                    source,
-                )),
+                Err(source) => {
+                    metrics.create_failure.increment(1);
+                    errors.push(bind_error(
+                        listener.name.clone(),
+                        listener.address.clone(),
+                        source,
+                    ));
+                }
             }
         }
         for (worker, sockets) in self.workers.iter().zip(sockets) {
             worker.apply(std::sync::Arc::clone(snapshot), sockets);
         }
+        metrics.workers_started.set(1);
         errors
     }
 }
