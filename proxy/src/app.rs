@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use attache_bootstrap::Config;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use crate::admin::{self, Admin, AdminBindError};
+use crate::admin::{self, Admin, AdminBindError, Command};
 use crate::drain::{Phase, phases};
+use crate::dump::ConfigSource;
 use crate::limit::Limits;
 use crate::listener::manager::{BindError, ListenerManager};
 use crate::listener::worker::WorkerHandle;
@@ -54,7 +56,7 @@ pub enum AppError {
 /// [`AppError`] when it cannot begin, or the source says that waiting cannot cure what is wrong.
 pub async fn run<S, E>(
     config: &Config,
-    describe_source: Rc<dyn Fn() -> serde_json::Value>,
+    described: Rc<dyn ConfigSource>,
     source: impl FnOnce(Publisher) -> S,
 ) -> Result<(), AppError>
 where
@@ -69,15 +71,13 @@ where
 
     let admin_socket = admin::bind(config.admin).await?;
     tracing::info!(address = %admin_socket.local_addr()?, "admin API");
-    let admin = Admin {
-        snapshot: reader.clone(),
-        phase: phase_reader,
-        source: describe_source,
-    };
-    let admin = tokio::task::spawn_local(admin.serve(admin_socket));
+    let workers_wanted = config.concurrency.max(1);
+    let (commands, mut told) = mpsc::unbounded_channel();
+    let admin = Admin::new(reader.clone(), phase_reader, described, commands, workers_wanted);
+    let serving_admin = tokio::task::spawn_local(admin.clone().serve(admin_socket));
 
     let limits = Limits::default();
-    let workers: Rc<[WorkerHandle]> = (0..config.concurrency.max(1))
+    let workers: Rc<[WorkerHandle]> = (0..workers_wanted)
         .map(|index| WorkerHandle::start(index, limits.clone()))
         .collect::<Result<_, _>>()?;
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
@@ -89,6 +89,7 @@ where
     let serving = async {
         listeners.start().await?;
         phase.enter(Phase::Live);
+        admin.initialized();
         listeners.run().await;
         Err(AppError::Worker)
     };
@@ -103,6 +104,9 @@ where
         ended = &mut running => return ended,
         name = signals.next() => {
             tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
+        }
+        () = until_quit(&mut told, &workers, config.drain_time) => {
+            tracing::info!(drain_s = config.drain_time.as_secs_f64(), "told to quit by the admin API: draining");
         }
     }
     phase.enter(Phase::Draining);
@@ -121,8 +125,37 @@ where
         // Whatever ends early now ends with the process anyway.
         () = async { drop(running.await); std::future::pending().await } => {}
     }
-    admin.abort();
+    serving_admin.abort();
     Ok(())
+}
+
+/// Does what the admin API asks, until it asks for the end.
+async fn until_quit(
+    told: &mut mpsc::UnboundedReceiver<Command>,
+    workers: &Rc<[WorkerHandle]>,
+    drain_time: Duration,
+) {
+    while let Some(command) = told.recv().await {
+        match command {
+            Command::Quit => return,
+            Command::DrainListeners {
+                inbound_only,
+                graceful,
+            } => {
+                tracing::info!(inbound_only, graceful, "the admin API drains listeners");
+                let workers = Rc::clone(workers);
+                tokio::task::spawn_local(async move {
+                    if graceful {
+                        tokio::time::sleep(drain_time).await;
+                    }
+                    workers
+                        .iter()
+                        .for_each(|worker| worker.stop_accepting(inbound_only));
+                });
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 async fn drain(workers: &[WorkerHandle], deadline: Duration) {

@@ -30,6 +30,8 @@ const CUT_GRACE: Duration = Duration::from_millis(200);
 enum Command {
     /// A newer snapshot, with the sockets of listeners that are new in it.
     Apply(Arc<Snapshot>, Vec<(Name, ListenSocket)>),
+    /// Stop accepting, for good: everywhere, or only where traffic is inbound.
+    StopAccepting { inbound_only: bool },
     /// Stop accepting, let connections end until the deadline, cut the rest, answer. Given again, it
     /// cuts them at once.
     Drain(Duration, oneshot::Sender<()>),
@@ -68,6 +70,11 @@ impl WorkerHandle {
         let _ = self.commands.send(Command::Apply(snapshot, sockets));
     }
 
+    /// Closes the sockets of all listeners, or of the inbound ones, for good. Connections go on.
+    pub fn stop_accepting(&self, inbound_only: bool) {
+        let _ = self.commands.send(Command::StopAccepting { inbound_only });
+    }
+
     /// Begins a drain; the receiver is ready when it is over. A second call cuts what is left.
     pub fn drain(&self, deadline: Duration) -> oneshot::Receiver<()> {
         let (done, receiver) = oneshot::channel();
@@ -89,6 +96,16 @@ struct Worker {
     serving: Rc<Serving>,
     tls: ConfigCache,
     limits: Limits,
+    /// Where nothing is accepted any more, whatever a snapshot says.
+    stopped: Stopped,
+}
+
+/// Of which listeners [`Command::StopAccepting`] was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    None,
+    Inbound,
+    All,
 }
 
 impl Worker {
@@ -100,6 +117,7 @@ impl Worker {
             serving: Rc::default(),
             tls: ConfigCache::default(),
             limits,
+            stopped: Stopped::None,
         }
     }
 
@@ -108,6 +126,7 @@ impl Worker {
         while let Some(command) = inbox.recv().await {
             match command {
                 Command::Apply(snapshot, sockets) => self.apply(&snapshot, sockets),
+                Command::StopAccepting { inbound_only } => self.stop_accepting(inbound_only),
                 Command::Drain(deadline, done) => {
                     let again = self.drain(deadline, &mut inbox).await;
                     for done in [Some(done), again].into_iter().flatten() {
@@ -138,6 +157,9 @@ impl Worker {
         self.rule_retired(snapshot);
         for (name, socket) in sockets {
             if let Some((listener, accepting)) = self.listeners.get_mut(&name) {
+                if self.stopped.covers(listener) {
+                    continue;
+                }
                 let task = accept(socket, Rc::clone(listener), Rc::clone(&self.clusters));
                 if let Some(replaced) = accepting.replace(spawn_local(task).abort_handle()) {
                     replaced.abort();
@@ -145,6 +167,21 @@ impl Worker {
             }
         }
         self.tls.sweep();
+    }
+
+    fn stop_accepting(&mut self, inbound_only: bool) {
+        if !inbound_only {
+            self.stopped = Stopped::All;
+        } else if self.stopped == Stopped::None {
+            self.stopped = Stopped::Inbound;
+        }
+        for (listener, accepting) in self.listeners.values_mut() {
+            if self.stopped.covers(listener)
+                && let Some(accepting) = accepting.take()
+            {
+                accepting.abort();
+            }
+        }
     }
 
     /// Swaps a listener's chains under its socket, and looks again at its live connections if the
@@ -237,6 +274,8 @@ impl Worker {
                 command = inbox.recv() => match command {
                     // Sockets of new listeners are dropped: nothing is accepted any more.
                     Some(Command::Apply(snapshot, _)) => self.apply(&snapshot, Vec::new()),
+                    // Nothing is accepted any more.
+                    Some(Command::StopAccepting { .. }) => {}
                     Some(Command::Drain(_, done)) => break Some(done),
                     None => break None,
                 },
@@ -248,5 +287,15 @@ impl Worker {
         }
         let _ = timeout(CUT_GRACE, serving.until_idle()).await;
         again
+    }
+}
+
+impl Stopped {
+    fn covers(self, listener: &ActiveListener) -> bool {
+        match self {
+            Self::None => false,
+            Self::Inbound => listener.config().listener.direction == Direction::Inbound,
+            Self::All => true,
+        }
     }
 }
