@@ -17,7 +17,7 @@ use crate::admin::{self, Admin, AdminBindError, Command};
 use crate::drain::{Phase, phases};
 use crate::dump::ConfigSource;
 use crate::limit::Limits;
-use crate::listener::manager::{BindError, ListenerManager};
+use crate::listener::manager::{BindError, ListenerControl, ListenerManager, StopListeners};
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
@@ -71,16 +71,20 @@ where
 
     let admin_socket = admin::bind(config.admin).await?;
     tracing::info!(address = %admin_socket.local_addr()?, "admin API");
-    let workers_wanted = config.concurrency.max(1);
     let (commands, mut told) = mpsc::unbounded_channel();
-    let admin = Admin::new(reader.clone(), phase_reader, described, commands, workers_wanted);
+    let admin = Admin::new(
+        reader.clone(),
+        phase_reader,
+        described,
+        commands,
+        config.concurrency,
+    );
     let serving_admin = tokio::task::spawn_local(admin.clone().serve(admin_socket));
 
     let limits = Limits::default();
-    let workers: Rc<[WorkerHandle]> = (0..workers_wanted)
-        .map(|index| WorkerHandle::start(index, limits.clone()))
-        .collect::<Result<_, _>>()?;
+    let workers: Rc<[WorkerHandle]> = WorkerHandle::start(config.concurrency, &limits)?.into();
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
+    let listener_control = listeners.control();
 
     let source = async {
         let Err(error) = source(publisher).await;
@@ -105,14 +109,21 @@ where
         name = signals.next() => {
             tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
         }
-        () = until_quit(&mut told, &workers, config.drain_time) => {
+        () = until_quit(&mut told, &listener_control, config.drain_time) => {
             tracing::info!(drain_s = config.drain_time.as_secs_f64(), "told to quit by the admin API: draining");
         }
     }
     phase.enter(Phase::Draining);
     let draining = async {
         tokio::select! {
-            () = drain(&workers, config.drain_time) => tracing::info!("drained"),
+            cut = drain(&workers, config.drain_time) => match cut {
+                0 => tracing::info!("drained"),
+                cut => tracing::warn!(
+                    connections = cut,
+                    drain_s = config.drain_time.as_secs_f64(),
+                    "drained: the deadline cut what was still open; each has its record in the access log"
+                ),
+            },
             name = signals.next() => {
                 tracing::warn!(signal = name, "a second signal: ending at once");
                 // Not left to the kernel: connections that did not end are reset and recorded.
@@ -132,7 +143,7 @@ where
 /// Does what the admin API asks, until it asks for the end.
 async fn until_quit(
     told: &mut mpsc::UnboundedReceiver<Command>,
-    workers: &Rc<[WorkerHandle]>,
+    listeners: &ListenerControl,
     drain_time: Duration,
 ) {
     while let Some(command) = told.recv().await {
@@ -142,15 +153,17 @@ async fn until_quit(
                 inbound_only,
                 graceful,
             } => {
-                tracing::info!(inbound_only, graceful, "the admin API drains listeners");
-                let workers = Rc::clone(workers);
+                let which = if inbound_only {
+                    StopListeners::Inbound
+                } else {
+                    StopListeners::All
+                };
+                let listeners = listeners.clone();
                 tokio::task::spawn_local(async move {
                     if graceful {
                         tokio::time::sleep(drain_time).await;
                     }
-                    workers
-                        .iter()
-                        .for_each(|worker| worker.stop_accepting(inbound_only));
+                    listeners.stop(which);
                 });
             }
         }
@@ -158,11 +171,15 @@ async fn until_quit(
     std::future::pending().await
 }
 
-async fn drain(workers: &[WorkerHandle], deadline: Duration) {
+/// How many connections were cut.
+async fn drain(workers: &[WorkerHandle], deadline: Duration) -> usize {
     let drained: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
+    let mut cut = 0;
     for worker in drained {
-        let _ = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+        let ended = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+        cut += ended.ok().and_then(Result::ok).unwrap_or_default().cut;
     }
+    cut
 }
 
 struct Signals {

@@ -67,7 +67,7 @@ pub struct Listener {
     pub default_filter_chain: Option<Arc<FilterChain>>,
     /// `connection_balance_config.exact_balance`: workers have equally many connections.
     pub exact_balance: bool,
-    /// Written for connections that no chain takes.
+    /// Written for every connection, whichever chain took it; Consul's has a filter for those that none took (NR).
     pub access_log: Vec<Arc<AccessLog>>,
 }
 

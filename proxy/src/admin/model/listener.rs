@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{address, duration, extension, list, matcher, message, rbac, tls, type_url, unless_default};
-use crate::model::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
+use crate::model::access_log::{AccessLog, AccessLogFilter, AccessLogSink};
 use crate::model::listener::{Direction, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
 
 pub(super) fn listener(listener: &Listener) -> Value {
@@ -147,6 +147,7 @@ fn access_logs(logs: &[std::sync::Arc<AccessLog>]) -> Value {
     list(logs.iter().map(|log| access_log(log)).collect())
 }
 
+/// Without its format: only sources that hold Envoy's own resources give one, and they show those.
 fn access_log(log: &AccessLog) -> Value {
     const PACKAGE: &str = "envoy.extensions.access_loggers";
     let (name, kind, path) = match &log.sink {
@@ -154,26 +155,18 @@ fn access_log(log: &AccessLog) -> Value {
         AccessLogSink::Stderr => ("stderr", "stream.v3.StderrAccessLog", Value::Null),
         AccessLogSink::File(path) => ("file", "file.v3.FileAccessLog", json!(path.display().to_string())),
     };
-    let format = match &log.format {
-        AccessLogFormat::Text(text) => {
-            json!({ "text_format_source": { "inline_string": &**text } })
-        }
-        AccessLogFormat::Json(members) => {
-            let members: serde_json::Map<String, Value> = members
-                .iter()
-                .map(|(name, value)| (name.to_string(), json!(&**value)))
-                .collect();
-            json!({ "json_format": members })
-        }
-    };
     let mut shown = extension(
         &format!("envoy.access_loggers.{name}"),
         &format!("{PACKAGE}.{kind}"),
-        message([("path", path), ("log_format", format)]),
+        message([("path", path)]),
     );
-    if !log.only.is_empty() {
-        let flags: Vec<&str> = log.only.iter().map(|flag| flag.as_str()).collect();
-        shown["filter"] = json!({ "response_flag_filter": { "flags": flags } });
+    match &log.filter {
+        AccessLogFilter::All => {}
+        AccessLogFilter::AnyFlag => shown["filter"] = json!({ "response_flag_filter": {} }),
+        AccessLogFilter::Flags(flags) => {
+            let flags: Vec<&str> = flags.iter().map(|flag| flag.as_str()).collect();
+            shown["filter"] = json!({ "response_flag_filter": { "flags": flags } });
+        }
     }
     shown
 }

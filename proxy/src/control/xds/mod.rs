@@ -7,6 +7,7 @@
 
 mod client;
 pub mod credentials;
+pub mod decode;
 mod grpc;
 mod leg;
 mod report;

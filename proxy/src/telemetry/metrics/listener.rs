@@ -12,6 +12,23 @@ pub fn listener_address(listener: &str) -> String {
     sanitized(listener.split_once(':').map_or(listener, |(_, address)| address))
 }
 
+/// The flags that a TCP connection can end with.
+const FLAGGED: [ResponseFlag; 13] = [
+    ResponseFlag::DownstreamConnectionTermination,
+    ResponseFlag::DownstreamProtocolError,
+    ResponseFlag::DurationTimeout,
+    ResponseFlag::LocalReset,
+    ResponseFlag::NoClusterFound,
+    ResponseFlag::NoHealthyUpstream,
+    ResponseFlag::NoRouteFound,
+    ResponseFlag::OverloadManager,
+    ResponseFlag::StreamIdleTimeout,
+    ResponseFlag::UnauthorizedDetails,
+    ResponseFlag::UpstreamConnectionFailure,
+    ResponseFlag::UpstreamConnectionTermination,
+    ResponseFlag::UpstreamOverflow,
+];
+
 /// A worker's handles for one listener: `listener.<address>.…`.
 #[derive(Debug)]
 pub struct ListenerMetrics {
@@ -51,7 +68,7 @@ pub struct ListenerMetrics {
     pub tcp_proxy: Rc<TcpProxyMetrics>,
     closed: Counter,
     length: Histogram,
-    flagged: [(ResponseFlag, Counter); 12],
+    flagged: [(ResponseFlag, Counter); FLAGGED.len()],
     scope: Scope,
     _rbac: RbacMetrics,
 }
@@ -81,10 +98,6 @@ impl ListenerMetrics {
         let scope = registry().scope(&format!("listener.{address}."));
         let labels = [("envoy_listener_address", address)];
         let rbac = RbacMetrics::new("connect_authz");
-        let flagged = |flag: ResponseFlag| {
-            let labels = [labels[0], ("flag", flag.as_str())];
-            (flag, scope.own_counter("attache_downstream_cx_ended", &labels))
-        };
         Self {
             opened: scope.counter("downstream_cx_total"),
             active: scope.gauge("downstream_cx_active"),
@@ -105,20 +118,10 @@ impl ListenerMetrics {
             tcp_proxy: Rc::new(TcpProxyMetrics::new(proxy)),
             closed: scope.counter("downstream_cx_destroy"),
             length: scope.histogram("downstream_cx_length_ms"),
-            flagged: [
-                flagged(ResponseFlag::UpstreamConnectionFailure),
-                flagged(ResponseFlag::NoHealthyUpstream),
-                flagged(ResponseFlag::UpstreamOverflow),
-                flagged(ResponseFlag::NoClusterFound),
-                flagged(ResponseFlag::NoRouteFound),
-                flagged(ResponseFlag::DownstreamConnectionTermination),
-                flagged(ResponseFlag::UpstreamConnectionTermination),
-                flagged(ResponseFlag::UnauthorizedDetails),
-                flagged(ResponseFlag::OverloadManager),
-                flagged(ResponseFlag::StreamIdleTimeout),
-                flagged(ResponseFlag::LocalReset),
-                flagged(ResponseFlag::DownstreamProtocolError),
-            ],
+            flagged: FLAGGED.map(|flag| {
+                let labels = [labels[0], ("flag", flag.as_str())];
+                (flag, scope.own_counter("attache_downstream_cx_ended", &labels))
+            }),
             _rbac: rbac,
             scope,
         }
