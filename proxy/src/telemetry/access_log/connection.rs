@@ -1,16 +1,19 @@
-//! One line and one set of counters for each connection, whatever way it ends.
+//! One line and one set of counters for each connection, whatever way it ends, and the lines of its
+//! access logs.
 //!
 //! [`ConnectionLog`] is a drop guard: a connection that is cancelled, panics or returns early still
-//! writes its line. Owns the facts of one connection; borrows nothing.
+//! writes its lines. Owns the facts of one connection; borrows nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::metrics::ListenerMetrics;
+use super::facts::{End, Facts, UpstreamFacts};
+use super::record::TlsSession;
 use crate::model::flags::ResponseFlag;
-use crate::model::{Name, SpiffeId};
+use crate::model::{Downstream, FilterChain, Listener, Name, SpiffeId};
 use crate::net::relay::Counts;
+use crate::telemetry::metrics::ListenerMetrics;
 
 /// The record of one accepted connection.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub struct ConnectionLog {
     reason: Option<String>,
     silent: bool,
     metrics: Rc<ListenerMetrics>,
+    /// For access logs; none where none is configured.
+    facts: Option<Box<Facts>>,
 }
 
 impl ConnectionLog {
@@ -48,6 +53,46 @@ impl ConnectionLog {
             reason: None,
             silent: false,
             metrics,
+            facts: None,
+        }
+    }
+
+    /// The access logs to write at the end: the listener's, and those of the chain that takes the
+    /// connection, if any does.
+    pub fn access_logs(
+        &mut self,
+        listener: &Listener,
+        chain: Option<&Arc<FilterChain>>,
+        downstream: &Downstream,
+    ) {
+        self.facts = Facts::of(listener, chain, downstream);
+    }
+
+    /// What is known of the downstream, after the handshake too.
+    pub fn downstream(&mut self, downstream: &Downstream) {
+        if let Some(facts) = &mut self.facts {
+            facts.downstream.clone_from(downstream);
+        }
+    }
+
+    /// What was agreed with the downstream in the handshake; only asked where an access log may tell it.
+    pub fn downstream_tls(&mut self, tls: impl FnOnce() -> Option<TlsSession<'static>>) {
+        if let Some(facts) = &mut self.facts {
+            facts.downstream_tls = tls();
+        }
+    }
+
+    /// Why TLS with the downstream failed.
+    pub fn downstream_failed(&mut self, why: &dyn std::fmt::Display) {
+        if let Some(facts) = &mut self.facts {
+            facts.downstream_failure = Some(why.to_string());
+        }
+    }
+
+    /// What is known of the upstream end, connected or not; only asked where an access log may tell it.
+    pub fn upstream(&mut self, upstream: impl FnOnce() -> UpstreamFacts) {
+        if let Some(facts) = &mut self.facts {
+            facts.upstream = upstream();
         }
     }
 
@@ -95,6 +140,19 @@ impl Drop for ConnectionLog {
         let (received, sent) = (self.counts.received.get(), self.counts.sent.get());
         let duration = self.opened.elapsed();
         self.metrics.closed(received, sent, duration, self.flag);
+        if let Some(facts) = self.facts.take() {
+            facts.write(&End {
+                listener: &self.listener,
+                duration,
+                received,
+                sent,
+                flag: self.flag,
+                policy: self.policy.as_deref(),
+                cluster: self.cluster.as_deref(),
+                endpoint: self.endpoint.as_deref(),
+                silent: self.silent,
+            });
+        }
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         // A connection nobody ended was cancelled with its worker.
         let reason = self.reason.as_deref().unwrap_or("closed with the process");
