@@ -77,9 +77,7 @@ where
     let admin = tokio::task::spawn_local(admin.serve(admin_socket));
 
     let limits = Limits::default();
-    let workers: Rc<[WorkerHandle]> = (0..config.concurrency.max(1))
-        .map(|index| WorkerHandle::start(index, limits.clone()))
-        .collect::<Result<_, _>>()?;
+    let workers: Rc<[WorkerHandle]> = WorkerHandle::start(config.concurrency, &limits)?.into();
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
 
     let source = async {
@@ -108,7 +106,14 @@ where
     phase.enter(Phase::Draining);
     let draining = async {
         tokio::select! {
-            () = drain(&workers, config.drain_time) => tracing::info!("drained"),
+            cut = drain(&workers, config.drain_time) => match cut {
+                0 => tracing::info!("drained"),
+                cut => tracing::warn!(
+                    connections = cut,
+                    drain_s = config.drain_time.as_secs_f64(),
+                    "drained: the deadline cut what was still open; each has its record in the access log"
+                ),
+            },
             name = signals.next() => {
                 tracing::warn!(signal = name, "a second signal: ending at once");
                 // Not left to the kernel: connections that did not end are reset and recorded.
@@ -125,11 +130,15 @@ where
     Ok(())
 }
 
-async fn drain(workers: &[WorkerHandle], deadline: Duration) {
+/// How many connections were cut.
+async fn drain(workers: &[WorkerHandle], deadline: Duration) -> usize {
     let drained: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
+    let mut cut = 0;
     for worker in drained {
-        let _ = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+        let ended = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+        cut += ended.ok().and_then(Result::ok).unwrap_or_default().cut;
     }
+    cut
 }
 
 struct Signals {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use tokio::sync::Notify;
 
+use super::balance::Balance;
 use super::live::{CutReason, LiveConnections};
 use crate::filter::rbac;
 use crate::limit::Limit;
@@ -32,6 +33,8 @@ pub struct ActiveListener {
     pub live: LiveConnections,
     /// Connections of all workers, for the connection limit.
     pub connections: Limit,
+    /// Connections by worker, for `exact_balance`.
+    pub balance: Balance,
     config: RefCell<Rc<ActiveConfig>>,
     serving: Rc<Serving>,
     /// TLS handshakes under way.
@@ -73,13 +76,14 @@ pub struct ServingGuard(Rc<Serving>);
 
 impl ActiveListener {
     /// A listener with its first configuration; `serving` is the worker's count.
-    pub fn new(connections: Limit, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
+    pub fn new(connections: Limit, balance: Balance, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
             metrics: Rc::new(ListenerMetrics::new(&name)),
             name,
             live: LiveConnections::default(),
             connections,
+            balance,
             config: RefCell::new(config),
             handshakes: Cell::new(0),
             serving,
@@ -153,6 +157,11 @@ impl Drop for Handshake<'_> {
 }
 
 impl Serving {
+    /// Connections now.
+    pub fn count(&self) -> usize {
+        self.count.get()
+    }
+
     /// Ready when no connection is left.
     pub async fn until_idle(&self) {
         while self.count.get() > 0 {

@@ -100,10 +100,16 @@ async fn run_filters<D: Duplex>(
         return;
     };
     let live = listener.live.enter(Rc::new(downstream));
-    let Terminal::TcpProxy(proxy) = &chain.config.terminal;
-    let carried = live
-        .until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
-        .await;
+    let carried = match &chain.config.terminal {
+        Terminal::TcpProxy(proxy) => {
+            live.until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
+                .await
+        }
+        Terminal::HttpConnectionManager(_) => {
+            log.ended(ResponseFlag::LocalReset, "HTTP is not carried yet");
+            return;
+        }
+    };
     match carried {
         Ok(()) => {}
         Err(CutReason::Denied(policy)) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Name;
 use super::access_log::AccessLog;
 use super::filter_chain_match::FilterChainMatch;
+use super::http::HttpConnectionManager;
 use super::rbac::Rbac;
 use super::secret::{Identity, Validation};
 
@@ -188,6 +189,8 @@ pub enum NetworkFilter {
 pub enum Terminal {
     /// `envoy.filters.network.tcp_proxy`.
     TcpProxy(TcpProxy),
+    /// `envoy.filters.network.http_connection_manager`.
+    HttpConnectionManager(Arc<HttpConnectionManager>),
 }
 
 /// Envoy's `TcpProxy`.
