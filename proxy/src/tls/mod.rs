@@ -6,6 +6,7 @@
 pub mod config;
 pub mod error;
 pub mod identity;
+mod names;
 pub mod stream;
 pub mod verifier;
 

@@ -8,6 +8,7 @@
 //! cut transfer cannot look complete (RFC 8446, section 6.1).
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -21,11 +22,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::error::{HandshakeError, is_not_tls};
-use super::verifier;
+use super::{names, verifier};
 use crate::model::Peer;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
 use crate::net::socket::close_cleanly;
+use crate::telemetry::access_log::TlsSession;
 
 /// Record headers, tags and explicit nonces of one sealed slice are well below this; see
 /// [`crate::net::buffer::CIPHER_BLOCK_BYTES`].
@@ -143,6 +145,24 @@ impl TlsStream {
         };
         let leaf = certificates.and_then(|chain| chain.first());
         Ok(leaf.map(verifier::peer).transpose()?)
+    }
+
+    /// Our end's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()
+    }
+
+    /// What was agreed on in the handshake; none before.
+    pub fn agreed(&self) -> Option<TlsSession<'static>> {
+        match &self.session {
+            Session::Client(connection) => names::agreed(connection),
+            Session::Server(connection) => names::agreed(connection),
+        }
+    }
+
+    /// The names in the peer's certificate, verified; none where it presented none.
+    pub fn peer_names(&self) -> Option<Peer> {
+        self.peer().ok().flatten()
     }
 
     fn is_handshaking(&self) -> bool {

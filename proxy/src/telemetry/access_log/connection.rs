@@ -68,16 +68,11 @@ impl ConnectionLog {
         self.facts = Facts::of(listener, chain, downstream);
     }
 
-    /// What is known of the downstream, after the handshake too.
-    pub fn downstream(&mut self, downstream: &Downstream) {
+    /// What the handshake told of the downstream, and what was agreed in it; only asked where an access
+    /// log may tell it.
+    pub fn shaken(&mut self, downstream: &Downstream, tls: impl FnOnce() -> Option<TlsSession<'static>>) {
         if let Some(facts) = &mut self.facts {
             facts.downstream.clone_from(downstream);
-        }
-    }
-
-    /// What was agreed with the downstream in the handshake; only asked where an access log may tell it.
-    pub fn downstream_tls(&mut self, tls: impl FnOnce() -> Option<TlsSession<'static>>) {
-        if let Some(facts) = &mut self.facts {
             facts.downstream_tls = tls();
         }
     }
@@ -180,5 +175,97 @@ impl Drop for ConnectionLog {
         } else {
             line!(info);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::time::Duration;
+
+    use super::super::facts::recorded_tests::{chain, listener};
+    use super::super::sink;
+    use super::*;
+    use crate::model::access_log::{AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, Template};
+
+    fn log(path: &Path, format: &str, filter: AccessLogFilter) -> Vec<Arc<AccessLog>> {
+        vec![Arc::new(AccessLog {
+            sink: AccessLogSink::File(path.to_owned()),
+            format: AccessLogFormat::Text(Template::parse(format).unwrap()),
+            filter,
+        })]
+    }
+
+    fn open() -> ConnectionLog {
+        let metrics = Rc::new(ListenerMetrics::new("public:127.0.0.1:1"));
+        ConnectionLog::open("public:127.0.0.1:1".into(), "10.0.0.1:5".to_owned(), metrics)
+    }
+
+    #[test]
+    fn a_listeners_log_is_of_what_its_filter_takes_and_a_chains_of_what_it_took() {
+        let path: PathBuf = std::env::temp_dir().join(format!("attache-access-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let only_nr = AccessLogFilter::Flags(vec![ResponseFlag::NoRouteFound]);
+        let listener = listener(log(
+            &path,
+            "listener %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n",
+            only_nr,
+        ));
+        let format = "chain %BYTES_RECEIVED% %BYTES_SENT% %RESPONSE_FLAGS% %UPSTREAM_HOST% \
+                      %REQUESTED_SERVER_NAME% %DOWNSTREAM_TLS_VERSION% %CONNECTION_TERMINATION_DETAILS%\n";
+        let chain = Arc::new(chain(log(&path, format, AccessLogFilter::All)));
+        let mut downstream = Downstream::default();
+
+        let mut nobody_takes_it = open();
+        nobody_takes_it.access_logs(&listener, None, &downstream);
+        nobody_takes_it.ended(ResponseFlag::NoRouteFound, "no filter chain takes it");
+        drop(nobody_takes_it);
+
+        let mut carried = open();
+        carried.access_logs(&listener, Some(&chain), &downstream);
+        downstream.server_name = Some("web.example".into());
+        carried.shaken(&downstream, || {
+            Some(TlsSession {
+                version: "TLSv1.3",
+                cipher: "TLS_AES_128_GCM_SHA256",
+            })
+        });
+        carried.endpoint("10.0.0.2:80".to_owned());
+        carried.counts.received.set(3);
+        carried.counts.sent.set(5);
+        carried.ended(ResponseFlag::None, "both sides closed");
+        drop(carried);
+
+        let mut denied = open();
+        denied.access_logs(&listener, Some(&chain), &Downstream::default());
+        denied.policy("web to api".into());
+        denied.ended(ResponseFlag::UnauthorizedDetails, "denied");
+        drop(denied);
+
+        let mut health_check = open();
+        health_check.access_logs(&listener, Some(&chain), &downstream);
+        health_check.silent();
+        drop(health_check);
+
+        assert!(sink::flush(Duration::from_secs(30)));
+        let lines = std::fs::read_to_string(&path).unwrap();
+        let expected = "listener NR filter_chain_not_found\n\
+                        chain 3 5 - 10.0.0.2:80 web.example TLSv1.3 -\n\
+                        chain 0 0 - - - - rbac_access_denied_matched_policy[web_to_api]\n";
+        assert_eq!(lines, expected);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_asked_for_that_nobody_logs() {
+        let mut log = open();
+        log.access_logs(
+            &listener(Vec::new()),
+            Some(&Arc::new(chain(Vec::new()))),
+            &Downstream::default(),
+        );
+        log.upstream(|| unreachable!("no access log"));
+        log.shaken(&Downstream::default(), || unreachable!("no access log"));
+        assert!(log.facts.is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! What is kept of a connection for its access logs alone: nothing of it exists where none is configured.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -11,7 +12,7 @@ use crate::model::listener::{Listener, Terminal};
 use crate::model::{Downstream, FilterChain, Peer, ResponseFlag};
 
 #[cfg(test)]
-mod recorded_tests;
+pub(super) mod recorded_tests;
 
 /// How long the last lines may take to be written when the process ends.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(250);
@@ -19,8 +20,8 @@ pub const FLUSH_LIMIT: Duration = Duration::from_millis(250);
 /// What is known of the upstream end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamFacts {
-    /// Our end: an address with its port.
-    pub local: Option<String>,
+    /// Our end; none on a unix socket.
+    pub local: Option<SocketAddr>,
     /// The name by which the endpoint is known, where it has one beside its address.
     pub name: Option<String>,
     /// What was agreed in the handshake.
@@ -141,7 +142,7 @@ impl Facts {
             cluster: end.cluster.filter(|_| end.flag != ResponseFlag::NoClusterFound),
             endpoint_name: self.upstream.name.as_deref(),
             upstream_remote: end.endpoint,
-            upstream_local: self.upstream.local.as_deref(),
+            upstream_local: texts.upstream_local.as_deref(),
             attempts: self.upstream.attempts,
             upstream_peer: self.upstream.peer.as_deref(),
             upstream_tls: self.upstream.tls,
@@ -153,6 +154,7 @@ impl Facts {
 struct Texts {
     remote: Option<String>,
     local: Option<String>,
+    upstream_local: Option<String>,
     termination_details: Option<String>,
 }
 
@@ -161,9 +163,11 @@ impl Texts {
         let denied = end
             .policy
             .filter(|_| end.flag == ResponseFlag::UnauthorizedDetails);
+        let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
         Self {
-            remote: facts.downstream.source.map(|address| address.to_string()),
-            local: facts.downstream.destination.map(|address| address.to_string()),
+            remote: text(facts.downstream.source),
+            local: text(facts.downstream.destination),
+            upstream_local: text(facts.upstream.local),
             termination_details: denied.map(|policy| format!("rbac_access_denied_matched_policy[{policy}]")),
         }
     }
@@ -172,6 +176,8 @@ impl Texts {
 fn of_chain(chain: &FilterChain) -> &[Arc<AccessLog>] {
     match &chain.terminal {
         Terminal::TcpProxy(proxy) => &proxy.access_log,
+        // Its lines are of requests, not of connections.
+        Terminal::HttpConnectionManager(_) => &[],
     }
 }
 

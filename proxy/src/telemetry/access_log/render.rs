@@ -207,3 +207,179 @@ fn uuid(random: u128) -> String {
     let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
     [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::record::{RecordKind, TlsSession};
+    use super::*;
+    use crate::model::access_log::JsonTemplate;
+
+    fn record<'a>(peer: Option<&'a Peer>, text: &'a str) -> Record<'a> {
+        let some = Some(text).filter(|text| !text.is_empty());
+        Record {
+            kind: RecordKind::TcpConnectionEnd,
+            start: SystemTime::UNIX_EPOCH,
+            emitted: SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
+            duration: Duration::from_micros(1_500_999),
+            bytes_received: 1,
+            bytes_sent: 2,
+            upstream_bytes_received: 3,
+            upstream_bytes_sent: 4,
+            flags: &[],
+            response_code_details: some,
+            termination_details: some,
+            local_close_reason: some,
+            downstream_transport_failure: some,
+            upstream_transport_failure: some,
+            listener: text,
+            filter_chain: some,
+            connection_id: 7,
+            stream_id: 0,
+            hostname: text,
+            downstream_remote: some,
+            downstream_direct_remote: some,
+            downstream_local: some,
+            downstream_direct_local: some,
+            server_name: some,
+            downstream_peer: peer,
+            downstream_tls: None,
+            cluster: some,
+            endpoint_name: None,
+            upstream_remote: some,
+            upstream_local: some,
+            attempts: 2,
+            upstream_peer: peer,
+            upstream_tls: None,
+        }
+    }
+
+    fn text_of(format: &str, record: &Record<'_>) -> String {
+        line(&AccessLogFormat::Text(Template::parse(format).unwrap()), record)
+    }
+
+    #[test]
+    fn facts_are_written_as_envoy_writes_them() {
+        let peer = Peer {
+            uris: vec!["spiffe://a/b".to_owned(), "spiffe://a/c".to_owned()],
+            dns_names: vec!["web.example".to_owned()],
+            subject: "CN=web".to_owned(),
+            ..Peer::default()
+        };
+        let tls = TlsSession {
+            version: "TLSv1.2",
+            cipher: "ECDHE-ECDSA-AES128-GCM-SHA256",
+        };
+        let flags = [
+            ResponseFlag::UpstreamConnectionFailure,
+            ResponseFlag::UpstreamRetryLimitExceeded,
+        ];
+        let full = Record {
+            flags: &flags,
+            downstream_remote: Some("[2001:db8::1]:80"),
+            downstream_local: Some("/run/app.sock"),
+            upstream_remote: Some("10.0.0.1:443"),
+            endpoint_name: Some("db.example:5432"),
+            downstream_tls: Some(tls),
+            upstream_tls: Some(tls),
+            ..record(Some(&peer), "a reason")
+        };
+        let bare = record(None, "");
+        for (format, of_full, of_bare) in [
+            (
+                "%RESPONSE_FLAGS%|%RESPONSE_FLAGS_LONG%",
+                "UF,URX|UpstreamConnectionFailure,UpstreamRetryLimitExceeded",
+                "-|-",
+            ),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", "[2001:db8::1]:80", "-"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "2001:db8::1", "-"),
+            ("%DOWNSTREAM_REMOTE_PORT%", "80", "-"),
+            ("%DOWNSTREAM_LOCAL_ADDRESS%", "/run/app.sock", "-"),
+            ("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "/run/app.sock", "-"),
+            ("%DOWNSTREAM_LOCAL_PORT%", "-", "-"),
+            (
+                "%UPSTREAM_HOST% %UPSTREAM_REMOTE_PORT%",
+                "10.0.0.1:443 443",
+                "- -",
+            ),
+            ("%UPSTREAM_HOST_NAME%", "db.example:5432", "-"),
+            ("%UPSTREAM_HOST_NAME_WITHOUT_PORT%", "db.example", "-"),
+            ("%DOWNSTREAM_PEER_URI_SAN%", "spiffe://a/b,spiffe://a/c", "-"),
+            ("%UPSTREAM_PEER_DNS_SAN%", "web.example", "-"),
+            ("%DOWNSTREAM_PEER_SUBJECT%", "CN=web", "-"),
+            (
+                "%DOWNSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER%",
+                "TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256",
+                "- -",
+            ),
+            ("%CONNECTION_TERMINATION_DETAILS%", "a_reason", "-"),
+            ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "a_reason", "-"),
+            (
+                "%DURATION% %CONNECTION_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+                "1500 7 2",
+                "1500 7 2",
+            ),
+            (
+                "%UPSTREAM_WIRE_BYTES_RECEIVED% %UPSTREAM_WIRE_BYTES_SENT%",
+                "3 4",
+                "3 4",
+            ),
+            (
+                "%START_TIME% %EMIT_TIME(%s.%1f)%",
+                "1970-01-01T00:00:00.000Z 1.5",
+                "1970-01-01T00:00:00.000Z 1.5",
+            ),
+            (
+                "%STREAM_ID%",
+                "00000000-0000-4000-8000-000000000000",
+                "00000000-0000-4000-8000-000000000000",
+            ),
+            ("%ACCESS_LOG_TYPE%", "TcpConnectionEnd", "TcpConnectionEnd"),
+            (
+                "%REQ(A?B):3% %GRPC_STATUS% %TLS_JA3_FINGERPRINT%",
+                "- - -",
+                "- - -",
+            ),
+            ("%RESPONSE_CODE% %REQUEST_HEADERS_BYTES%%%", "0 0%", "0 0%"),
+        ] {
+            assert_eq!(text_of(format, &full), of_full, "{format}");
+            assert_eq!(text_of(format, &bare), of_bare, "{format}");
+        }
+        assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_whatever_the_facts_are() {
+        const OPERATORS: [&str; 9] = [
+            "%CONNECTION_TERMINATION_DETAILS%",
+            "%UPSTREAM_HOST%",
+            "%UPSTREAM_HOST_NAME_WITHOUT_PORT%",
+            "%REQUESTED_SERVER_NAME%",
+            "%START_TIME(%c%t)%",
+            "%BYTES_SENT%",
+            "%RESPONSE_FLAGS%",
+            "%%",
+            "\"\n",
+        ];
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..5_000 {
+            let mut value = || -> String {
+                (0..random.usize(0..4))
+                    .map(|_| OPERATORS[random.usize(..OPERATORS.len())])
+                    .collect()
+            };
+            let json = serde_json::json!({value(): [value(), {"n": value()}], "a": value(), "\u{1}": 1.5});
+            let Json::Object(members) = json else {
+                unreachable!()
+            };
+            let template = JsonTemplate::parse(&members).unwrap();
+            let fact: String = (0..random.usize(0..20)).map(|_| random.char(..)).collect();
+            let line = line(&AccessLogFormat::Json(template), &record(None, &fact));
+            let body = line.strip_suffix('\n').unwrap();
+            assert!(!body.contains('\n'), "{body}");
+            let parsed: serde_json::Map<String, Json> = serde_json::from_str(body).unwrap();
+            assert_eq!(parsed["\u{1}"], 1.5);
+        }
+    }
+}

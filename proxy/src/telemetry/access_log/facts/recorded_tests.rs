@@ -122,7 +122,7 @@ impl Case {
         let taken = self.flag != ResponseFlag::NoRouteFound;
         let chain = taken.then(|| Arc::new(chain(Vec::new())));
         let mut facts = Facts::of(&listener(vec![log]), chain.as_ref(), &downstream).unwrap();
-        facts.upstream.local = ours;
+        facts.upstream.local = ours.and_then(|address| address.parse().ok());
         facts.upstream.failure = self.failure.map(str::to_owned);
         let end = End {
             listener: "public",
@@ -146,7 +146,7 @@ impl Case {
     }
 }
 
-fn listener(access_log: Vec<Arc<AccessLog>>) -> Listener {
+pub(in crate::telemetry::access_log) fn listener(access_log: Vec<Arc<AccessLog>>) -> Listener {
     Listener {
         name: "public".into(),
         address: Address::Socket("127.0.0.1:0".parse().unwrap()),
@@ -160,7 +160,7 @@ fn listener(access_log: Vec<Arc<AccessLog>>) -> Listener {
     }
 }
 
-fn chain(access_log: Vec<Arc<AccessLog>>) -> FilterChain {
+pub(in crate::telemetry::access_log) fn chain(access_log: Vec<Arc<AccessLog>>) -> FilterChain {
     FilterChain {
         name: "chain".into(),
         matches: FilterChainMatch::default(),
