@@ -107,15 +107,20 @@ impl ListenerManager {
     /// Waits for the first snapshot and binds its listeners.
     ///
     /// # Errors
-    /// The first address that cannot be bound: at the start that is a mistake to be seen, not one to
-    /// be lived with.
-    pub async fn start(&mut self) -> Result<(), BindError> {
-        if let Some(snapshot) = self.reader.next().await {
-            match self.apply(&snapshot).into_iter().next() {
-                Some(error) => return Err(error),
-                None => tracing::info!(listeners = self.bound.len(), "listening"),
+    /// If `strict`, the first address that cannot be bound: at the start that is a mistake to be seen, not
+    /// one to be lived with. Otherwise [`Self::run`] tries it again.
+    pub async fn start(&mut self, strict: bool) -> Result<(), BindError> {
+        let Some(snapshot) = self.reader.next().await else {
+            return Ok(());
+        };
+        for error in self.apply(&snapshot) {
+            if strict {
+                return Err(error);
             }
+            tracing::error!("{error}");
+            self.told.insert(error.to_string());
         }
+        tracing::info!(listeners = self.bound.len(), "listening");
         Ok(())
     }
 
