@@ -28,6 +28,8 @@ pub enum ResponseFlag {
     OverloadManager,
     /// `SI`: idle for longer than configured.
     StreamIdleTimeout,
+    /// `DT`: older than configured.
+    DurationTimeout,
     /// `LR`: cut by the proxy itself, such as at the end of a drain.
     LocalReset,
     /// `DPE`: the downstream broke the protocol: no TLS, no acceptable certificate.
@@ -49,6 +51,7 @@ impl ResponseFlag {
             Self::UnauthorizedDetails => "UAEX",
             Self::OverloadManager => "OM",
             Self::StreamIdleTimeout => "SI",
+            Self::DurationTimeout => "DT",
             Self::LocalReset => "LR",
             Self::DownstreamProtocolError => "DPE",
         }
