@@ -99,10 +99,11 @@ async fn run_filters<D: Duplex>(
     let Some(_permits) = admit(&chain, &downstream, listener, log) else {
         return;
     };
-    let live = listener.live.enter(Rc::new(downstream));
+    let downstream = Rc::new(downstream);
+    let live = listener.live.enter(Rc::clone(&downstream));
     let Terminal::TcpProxy(proxy) = &chain.config.terminal;
     let carried = live
-        .until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
+        .until_cut(tcp_proxy::run(proxy, &mut stream, &downstream, clusters, log))
         .await;
     match carried {
         Ok(()) => {}
