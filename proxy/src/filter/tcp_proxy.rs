@@ -7,22 +7,43 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::Name;
+use tokio::time::timeout;
+
 use crate::model::listener::{TcpProxy, WeightedCluster};
+use crate::model::{Downstream, Name};
 use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::access_log::UpstreamFacts;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::upstream::connect::AttemptError;
-use crate::upstream::{ClusterManager, ConnectError, UpstreamStream, connect};
+
+use crate::upstream::{
+    AttemptError, ClusterManager, ConnectError, LoadBalancerContext, UpstreamStream, connect,
+};
 
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
 const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
 
-/// Carries one connection. The reason it ended is in `log`.
+/// Carries one connection, which `downstream` describes. The reason it ended is in `log`.
 pub async fn run<D: Duplex>(
     proxy: &TcpProxy,
-    downstream: &mut D,
+    stream: &mut D,
+    downstream: &Downstream,
+    clusters: &ClusterManager,
+    log: &mut ConnectionLog,
+) {
+    let Some(limit) = proxy.max_duration else {
+        return connect_and_carry(proxy, stream, downstream, clusters, log).await;
+    };
+    let carried = timeout(limit, connect_and_carry(proxy, stream, downstream, clusters, log)).await;
+    if carried.is_err() {
+        log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
+    }
+}
+
+async fn connect_and_carry<D: Duplex>(
+    proxy: &TcpProxy,
+    stream: &mut D,
+    downstream: &Downstream,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
@@ -32,7 +53,12 @@ pub async fn run<D: Duplex>(
         return;
     };
     log.cluster(cluster.clone());
-    let connected = match connect(clusters, &cluster).await {
+    let context = LoadBalancerContext {
+        destination: downstream.destination,
+        hash: None,
+        max_attempts: proxy.max_connect_attempts,
+    };
+    let connected = match connect(clusters, &cluster, context).await {
         Ok(connected) => connected,
         Err(error) => {
             failed(&error, log);
@@ -46,8 +72,8 @@ pub async fn run<D: Duplex>(
     let _lease = connected.lease;
     let encrypted = matches!(connected.stream, UpstreamStream::Tls(_));
     let ended = match connected.stream {
-        UpstreamStream::Plain(upstream) => carry(downstream, upstream, &counts, proxy.idle_timeout).await,
-        UpstreamStream::Tls(upstream) => carry(downstream, *upstream, &counts, proxy.idle_timeout).await,
+        UpstreamStream::Plain(upstream) => carry(stream, upstream, &counts, proxy.idle_timeout).await,
+        UpstreamStream::Tls(upstream) => carry(stream, *upstream, &counts, proxy.idle_timeout).await,
     };
     match ended {
         Ended::Clean => {
@@ -181,5 +207,53 @@ async fn idle(counts: &Counts, limit: Duration) {
         if before == (counts.received.get(), counts.sent.get()) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::model::Cluster;
+    use crate::net::PlainStream;
+    use crate::telemetry::metrics::ListenerMetrics;
+
+    #[test]
+    fn weights_decide_among_clusters() {
+        let weighted = |name: &str, weight| WeightedCluster {
+            name: name.into(),
+            weight,
+        };
+        let clusters = [weighted("a", 1), weighted("b", 3), weighted("none", 0)];
+        let drawn: Vec<_> = (0..4000).filter_map(|_| choose(&clusters)).collect();
+        let b = drawn.iter().filter(|name| &***name == "b").count();
+        // 3,000 expected; ten standard deviations (27 each) either way.
+        assert!((2700..3300).contains(&b), "{b}");
+        assert!(drawn.len() == 4000 && !drawn.iter().any(|name| &**name == "none"));
+        assert!(choose(&[]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_at_its_longest_duration() {
+        let clusters = ClusterManager::for_tests(vec![Cluster {
+            name: "c".into(),
+            ..Cluster::default()
+        }]);
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let mut stream = PlainStream::Unix(ours);
+        let metrics = Rc::new(ListenerMetrics::new("test:127.0.0.1:1"));
+        let began = tokio::time::Instant::now();
+        // It waits for first endpoints, up to the connect timeout of 5 s; that counts too.
+        for (seconds, flag) in [(3, "DurationTimeout"), (7, "NoHealthyUpstream")] {
+            let proxy = TcpProxy {
+                max_duration: Some(Duration::from_secs(seconds)),
+                ..TcpProxy::to("c".into(), "c".into())
+            };
+            let mut log = ConnectionLog::open("l".into(), "d".to_owned(), Rc::clone(&metrics));
+            run(&proxy, &mut stream, &Downstream::default(), &clusters, &mut log).await;
+            assert!(format!("{log:?}").contains(flag), "{log:?}");
+        }
+        assert_eq!(began.elapsed().as_secs(), 3 + 5);
     }
 }

@@ -109,10 +109,11 @@ async fn run_filters<D: Duplex>(
     let Some(_permits) = admit(&chain, &downstream, listener, log) else {
         return;
     };
-    let live = listener.live.enter(Rc::new(downstream));
+    let downstream = Rc::new(downstream);
+    let live = listener.live.enter(Rc::clone(&downstream));
     let carried = match &chain.config.terminal {
         Terminal::TcpProxy(proxy) => {
-            live.until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
+            live.until_cut(tcp_proxy::run(proxy, &mut stream, &downstream, clusters, log))
                 .await
         }
         Terminal::HttpConnectionManager(_) => {
