@@ -65,6 +65,7 @@ where
     metrics::install(&StatsConfig::consul())?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
+    let _written_at_the_end = access_log::sink::FlushAtEnd;
     let reopening = tokio::task::spawn_local(reopen_logs(signal(SignalKind::user_defined1())?));
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
@@ -130,9 +131,6 @@ where
     }
     admin.abort();
     reopening.abort();
-    if !access_log::sink::flush(access_log::FLUSH_LIMIT) {
-        tracing::warn!("the end of an access log could not be written in time");
-    }
     Ok(())
 }
 

@@ -182,3 +182,16 @@ async fn idle(counts: &Counts, limit: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_dial_is_told_in_envoys_words() {
+        let refused = io::Error::from_raw_os_error(nix::errno::Errno::ECONNREFUSED as i32);
+        assert_eq!(refusal(&refused), "delayed connect error: Connection refused");
+        let other = io::Error::other("no address");
+        assert_eq!(refusal(&other), "delayed connect error: no address");
+    }
+}

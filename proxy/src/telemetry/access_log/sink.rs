@@ -24,6 +24,10 @@ const FLUSH_AT: usize = 64 * 1024;
 /// Lines beyond this are dropped: seconds of lines at full speed, and little of the 128 MB of a sidecar.
 const LIMIT: usize = 1024 * 1024;
 
+/// How long the last lines may take to be written when the process ends: within the 5 s that Nomad gives
+/// it, after the drain.
+const FLUSH_LIMIT: Duration = Duration::from_millis(250);
+
 /// The kernel does not mix writes to a pipe up to this size with others' (`PIPE_BUF`, pipe(7)): logs of
 /// the process and of its access log may share one.
 const ATOMIC: usize = 4096;
@@ -107,6 +111,18 @@ pub fn flush(limit: Duration) -> bool {
     flushed.fold(true, |others, (sink, asked)| {
         sink.is_flushed(asked, until) && others
     })
+}
+
+/// Writes out what waits when it is dropped, so that no way out of a process loses lines.
+#[derive(Debug)]
+pub struct FlushAtEnd;
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        if !flush(FLUSH_LIMIT) {
+            tracing::warn!("the end of an access log could not be written in time");
+        }
+    }
 }
 
 impl Sink {
