@@ -446,4 +446,56 @@ mod tests {
         assert_eq!(written, lines.as_bytes());
         assert_eq!(whole_lines(b"no end"), 6);
     }
+
+    /// The other process of the test below.
+    #[test]
+    #[ignore = "started by another test"]
+    fn writes_to_standard_output() {
+        // Ends the line that the test harness may have begun.
+        println!();
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                std::thread::spawn(move || {
+                    for number in 0..500 {
+                        // As every connection does it: by the name of the sink.
+                        of(&AccessLogSink::Stdout).write(&format!("access {thread} {number:0300}\n"));
+                    }
+                })
+            })
+            .collect();
+        // Other output of the process goes the same way.
+        for number in 0..500 {
+            println!("other {number}");
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(flush(LONG));
+    }
+
+    #[test]
+    fn lines_on_standard_output_are_whole_beside_other_output() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--nocapture"])
+            .arg("telemetry::access_log::sink::tests::writes_to_standard_output")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut next = [0; 4];
+        for line in text.lines().filter(|line| line.contains("access ")) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let ["access", thread, number] = words[..] else {
+                panic!("a mixed line: {line}");
+            };
+            let (thread, number): (usize, u32) = (thread.parse().unwrap(), number.parse().unwrap());
+            assert_eq!(number, next[thread], "in order");
+            next[thread] += 1;
+        }
+        assert_eq!(next, [500; 4]);
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("other ")).count(),
+            500
+        );
+    }
 }
