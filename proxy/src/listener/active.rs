@@ -7,7 +7,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use tokio::sync::Notify;
 
 use super::balance::Balance;
@@ -16,6 +15,7 @@ use crate::filter::rbac;
 use crate::limit::Limit;
 use crate::model::{Action, Downstream, FilterChain, Listener, Name};
 use crate::telemetry::metrics::ListenerMetrics;
+use crate::tls::ServerTls;
 
 /// Handshakes under way at once in a listener and worker. Strangers hold what an unfinished handshake
 /// costs, some 11 KiB and at most 35, for its time limit: all together stay well below the 128 MB that
@@ -56,7 +56,7 @@ pub struct ActiveChain {
     /// The chain.
     pub config: Arc<FilterChain>,
     /// TLS, or why it cannot be had: then connections are refused.
-    pub transport: Option<Result<Arc<ServerConfig>, String>>,
+    pub transport: Option<Result<ServerTls, String>>,
 }
 
 /// Counts the connections of a worker, to know when a drain is over.
@@ -79,7 +79,7 @@ impl ActiveListener {
     pub fn new(connections: Limit, balance: Balance, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
-            metrics: Rc::new(ListenerMetrics::new(&name)),
+            metrics: Rc::new(ListenerMetrics::of(&config.listener)),
             name,
             live: LiveConnections::default(),
             connections,

@@ -13,7 +13,7 @@ use super::record::TlsSession;
 use crate::model::flags::ResponseFlag;
 use crate::model::{Downstream, FilterChain, Listener, Name, SpiffeId};
 use crate::net::relay::Counts;
-use crate::telemetry::metrics::ListenerMetrics;
+use crate::telemetry::metrics::{ListenerMetrics, TcpProxyMetrics};
 
 /// The record of one accepted connection.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct ConnectionLog {
     reason: Option<String>,
     silent: bool,
     metrics: Rc<ListenerMetrics>,
+    /// Once it has reached the filter.
+    tcp_proxy: Option<Rc<TcpProxyMetrics>>,
     /// For access logs; none where none is configured.
     facts: Option<Box<Facts>>,
 }
@@ -53,6 +55,7 @@ impl ConnectionLog {
             reason: None,
             silent: false,
             metrics,
+            tcp_proxy: None,
             facts: None,
         }
     }
@@ -101,6 +104,13 @@ impl ConnectionLog {
         self.policy = Some(policy);
     }
 
+    /// The connection has reached its TCP proxy, whose counts are `metrics`, or else those of the listener.
+    pub fn reached_tcp_proxy(&mut self, metrics: Option<Rc<TcpProxyMetrics>>) {
+        let metrics = metrics.unwrap_or_else(|| Rc::clone(&self.metrics.tcp_proxy));
+        metrics.opened.increment(1);
+        self.tcp_proxy = Some(metrics);
+    }
+
     /// The cluster chosen.
     pub fn cluster(&mut self, cluster: Name) {
         self.cluster = Some(cluster);
@@ -134,7 +144,10 @@ impl Drop for ConnectionLog {
     fn drop(&mut self) {
         let (received, sent) = (self.counts.received.get(), self.counts.sent.get());
         let duration = self.opened.elapsed();
-        self.metrics.closed(received, sent, duration, self.flag);
+        self.metrics.closed(duration, self.flag);
+        if let Some(tcp_proxy) = &self.tcp_proxy {
+            tcp_proxy.closed(received, sent, self.flag);
+        }
         if let Some(facts) = self.facts.take() {
             facts.write(&End {
                 listener: &self.listener,
