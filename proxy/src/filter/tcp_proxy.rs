@@ -256,4 +256,12 @@ mod tests {
         }
         assert_eq!(began.elapsed().as_secs(), 3 + 5);
     }
+
+    #[test]
+    fn a_failed_dial_is_told_in_envoys_words() {
+        let refused = io::Error::from_raw_os_error(nix::errno::Errno::ECONNREFUSED as i32);
+        assert_eq!(refusal(&refused), "delayed connect error: Connection refused");
+        let other = io::Error::other("no address");
+        assert_eq!(refusal(&other), "delayed connect error: no address");
+    }
 }
