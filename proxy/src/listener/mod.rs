@@ -7,6 +7,7 @@ pub mod active;
 pub mod balance;
 pub mod connection;
 pub mod dispatch;
+pub mod filters;
 pub mod live;
 pub mod manager;
 pub mod worker;
