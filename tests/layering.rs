@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("tls", &["model", "net", "telemetry"]),
     ("control", &["model", "net", "snapshot", "telemetry", "tls"]),
     ("upstream", &["limit", "model", "net", "telemetry", "tls"]),
-    ("filter", &["model", "net", "telemetry", "upstream"]),
+    ("filter", &["limit", "model", "net", "telemetry", "upstream"]),
     (
         "listener",
         &[

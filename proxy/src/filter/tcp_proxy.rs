@@ -10,6 +10,7 @@ use crate::model::listener::{TcpProxy, WeightedCluster};
 use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
+use crate::upstream::connect::Connected;
 use crate::upstream::{ClusterManager, UpstreamStream, connect};
 
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
@@ -22,18 +23,35 @@ pub async fn run<D: Duplex>(
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
+    if let Some(connected) = dial(proxy, clusters, log).await {
+        run_connected(proxy, connected, downstream, log).await;
+    }
+}
+
+/// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is
+/// in `log`.
+pub async fn dial(proxy: &TcpProxy, clusters: &ClusterManager, log: &mut ConnectionLog) -> Option<Connected> {
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
-        return;
+        return None;
     };
     log.cluster(cluster.clone());
-    let connected = match connect(clusters, &cluster).await {
-        Ok(connected) => connected,
+    match connect(clusters, &cluster).await {
+        Ok(connected) => Some(connected),
         Err(error) => {
             log.ended(error.flag(), error.to_string());
-            return;
+            None
         }
-    };
+    }
+}
+
+/// Carries one connection over an upstream that is connected already. The reason it ended is in `log`.
+pub async fn run_connected<D: Duplex>(
+    proxy: &TcpProxy,
+    connected: Connected,
+    downstream: &mut D,
+    log: &mut ConnectionLog,
+) {
     log.cluster(connected.cluster);
     log.endpoint(connected.endpoint);
     let counts = std::rc::Rc::clone(&log.counts);

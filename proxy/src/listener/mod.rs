@@ -9,8 +9,13 @@ pub mod connection;
 pub mod dispatch;
 pub mod filters;
 pub mod live;
+pub mod local_app;
 pub mod manager;
 pub mod worker;
 
+#[cfg(test)]
+mod connection_tests;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
