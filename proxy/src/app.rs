@@ -5,21 +5,27 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use attache_bootstrap::Config;
+use attache_bootstrap::config::AdminBind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
-use crate::admin::{self, Admin, AdminBindError};
+use crate::admin::{self, Admin, AdminBindError, Command};
 use crate::drain::{Phase, phases};
+use crate::dump::ConfigSource;
 use crate::limit::Limits;
-use crate::listener::manager::{BindError, ListenerManager};
+use crate::listener::manager::{BindError, ListenerControl, ListenerManager, StopListeners};
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
+use crate::telemetry::access_log;
 use crate::telemetry::metrics::{self, StatsConfig};
+use crate::telemetry::sink::{self, SinkConfig};
 
 /// What a drain may overrun its deadline by, for a worker's last records.
 const DRAIN_SLACK: Duration = Duration::from_millis(500);
@@ -47,46 +53,82 @@ pub enum AppError {
     Worker,
 }
 
-/// Serves with `config` what `source` publishes, until SIGTERM or SIGINT and the drain after it. Must
-/// run inside a `LocalRuntime`.
+/// What a process serves with, whatever its source is.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// Where the admin API listens; none has none.
+    pub admin: Option<AdminBind>,
+    /// Where the admin API's `address:port` is written once it listens.
+    pub admin_address_path: Option<PathBuf>,
+    /// Workers; at least 1.
+    pub concurrency: usize,
+    /// How long a drain may last.
+    pub drain_time: Duration,
+    /// Tags of the statistics.
+    pub stats: StatsConfig,
+    /// To whom statistics are pushed.
+    pub sinks: Vec<SinkConfig>,
+    /// How often.
+    pub flush_interval: Duration,
+    /// Whether a listener of the first snapshot that cannot be bound ends the process. Where a control
+    /// plane says what listens, it does not: the others serve, and it is tried again.
+    pub strict: bool,
+}
+
+/// Serves what a source publishes, until SIGTERM or SIGINT and the drain after it. `source` is given the
+/// writing end and starts it. Must run inside a `LocalRuntime`.
 ///
 /// # Errors
 /// [`AppError`] when it cannot begin, or the source says that waiting cannot cure what is wrong.
 pub async fn run<S, E>(
-    config: &Config,
-    describe_source: Rc<dyn Fn() -> serde_json::Value>,
-    source: impl FnOnce(Publisher) -> S,
+    serve: &Serve,
+    source: impl FnOnce(Publisher) -> Result<(Rc<dyn ConfigSource>, S), E>,
 ) -> Result<(), AppError>
 where
     S: Future<Output = Result<Infallible, E>>,
     E: std::fmt::Display,
 {
-    metrics::install(&StatsConfig::consul())?;
+    metrics::install(&serve.stats)?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
+    let reopening = tokio::task::spawn_local(reopen_logs(signal(SignalKind::user_defined1())?));
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
 
-    let admin_socket = admin::bind(config.admin).await?;
-    tracing::info!(address = %admin_socket.local_addr()?, "admin API");
-    let admin = Admin {
-        snapshot: reader.clone(),
-        phase: phase_reader,
-        source: describe_source,
-    };
-    let admin = tokio::task::spawn_local(admin.serve(admin_socket));
+    let source = source(publisher).map_err(|error| AppError::Source(error.to_string()));
+    let (config_source, source) = source?;
+    let (commands, mut told) = mpsc::unbounded_channel();
+    let admin = Admin::new(
+        reader.clone(),
+        phase_reader,
+        config_source,
+        commands,
+        serve.concurrency,
+    );
+    let serving_admin = serve_admin(admin.clone(), serve).await?;
+    let refreshed = admin.clone();
+    let refresh = move || refreshed.refresh();
+    let sinks = sink::run(
+        metrics::registry(),
+        serve.sinks.clone(),
+        serve.flush_interval,
+        refresh,
+    );
+    let sinks = tokio::task::spawn_local(sinks);
 
     let limits = Limits::default();
-    let workers: Rc<[WorkerHandle]> = WorkerHandle::start(config.concurrency, &limits)?.into();
+    let workers: Rc<[WorkerHandle]> = WorkerHandle::start(serve.concurrency, &limits)?.into();
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
+    let listener_control = listeners.control();
 
     let source = async {
-        let Err(error) = source(publisher).await;
+        let Err(error) = source.await;
         Err(AppError::Source(error.to_string()))
     };
     let serving = async {
-        listeners.start().await?;
+        listeners.start(serve.strict).await?;
         phase.enter(Phase::Live);
+        admin.initialized();
         listeners.run().await;
         Err(AppError::Worker)
     };
@@ -100,17 +142,20 @@ where
     tokio::select! {
         ended = &mut running => return ended,
         name = signals.next() => {
-            tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
+            tracing::info!(signal = name, drain_s = serve.drain_time.as_secs_f64(), "draining");
+        }
+        () = until_quit(&mut told, &listener_control, serve.drain_time) => {
+            tracing::info!(drain_s = serve.drain_time.as_secs_f64(), "told to quit by the admin API: draining");
         }
     }
     phase.enter(Phase::Draining);
     let draining = async {
         tokio::select! {
-            cut = drain(&workers, config.drain_time) => match cut {
+            cut = drain(&workers, serve.drain_time) => match cut {
                 0 => tracing::info!("drained"),
                 cut => tracing::warn!(
                     connections = cut,
-                    drain_s = config.drain_time.as_secs_f64(),
+                    drain_s = serve.drain_time.as_secs_f64(),
                     "drained: the deadline cut what was still open; each has its record in the access log"
                 ),
             },
@@ -126,8 +171,68 @@ where
         // Whatever ends early now ends with the process anyway.
         () = async { drop(running.await); std::future::pending().await } => {}
     }
-    admin.abort();
+    serving_admin.abort();
+    sinks.abort();
+    reopening.abort();
+    if !access_log::sink::flush(access_log::FLUSH_LIMIT) {
+        tracing::warn!("the end of an access log could not be written in time");
+    }
     Ok(())
+}
+
+/// SIGUSR1 opens the access logs' files anew, as Envoy's does.
+async fn reopen_logs(mut asked: Signal) {
+    while asked.recv().await.is_some() {
+        tracing::info!("opening access logs anew");
+        access_log::sink::reopen();
+    }
+}
+
+/// Starts the admin API, if there is to be one.
+async fn serve_admin(admin: Admin, serve: &Serve) -> Result<AbortHandle, AppError> {
+    let Some(bind) = serve.admin else {
+        return Ok(tokio::task::spawn_local(async {}).abort_handle());
+    };
+    let socket = admin::bind(bind).await?;
+    let address = socket.local_addr()?;
+    tracing::info!(%address, "admin API");
+    if let Some(path) = &serve.admin_address_path
+        && let Err(error) = std::fs::write(path, address.to_string())
+    {
+        tracing::error!(path = %path.display(), %error, "the admin API's address cannot be written");
+    }
+    Ok(tokio::task::spawn_local(admin.serve(socket)).abort_handle())
+}
+
+/// Does what the admin API asks, until it asks for the end.
+async fn until_quit(
+    told: &mut mpsc::UnboundedReceiver<Command>,
+    listeners: &ListenerControl,
+    drain_time: Duration,
+) {
+    while let Some(command) = told.recv().await {
+        match command {
+            Command::Quit => return,
+            Command::DrainListeners {
+                inbound_only,
+                graceful,
+            } => {
+                let which = if inbound_only {
+                    StopListeners::Inbound
+                } else {
+                    StopListeners::All
+                };
+                let listeners = listeners.clone();
+                tokio::task::spawn_local(async move {
+                    if graceful {
+                        tokio::time::sleep(drain_time).await;
+                    }
+                    listeners.stop(which);
+                });
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// How many connections were cut.

@@ -91,7 +91,7 @@ impl ActiveListener {
     ) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
-            metrics: Rc::new(ListenerMetrics::new(&name)),
+            metrics: Rc::new(ListenerMetrics::of(&config.listener)),
             name,
             live: LiveConnections::default(),
             apps,

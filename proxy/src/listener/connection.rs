@@ -49,7 +49,13 @@ pub async fn serve(
     {
         return;
     }
-    let Some(chain) = config.find(&connection.downstream) else {
+    let found = config.find(&connection.downstream);
+    connection.log.access_logs(
+        &config.listener,
+        found.as_ref().map(|chain| &chain.config),
+        &connection.downstream,
+    );
+    let Some(chain) = found else {
         connection.listener.metrics.no_filter_chain_match.increment(1);
         connection
             .log
@@ -149,11 +155,13 @@ impl Connection {
                 }
                 self.downstream.server_name = hello.server_name.map(Arc::from);
                 self.downstream.peer = peer.map(Arc::new);
+                self.log.shaken(&self.downstream, || stream.agreed());
                 self.run_filters(stream, early).await;
             }
             Err(HandshakeError::Silent) => self.log.silent(),
             Err(error) => {
                 listener.metrics.handshake_errors.increment(1);
+                self.log.downstream_failed(&error);
                 self.log
                     .ended(ResponseFlag::DownstreamProtocolError, error.to_string());
             }

@@ -19,6 +19,7 @@ use crate::model::{Name, Snapshot};
 use crate::net::socket::{ListenSocket, SocketFile};
 use crate::net::{holder, socket};
 use crate::snapshot::Reader;
+use crate::telemetry::metrics::SnapshotMetrics;
 
 /// How long until a listener that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -71,6 +72,7 @@ pub struct ListenerManager {
     requests: mpsc::UnboundedReceiver<StopListeners>,
     /// The errors of the last attempt, so that each is told once.
     told: BTreeSet<String>,
+    metrics: SnapshotMetrics,
 }
 
 /// One bound address.
@@ -93,6 +95,7 @@ impl ListenerManager {
             control: ListenerControl(control),
             requests,
             told: BTreeSet::new(),
+            metrics: SnapshotMetrics::default(),
         }
     }
 
@@ -104,15 +107,20 @@ impl ListenerManager {
     /// Waits for the first snapshot and binds its listeners.
     ///
     /// # Errors
-    /// The first address that cannot be bound: at the start that is a mistake to be seen, not one to
-    /// be lived with.
-    pub async fn start(&mut self) -> Result<(), BindError> {
-        if let Some(snapshot) = self.reader.next().await {
-            match self.apply(&snapshot).into_iter().next() {
-                Some(error) => return Err(error),
-                None => tracing::info!(listeners = self.bound.len(), "listening"),
+    /// If `strict`, the first address that cannot be bound: at the start that is a mistake to be seen, not
+    /// one to be lived with. Otherwise [`Self::run`] tries it again.
+    pub async fn start(&mut self, strict: bool) -> Result<(), BindError> {
+        let Some(snapshot) = self.reader.next().await else {
+            return Ok(());
+        };
+        for error in self.apply(&snapshot) {
+            if strict {
+                return Err(error);
             }
+            tracing::error!("{error}");
+            self.told.insert(error.to_string());
         }
+        tracing::info!(listeners = self.bound.len(), "listening");
         Ok(())
     }
 
@@ -158,6 +166,7 @@ impl ListenerManager {
     }
 
     pub(super) fn apply(&mut self, snapshot: &Arc<Snapshot>) -> Vec<BindError> {
+        self.metrics.apply(snapshot);
         let stopped = self.stopped;
         let (mut wanted, mut errors) = assign(snapshot, &self.bound, |l| !is_stopped(stopped, l));
         let mut new: Vec<Vec<(Address, ListenSocket)>> = self.workers.iter().map(|_| Vec::new()).collect();
@@ -175,6 +184,7 @@ impl ListenerManager {
                     }
                 }
                 Err(source) => {
+                    self.metrics.listener_manager.create_failure.increment(1);
                     wanted.remove(&address);
                     errors.push(bind_error(name, address, source));
                 }
@@ -187,6 +197,7 @@ impl ListenerManager {
             let owners = Arc::clone(&owners);
             worker.apply(Arc::clone(snapshot), Sockets { new, owners });
         }
+        self.metrics.listener_manager.workers_started.set(1);
         errors
     }
 
@@ -201,6 +212,7 @@ impl ListenerManager {
             mode,
         };
         self.bound.insert(address.clone(), bound);
+        self.metrics.listener_manager.create_success.increment(1);
         Ok(sockets)
     }
 

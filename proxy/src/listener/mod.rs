@@ -19,3 +19,5 @@ mod connection_tests;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transparent_tests;
