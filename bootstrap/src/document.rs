@@ -424,4 +424,64 @@ a2: last
             assert_eq!(Format::of(Path::new(path)), format, "{path}");
         }
     }
+
+    #[test]
+    fn arbitrary_texts_never_panic() {
+        let pieces = [
+            "a",
+            ": ",
+            ":",
+            "- ",
+            "-",
+            "\n",
+            "\n  ",
+            "\n    ",
+            "[",
+            "]",
+            "{",
+            "}",
+            ", ",
+            "? ",
+            "&x ",
+            "*x",
+            "!!str ",
+            "!<",
+            "!e!t ",
+            "%TAG ! x\n",
+            "%YAML 1.1\n",
+            "---\n",
+            "...\n",
+            "'",
+            "\"",
+            "\\x4",
+            "\\u12",
+            "|\n",
+            ">-2\n",
+            "#",
+            "\t",
+            "\r",
+            "\0",
+            "\u{feff}",
+            "\u{e9}",
+            "\u{10ffff}",
+            "0x",
+            "<<: ",
+            "@",
+            "`",
+        ];
+        // A fixed sequence (Knuth's multiplier), so that a failure is seen again.
+        let mut state = 1u64;
+        let mut pick = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap_or(0) % below
+        };
+        let mut documents = 0;
+        for _ in 0..50_000 {
+            let text: String = (0..pick(16)).map(|_| pieces[pick(pieces.len())]).collect();
+            for format in [Format::Yaml, Format::Json] {
+                documents += usize::from(Document::parse(&text, format).is_ok());
+            }
+        }
+        assert!(documents > 100, "{documents} texts were documents at all");
+    }
 }

@@ -13,6 +13,7 @@ pub mod control;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;
+pub mod dump;
 pub mod filter;
 pub mod limit;
 pub mod listener;

@@ -32,12 +32,17 @@ fn listener(listener: &Listener) -> Value {
 
 fn filter_chain(chain: &FilterChain) -> Value {
     let mut filters: Vec<Value> = chain.filters.iter().map(filter).collect();
-    let Terminal::TcpProxy(proxy) = &chain.terminal;
-    filters.push(json!({
-        "name": "envoy.filters.network.tcp_proxy",
-        "clusters": proxy.clusters.iter().map(|c| &*c.name).collect::<Vec<_>>(),
-        "idle_timeout_s": proxy.idle_timeout.map(|t| t.as_secs_f64()),
-    }));
+    filters.push(match &chain.terminal {
+        Terminal::TcpProxy(proxy) => json!({
+            "name": "envoy.filters.network.tcp_proxy",
+            "clusters": proxy.clusters.iter().map(|c| &*c.name).collect::<Vec<_>>(),
+            "idle_timeout_s": proxy.idle_timeout.map(|t| t.as_secs_f64()),
+        }),
+        Terminal::HttpConnectionManager(manager) => json!({
+            "name": "envoy.filters.network.http_connection_manager",
+            "stat_prefix": &*manager.stat_prefix,
+        }),
+    });
     json!({
         "transport_socket": chain.transport.as_deref().map(downstream_tls),
         "filters": filters,

@@ -9,9 +9,14 @@ pub mod cluster;
 pub mod downstream;
 pub mod filter_chain_match;
 pub mod flags;
+pub mod http;
+pub mod jwt;
 pub mod listener;
 pub mod matcher;
 pub mod rbac;
+pub mod rewrite;
+pub mod route;
+pub mod route_match;
 pub mod secret;
 pub mod spiffe;
 
@@ -21,8 +26,10 @@ use std::sync::Arc;
 pub use cluster::{Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, Target, UpstreamTls};
 pub use downstream::{Downstream, Peer};
 pub use flags::ResponseFlag;
+pub use http::HttpConnectionManager;
 pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
 pub use rbac::{Action, Rbac, Verdict};
+pub use route::RouteConfiguration;
 pub use secret::{Identity, Roots, Trust, TrustBundle, Validation};
 pub use spiffe::SpiffeId;
 
@@ -32,7 +39,7 @@ pub type Name = Arc<str>;
 /// One complete, consistent configuration of the data plane. Immutable; parts that did not change
 /// between two snapshots are the same `Arc`, so readers find changes by comparing (equal parts may
 /// also be different `Arc`s: then they compare by value).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// By listener name.
     pub listeners: BTreeMap<Name, Arc<Listener>>,
@@ -42,4 +49,6 @@ pub struct Snapshot {
     /// without endpoints is known to be empty. Only clusters of [`ClusterKind::Endpoints`] and
     /// [`ClusterKind::Dns`] have one.
     pub endpoints: BTreeMap<Name, Arc<ClusterLoadAssignment>>,
+    /// By RDS name ([`http::Routes::Rds`]). A name without an entry is *not known yet*.
+    pub routes: BTreeMap<Name, Arc<RouteConfiguration>>,
 }

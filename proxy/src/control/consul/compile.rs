@@ -319,6 +319,7 @@ fn finish(parts: Parts, previous: Option<&Snapshot>) -> Snapshot {
         listeners: reuse(listeners, &previous.listeners),
         clusters: reuse(clusters, &previous.clusters),
         endpoints: reuse(parts.endpoints, &previous.endpoints),
+        ..Snapshot::default()
     }
 }
 

@@ -17,47 +17,36 @@ use attache_proto::envoy::extensions::access_loggers::{
     },
 };
 use prost_types::{Any, Struct, value::Kind};
+use serde_json::{Map, Value};
 
 use super::common::{need, type_name, unpack, without_effect};
 use super::context::Context;
 use super::error::{At, DecodeError};
 use crate::model::ResponseFlag;
-use crate::model::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
+use crate::model::access_log::{
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, JsonTemplate, Template,
+};
 
-/// Envoy's format where none is given (Envoy documentation, "Default format string").
-const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-    %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-    %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
-    \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
-
-/// Envoy's flags that nothing here ever ends with.
-const FLAGS_NEVER_SET: [&str; 17] = [
-    "LH", "UT", "UR", "UPE", "DI", "FI", "RL", "RLSE", "IH", "URX", "NFCF", "UMSDR", "RFCF", "DT", "DF",
-    "DO", "DR",
-];
-
-/// The access logs of a list; those that could never write a line are left out.
+/// The access logs of a list.
 ///
 /// # Errors
 /// Names the log and its kind or filter that is not supported.
 pub fn decode(logs: &[Wire], at: &At<'_>, ctx: &mut Context<'_>) -> Result<Vec<Arc<AccessLog>>, DecodeError> {
     let mut decoded = Vec::with_capacity(logs.len());
     for (index, log) in logs.iter().enumerate() {
-        decoded.extend(one(log, &at.index(index), ctx)?.map(Arc::new));
+        decoded.push(Arc::new(one(log, &at.index(index), ctx)?));
     }
     Ok(decoded)
 }
 
-fn one(log: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Option<AccessLog>, DecodeError> {
+fn one(log: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<AccessLog, DecodeError> {
     let Some(ConfigType::TypedConfig(config)) = &log.config_type else {
         return Err(at.refuse(format!("{:?} has no typed_config", log.name)));
     };
     let typed = at.field("typed_config");
     let (sink, format) = sink(config, &typed, ctx)?;
-    let Some(only) = flags(log, &at.field("filter"))? else {
-        return Ok(None);
-    };
-    Ok(Some(AccessLog { sink, format, only }))
+    let filter = filter(log, &at.field("filter"))?;
+    Ok(AccessLog { sink, format, filter })
 }
 
 fn sink(
@@ -87,7 +76,7 @@ fn sink(
     };
     let format = match &log_format {
         Some(format) => substitution(format, &at.field("log_format"), ctx)?,
-        None => AccessLogFormat::Text(DEFAULT_FORMAT.into()),
+        None => default(at)?,
     };
     Ok((sink, format))
 }
@@ -104,9 +93,9 @@ fn file(
         path => AccessLogSink::File(path.into()),
     };
     let format = match &log.access_log_format {
-        None => AccessLogFormat::Text(DEFAULT_FORMAT.into()),
-        Some(FileFormat::Format(text)) if text.is_empty() => AccessLogFormat::Text(DEFAULT_FORMAT.into()),
-        Some(FileFormat::Format(text)) => AccessLogFormat::Text(text.as_str().into()),
+        None => default(at)?,
+        Some(FileFormat::Format(format)) if format.is_empty() => default(at)?,
+        Some(FileFormat::Format(format)) => text(format, &at.field("format"))?,
         Some(FileFormat::JsonFormat(json)) => self::json(json, &at.field("json_format"))?,
         Some(FileFormat::TypedJsonFormat(json)) => self::json(json, &at.field("typed_json_format"))?,
         Some(FileFormat::LogFormat(format)) => substitution(format, &at.field("log_format"), ctx)?,
@@ -125,14 +114,14 @@ fn substitution(
     }
     without_effect(at, ctx, &[(format.omit_empty_values, "omit_empty_values")]);
     match &format.format {
-        Some(Format::TextFormat(text)) => Ok(AccessLogFormat::Text(text.as_str().into())),
+        Some(Format::TextFormat(format)) => text(format, &at.field("text_format")),
         Some(Format::JsonFormat(json)) => self::json(json, &at.field("json_format")),
         Some(Format::TextFormatSource(source)) => {
             let at = at.field("text_format_source");
             match &source.specifier {
-                Some(Specifier::InlineString(text)) => Ok(AccessLogFormat::Text(text.as_str().into())),
+                Some(Specifier::InlineString(format)) => text(format, &at.field("inline_string")),
                 Some(Specifier::InlineBytes(bytes)) => match std::str::from_utf8(bytes) {
-                    Ok(text) => Ok(AccessLogFormat::Text(text.into())),
+                    Ok(format) => text(format, &at.field("inline_bytes")),
                     Err(_) => Err(at.field("inline_bytes").refuse("is not UTF-8")),
                 },
                 _ => Err(at.refuse("is not inline: not supported")),
@@ -142,46 +131,76 @@ fn substitution(
     }
 }
 
-fn json(json: &Struct, at: &At<'_>) -> Result<AccessLogFormat, DecodeError> {
-    let member = |(key, value): (&String, &prost_types::Value)| match &value.kind {
-        Some(Kind::StringValue(text)) => Ok((key.as_str().into(), text.as_str().into())),
-        _ => Err(at
-            .key(key)
-            .refuse("is not a string: nested and typed members are not supported")),
-    };
-    let members = json.fields.iter().map(member);
-    members.collect::<Result<_, _>>().map(AccessLogFormat::Json)
+fn default(at: &At<'_>) -> Result<AccessLogFormat, DecodeError> {
+    let template = Template::envoy_default().map_err(|error| at.refuse(error.to_string()))?;
+    Ok(AccessLogFormat::Text(template))
 }
 
-/// Which connections are logged: empty is all, `None` is none.
-fn flags(log: &Wire, at: &At<'_>) -> Result<Option<Vec<ResponseFlag>>, DecodeError> {
+fn text(format: &str, at: &At<'_>) -> Result<AccessLogFormat, DecodeError> {
+    let template = Template::parse(format).map_err(|error| at.refuse(error.to_string()))?;
+    Ok(AccessLogFormat::Text(template))
+}
+
+fn json(json: &Struct, at: &At<'_>) -> Result<AccessLogFormat, DecodeError> {
+    let members = object(json, MAX_NESTING).ok_or_else(|| at.refuse("is nested too deeply"))?;
+    let template = JsonTemplate::parse(&members).map_err(|error| at.refuse(error.to_string()))?;
+    Ok(AccessLogFormat::Json(template))
+}
+
+/// A log line is read by people; Consul's formats are flat.
+const MAX_NESTING: u32 = 16;
+
+fn object(json: &Struct, depth: u32) -> Option<Map<String, Value>> {
+    let depth = depth.checked_sub(1)?;
+    let member = |(key, member): (&String, &prost_types::Value)| Some((key.clone(), value(member, depth)?));
+    json.fields.iter().map(member).collect()
+}
+
+fn value(json: &prost_types::Value, depth: u32) -> Option<Value> {
+    Some(match &json.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(number)) => (*number).into(),
+        Some(Kind::StringValue(text)) => text.as_str().into(),
+        Some(Kind::StructValue(members)) => object(members, depth)?.into(),
+        Some(Kind::ListValue(list)) => {
+            let depth = depth.checked_sub(1)?;
+            let values = list.values.iter().map(|item| value(item, depth));
+            Value::Array(values.collect::<Option<_>>()?)
+        }
+    })
+}
+
+/// Which connections are logged.
+fn filter(log: &Wire, at: &At<'_>) -> Result<AccessLogFilter, DecodeError> {
     let Some(filter) = &log.filter else {
-        return Ok(Some(Vec::new()));
+        return Ok(AccessLogFilter::All);
     };
     let Some(FilterSpecifier::ResponseFlagFilter(filter)) = &filter.filter_specifier else {
         return Err(at.refuse("is not a response_flag_filter, which alone is supported"));
     };
     if filter.flags.is_empty() {
-        // For Envoy: whoever ended with any flag.
-        return Ok(Some(ResponseFlag::ALL.to_vec()));
+        return Ok(AccessLogFilter::AnyFlag);
     }
     let at = at.field("response_flag_filter.flags");
-    let mut only = Vec::new();
-    for (index, name) in filter.flags.iter().enumerate() {
-        match ResponseFlag::ALL.iter().find(|flag| flag.as_str() == name) {
-            Some(flag) => only.push(*flag),
-            None if FLAGS_NEVER_SET.contains(&name.as_str()) => {}
-            None => return Err(at.index(index).refuse(format!("{name:?} is no response flag"))),
-        }
-    }
-    Ok((!only.is_empty()).then_some(only))
+    let flag = |(index, name): (usize, &String)| {
+        ResponseFlag::parse(name)
+            .ok_or_else(|| at.index(index).refuse(format!("{name:?} is no response flag")))
+    };
+    let flags = filter
+        .flags
+        .iter()
+        .enumerate()
+        .map(flag)
+        .collect::<Result<_, _>>()?;
+    Ok(AccessLogFilter::Flags(flags))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Bench, any};
     use super::*;
-    use attache_proto::envoy::config::accesslog::v3::{AccessLogFilter, ResponseFlagFilter};
+    use attache_proto::envoy::config::accesslog::v3::{AccessLogFilter as WireFilter, ResponseFlagFilter};
     use attache_proto::envoy::config::core::v3::TypedExtensionConfig;
 
     const AT: At<'static> = At::resource("Listener", "l");
@@ -189,7 +208,7 @@ mod tests {
     fn log(config: Any, flags: Option<&[&str]>) -> Wire {
         Wire {
             name: "log".to_owned(),
-            filter: flags.map(|flags| AccessLogFilter {
+            filter: flags.map(|flags| WireFilter {
                 filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
                     flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
                 })),
@@ -221,13 +240,18 @@ mod tests {
             let AccessLogFormat::Text(text) = &log.format else {
                 panic!("no text")
             };
-            (log.sink.clone(), text.to_string())
+            (log.sink.clone(), text.clone())
         };
         let (sink, format) = text(&log(stdout(None), None));
-        assert_eq!(sink, AccessLogSink::Stdout);
-        assert!(format.starts_with("[%START_TIME%] ") && format.ends_with("\"%UPSTREAM_HOST%\"\n"));
+        assert_eq!(
+            (sink, format),
+            (AccessLogSink::Stdout, Template::envoy_default().unwrap())
+        );
         let hello = Some(Format::TextFormat("hello".to_owned()));
-        assert_eq!(text(&log(stdout(hello), None)).1, "hello");
+        assert_eq!(
+            text(&log(stdout(hello), None)).1,
+            Template::parse("hello").unwrap()
+        );
         let stderr = any(&StderrAccessLog::default());
         assert_eq!(text(&log(stderr, None)).0, AccessLogSink::Stderr);
         for (path, sink) in [
@@ -239,24 +263,35 @@ mod tests {
                 path: path.to_owned(),
                 access_log_format: Some(FileFormat::Format("x".to_owned())),
             };
-            assert_eq!(text(&log(any(&file), None)), (sink, "x".to_owned()));
+            assert_eq!(
+                text(&log(any(&file), None)),
+                (sink, Template::parse("x").unwrap())
+            );
         }
         let no_path = read(&log(any(&FileAccessLog::default()), None)).unwrap_err();
         assert_eq!(no_path.path, "[0].typed_config.path");
     }
 
     #[test]
-    fn json_members_are_strings() {
+    fn json_members() {
         let value = |kind| prost_types::Value { kind: Some(kind) };
         let json = |kind| {
             let fields = [("a".to_owned(), value(kind))].into_iter().collect();
             read(&log(stdout(Some(Format::JsonFormat(Struct { fields }))), None))
         };
         let good = json(Kind::StringValue("%BYTES_SENT%".to_owned())).unwrap();
-        let members = AccessLogFormat::Json(vec![("a".into(), "%BYTES_SENT%".into())]);
-        assert_eq!(good[0].format, members);
-        let bad = json(Kind::BoolValue(true)).unwrap_err();
-        assert_eq!(bad.path, "[0].typed_config.log_format.json_format[\"a\"]");
+        let members = serde_json::json!({ "a": "%BYTES_SENT%" });
+        let wanted = JsonTemplate::parse(members.as_object().unwrap()).unwrap();
+        assert_eq!(good[0].format, AccessLogFormat::Json(wanted));
+        let bad = json(Kind::StringValue("%NO_SUCH%".to_owned())).unwrap_err();
+        assert_eq!(bad.path, "[0].typed_config.log_format.json_format");
+        assert!(bad.to_string().contains("NO_SUCH"), "{bad}");
+        let mut deep = Kind::StringValue("x".to_owned());
+        for _ in 0..40 {
+            let fields = [("a".to_owned(), value(deep))].into_iter().collect();
+            deep = Kind::StructValue(Struct { fields });
+        }
+        assert!(json(deep).unwrap_err().to_string().contains("nested too deeply"));
     }
 
     #[test]
@@ -285,7 +320,7 @@ mod tests {
                 .ends_with("\"cel\" is not supported")
         );
         let mut filtered = log(stdout(None), None);
-        filtered.filter = Some(AccessLogFilter {
+        filtered.filter = Some(WireFilter {
             filter_specifier: Some(FilterSpecifier::DurationFilter(Default::default())),
         });
         assert_eq!(read(&filtered).unwrap_err().path, "[0].filter");
@@ -293,17 +328,11 @@ mod tests {
 
     #[test]
     fn flags_select_connections() {
-        let only = |flags: &[&str]| read(&log(stdout(None), Some(flags)));
-        assert_eq!(only(&["NR"]).unwrap()[0].only, [ResponseFlag::NoRouteFound]);
-        let with_never = only(&["NR", "FI"]).unwrap();
-        assert_eq!(with_never[0].only, [ResponseFlag::NoRouteFound]);
-        // Only flags that never are: never a line. That is not "all".
-        assert!(only(&["FI"]).unwrap().is_empty());
-        assert!(
-            only(&[]).unwrap()[0]
-                .only
-                .contains(&ResponseFlag::OverloadManager)
-        );
+        let only =
+            |flags: &[&str]| Ok::<_, DecodeError>(read(&log(stdout(None), Some(flags)))?[0].filter.clone());
+        let nr = AccessLogFilter::Flags(vec![ResponseFlag::NoRouteFound]);
+        assert_eq!(only(&["NR"]).unwrap(), nr);
+        assert_eq!(only(&[]).unwrap(), AccessLogFilter::AnyFlag);
         assert_eq!(
             only(&["XX"]).unwrap_err().path,
             "[0].filter.response_flag_filter.flags[0]"
