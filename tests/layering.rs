@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which modules each module may name. `control` and the data plane meet in `model` alone.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("model", &[]),
     ("limit", &[]),
     ("drain", &[]),
+    ("dump", &[]),
     ("net", &["model"]),
     ("snapshot", &["model"]),
     ("telemetry", &["model", "net"]),
     ("tls", &["model", "net", "telemetry"]),
-    ("control", &["model", "net", "snapshot", "telemetry", "tls"]),
+    (
+        "control",
+        &["dump", "model", "net", "snapshot", "telemetry", "tls"],
+    ),
     ("upstream", &["limit", "model", "net", "telemetry", "tls"]),
     ("filter", &["model", "net", "telemetry", "upstream"]),
     (
@@ -30,12 +34,16 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "upstream",
         ],
     ),
-    ("admin", &["drain", "model", "net", "snapshot", "telemetry"]),
+    (
+        "admin",
+        &["drain", "dump", "model", "net", "snapshot", "telemetry"],
+    ),
     (
         "app",
         &[
             "admin",
             "drain",
+            "dump",
             "limit",
             "listener",
             "net",

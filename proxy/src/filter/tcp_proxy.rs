@@ -3,14 +3,18 @@
 //! Borrows the downstream stream, owns the upstream one. Only a relay that ended cleanly makes either an
 //! ordinary close, so that nothing that was cut can look complete to either app.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::Name;
 use crate::model::listener::{TcpProxy, WeightedCluster};
 use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
+use crate::telemetry::access_log::UpstreamFacts;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::upstream::{ClusterManager, UpstreamStream, connect};
+use crate::upstream::connect::AttemptError;
+use crate::upstream::{ClusterManager, ConnectError, UpstreamStream, connect};
 
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
 const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
@@ -22,6 +26,7 @@ pub async fn run<D: Duplex>(
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
+    log.reached_tcp_proxy(None);
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
         return;
@@ -30,12 +35,13 @@ pub async fn run<D: Duplex>(
     let connected = match connect(clusters, &cluster).await {
         Ok(connected) => connected,
         Err(error) => {
-            log.ended(error.flag(), error.to_string());
+            failed(&error, log);
             return;
         }
     };
     log.cluster(connected.cluster);
     log.endpoint(connected.endpoint);
+    log.upstream(|| upstream_facts(&connected.stream));
     let counts = std::rc::Rc::clone(&log.counts);
     let _lease = connected.lease;
     let encrypted = matches!(connected.stream, UpstreamStream::Tls(_));
@@ -68,6 +74,56 @@ pub async fn run<D: Duplex>(
                 format!("no byte either way for {limit:?}"),
             );
         }
+    }
+}
+
+/// Records why no endpoint could be connected to.
+fn failed(error: &ConnectError, log: &mut ConnectionLog) {
+    log.ended(error.flag(), error.to_string());
+    if let ConnectError::Failed {
+        endpoint,
+        attempts,
+        source,
+        ..
+    } = error
+    {
+        log.endpoint(endpoint.to_string());
+        log.upstream(|| UpstreamFacts {
+            attempts: u32::try_from(*attempts).unwrap_or(u32::MAX),
+            failure: Some(match source {
+                AttemptError::Dial(error) => refusal(error),
+                other => other.to_string(),
+            }),
+            ..UpstreamFacts::default()
+        });
+    }
+}
+
+/// A failed dial in Envoy's words, which have no number of the error.
+fn refusal(error: &io::Error) -> String {
+    let text = error.to_string();
+    let what = text.split_once(" (os error").map_or(&*text, |(what, _)| what);
+    format!("delayed connect error: {what}")
+}
+
+/// What an access log can tell of a connected stream.
+fn upstream_facts(stream: &UpstreamStream) -> UpstreamFacts {
+    let tls = match stream {
+        UpstreamStream::Plain(stream) => {
+            return UpstreamFacts {
+                local: stream.local_addr(),
+                attempts: 1,
+                ..UpstreamFacts::default()
+            };
+        }
+        UpstreamStream::Tls(stream) => stream,
+    };
+    UpstreamFacts {
+        local: tls.local_addr(),
+        tls: tls.agreed(),
+        peer: tls.peer_names().map(Arc::new),
+        attempts: 1,
+        ..UpstreamFacts::default()
     }
 }
 

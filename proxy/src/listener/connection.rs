@@ -36,7 +36,14 @@ pub async fn serve(
         .source
         .map_or_else(|| "unix".to_owned(), |source| source.to_string());
     let mut log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
-    let Some(chain) = listener.config().find(&downstream) else {
+    let config = listener.config();
+    let found = config.find(&downstream);
+    log.access_logs(
+        &config.listener,
+        found.as_ref().map(|chain| &chain.config),
+        &downstream,
+    );
+    let Some(chain) = found else {
         log.ended(ResponseFlag::NoRouteFound, "no filter chain takes it");
         return;
     };
@@ -60,11 +67,13 @@ pub async fn serve(
                     }
                     downstream.server_name = hello.server_name.map(Arc::from);
                     downstream.peer = peer.map(Arc::new);
+                    log.shaken(&downstream, || stream.agreed());
                     run_filters(stream, downstream, &listener, &clusters, &mut log).await;
                 }
                 Err(HandshakeError::Silent) => log.silent(),
                 Err(error) => {
                     listener.metrics.handshake_errors.increment(1);
+                    log.downstream_failed(&error);
                     log.ended(ResponseFlag::DownstreamProtocolError, error.to_string());
                 }
             }

@@ -7,6 +7,7 @@ pub mod client_hello;
 pub mod config;
 pub mod error;
 pub mod identity;
+mod names;
 pub mod stream;
 pub mod verifier;
 
