@@ -33,4 +33,6 @@ pub use error::{At, DecodeError, Why};
 pub use secret::Secret;
 
 #[cfg(test)]
+mod recorded_tests;
+#[cfg(test)]
 mod testing;
