@@ -14,6 +14,7 @@ pub mod control;
 pub mod demo;
 pub mod drain;
 pub mod filter;
+pub mod http;
 pub mod limit;
 pub mod listener;
 pub mod model;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The flags that a TCP connection can end with (Envoy's `%RESPONSE_FLAGS%`).
+/// The flags that a connection or request can end with (Envoy's `%RESPONSE_FLAGS%`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResponseFlag {
     /// `-`: nothing to remark.
@@ -22,6 +22,10 @@ pub enum ResponseFlag {
     DownstreamConnectionTermination,
     /// `UC`: the upstream cut the connection.
     UpstreamConnectionTermination,
+    /// `UT`: no response within the route's timeout.
+    UpstreamRequestTimeout,
+    /// `UPE`: the upstream broke the protocol.
+    UpstreamProtocolError,
     /// `UAEX`: refused by a rule (Envoy has it for external authorization; here RBAC too).
     UnauthorizedDetails,
     /// `OM`: shed, such as by the connection limit.
@@ -46,6 +50,8 @@ impl ResponseFlag {
             Self::NoRouteFound => "NR",
             Self::DownstreamConnectionTermination => "DC",
             Self::UpstreamConnectionTermination => "UC",
+            Self::UpstreamRequestTimeout => "UT",
+            Self::UpstreamProtocolError => "UPE",
             Self::UnauthorizedDetails => "UAEX",
             Self::OverloadManager => "OM",
             Self::StreamIdleTimeout => "SI",
