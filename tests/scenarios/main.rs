@@ -22,6 +22,7 @@ mod process;
 mod real_consul;
 mod refusals;
 mod rotation;
+mod xds;
 
 /// The sidecar under test.
 const ATTACHE: &str = env!("CARGO_BIN_EXE_attache-under-test");

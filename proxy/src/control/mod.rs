@@ -4,7 +4,12 @@
 //! admin API and metrics. What a source reads and how it publishes is the business of its own module;
 //! nothing here opens a socket.
 
+mod backoff;
 pub mod consul;
+mod dial;
+mod executor;
+mod file;
+pub mod xds;
 
 use std::collections::BTreeMap;
 use std::time::Instant;

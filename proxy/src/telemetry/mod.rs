@@ -5,6 +5,7 @@
 pub mod access_log;
 pub mod logging;
 pub mod metrics;
+pub mod sink;
 
 pub use crate::model::ResponseFlag;
 pub use access_log::ConnectionLog;

@@ -1,7 +1,8 @@
 //! Writes `proxy/proto/src/generated/` from the `.proto` files that ship inside the crate `envoy-types`.
 //!
-//! Run by hand when messages.txt or the pinned version of envoy-types changes: `cargo run --release` in this folder.
-//! It needs no protoc. The output is checked in, so that whoever builds Attaché needs neither this nor the network.
+//! Run by hand when messages.txt or the pinned version of envoy-types changes: `cargo run --release` in this
+//! folder. It needs no protoc. The output is checked in, so that whoever builds Attaché needs neither this
+//! nor the network.
 
 mod rust;
 mod selection;
@@ -22,10 +23,10 @@ const ROOTS: [&str; 7] = [
     "client_model",
 ];
 
-/// The folder `proto/` of the pinned envoy-types, downloaded by cargo when it is not there yet, and its version.
+/// The folder `proto/` of the pinned envoy-types, downloaded by cargo when it is not there yet, and its
+/// version.
 fn sources() -> Res<(PathBuf, String)> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let out = Command::new(cargo)
+    let out = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--locked"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()?;
@@ -33,11 +34,20 @@ fn sources() -> Res<(PathBuf, String)> {
         return Err(String::from_utf8_lossy(&out.stderr).into());
     }
     let text = String::from_utf8(out.stdout)?;
-    let (_, after) = text.split_once("/envoy-types-").ok_or("cargo metadata does not name envoy-types")?;
-    let (version, _) = after.split_once('/').ok_or("cargo metadata: odd path of envoy-types")?;
-    let (before, _) = text.split_once(&format!("/envoy-types-{version}/")).ok_or("unreachable")?;
+    let (_, after) = text
+        .split_once("/envoy-types-")
+        .ok_or("cargo metadata does not name envoy-types")?;
+    let (version, _) = after
+        .split_once('/')
+        .ok_or("cargo metadata: odd path of envoy-types")?;
+    let (before, _) = text
+        .split_once(&format!("/envoy-types-{version}/"))
+        .ok_or("unreachable")?;
     let dir = &before[before.rfind('"').map_or(0, |quote| quote + 1)..];
-    Ok((PathBuf::from(dir).join(format!("envoy-types-{version}/proto")), version.to_owned()))
+    Ok((
+        PathBuf::from(dir).join(format!("envoy-types-{version}/proto")),
+        version.to_owned(),
+    ))
 }
 
 fn main() -> Res<()> {

@@ -12,7 +12,11 @@ struct Cut<'a> {
 }
 
 fn join(scope: &str, name: &str) -> String {
-    if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
+    if scope.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{scope}.{name}")
+    }
 }
 
 impl Cut<'_> {
@@ -25,22 +29,37 @@ impl Cut<'_> {
 
     fn message(&self, scope: &str, message: &mut DescriptorProto) -> bool {
         let name = join(scope, message.name());
-        let is_map = message.options.as_ref().is_some_and(|options| options.map_entry());
+        let is_map = message
+            .options
+            .as_ref()
+            .is_some_and(|options| options.map_entry());
         if !is_map {
             message.options = None;
         }
         message.field.retain_mut(|field| self.field(&name, field));
         // A map's entry stays if its field does, an emptied oneof goes.
-        let used: Vec<String> = message.field.iter().map(|field| field.type_name().to_owned()).collect();
+        let used: Vec<String> = message
+            .field
+            .iter()
+            .map(|field| field.type_name().to_owned())
+            .collect();
         message.nested_type.retain_mut(|nested| {
             let is_entry = nested.options.as_ref().is_some_and(|options| options.map_entry());
             let kept = self.message(&name, nested);
-            if is_entry { used.contains(&format!(".{name}.{}", nested.name())) } else { kept }
+            if is_entry {
+                used.contains(&format!(".{name}.{}", nested.name()))
+            } else {
+                kept
+            }
         });
         let mut oneofs = Vec::new();
         for (index, mut oneof) in std::mem::take(&mut message.oneof_decl).into_iter().enumerate() {
             oneof.options = None;
-            let mut members = message.field.iter_mut().filter(|field| field.oneof_index == i32::try_from(index).ok()).peekable();
+            let mut members = message
+                .field
+                .iter_mut()
+                .filter(|field| field.oneof_index == i32::try_from(index).ok())
+                .peekable();
             if members.peek().is_some() {
                 let new = -1 - i32::try_from(oneofs.len()).unwrap_or(0);
                 members.for_each(|field| field.oneof_index = Some(new));
@@ -59,7 +78,10 @@ impl Cut<'_> {
         message.extension.clear();
         message.reserved_range.clear();
         message.reserved_name.clear();
-        is_map || self.selection.has_struct(&name) || !message.nested_type.is_empty() || !message.enum_type.is_empty()
+        is_map
+            || self.selection.has_struct(&name)
+            || !message.nested_type.is_empty()
+            || !message.enum_type.is_empty()
     }
 
     fn file(&self, mut file: FileDescriptorProto) -> Option<FileDescriptorProto> {
@@ -72,7 +94,8 @@ impl Cut<'_> {
         file.source_code_info = None;
         file.service.clear();
         file.extension.clear();
-        file.message_type.retain_mut(|message| self.message(&package, message));
+        file.message_type
+            .retain_mut(|message| self.message(&package, message));
         file.enum_type.retain_mut(|of| {
             of.options = None;
             of.value.iter_mut().for_each(|value| value.options = None);
@@ -82,8 +105,8 @@ impl Cut<'_> {
     }
 }
 
-/// prost-build's `impl Name` blocks as calls of the macro `named!`, which adds the constant type URL and a `Debug` that
-/// redacts.
+/// prost-build's `impl Name` blocks as calls of the macro `named!`, which adds the constant type URL and a
+/// `Debug` that redacts.
 fn names_by_macro(source: &str) -> Res<String> {
     let mut out = String::with_capacity(source.len());
     let mut lines = source.lines();
@@ -99,7 +122,10 @@ fn names_by_macro(source: &str) -> Res<String> {
         let mut constants = Vec::new();
         for line in lines.by_ref().take_while(|line| *line != end) {
             if line.trim_start().starts_with("const ") {
-                let value = line.split_once("= ").ok_or("prost-build writes `impl Name` in another way now")?.1;
+                let value = line
+                    .split_once("= ")
+                    .ok_or("prost-build writes `impl Name` in another way now")?
+                    .1;
                 constants.push(value.trim_end_matches(';').to_owned());
             }
         }
@@ -111,8 +137,18 @@ fn names_by_macro(source: &str) -> Res<String> {
     Ok(out)
 }
 
-pub fn write(fds: FileDescriptorSet, pool: &DescriptorPool, selection: &Selection, out: &Path, header: &str) -> Res<()> {
-    let cut = Cut { pool, selection, enums: selection.enums(pool, |name| selection.has_struct(name)) };
+pub fn write(
+    fds: FileDescriptorSet,
+    pool: &DescriptorPool,
+    selection: &Selection,
+    out: &Path,
+    header: &str,
+) -> Res<()> {
+    let cut = Cut {
+        pool,
+        selection,
+        enums: selection.enums(pool, |name| selection.has_struct(name)),
+    };
     let mut file: Vec<_> = fds.file.into_iter().filter_map(|file| cut.file(file)).collect();
     let names: BTreeSet<_> = file.iter().map(|file| file.name().to_owned()).collect();
     for file in &mut file {
@@ -131,14 +167,19 @@ pub fn write(fds: FileDescriptorSet, pool: &DescriptorPool, selection: &Selectio
     for entry in files {
         let path = entry?.path();
         let mut source = names_by_macro(&fs::read_to_string(&path)?)?;
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or("odd file name")?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or("odd file name")?;
         if name == "mod.rs" {
-            source = source.replace(".r#type", ".type");
+            source = source.replace(".r#type", ".type") + "pub(crate) mod tables;\n";
         } else {
             fs::remove_file(&path)?;
         }
         // prost-build's own first line is replaced by the header.
-        let source = source.strip_prefix("// This file is @generated by prost-build.\n").unwrap_or(&source);
+        let source = source
+            .strip_prefix("// This file is @generated by prost-build.\n")
+            .unwrap_or(&source);
         fs::write(out.join(name.replace("r#", "")), format!("{header}{source}"))?;
     }
     Ok(())

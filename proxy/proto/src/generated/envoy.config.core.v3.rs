@@ -195,6 +195,11 @@ pub struct Node {
     pub cluster: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub metadata: ::core::option::Option<::prost_types::Struct>,
+    #[prost(btree_map = "string, message", tag = "12")]
+    pub dynamic_parameters: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        super::super::super::super::xds::core::v3::ContextParams,
+    >,
     #[prost(message, optional, tag = "4")]
     pub locality: ::core::option::Option<Locality>,
     #[prost(string, tag = "6")]

@@ -284,3 +284,4 @@ pub mod xds {
         }
     }
 }
+pub(crate) mod tables;

@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
-use std::future::Future;
 use std::io::Read as _;
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use zeroize::Zeroizing;
 use super::dial::Dialer;
 use super::json::DecodeError;
 use super::token::TokenReader;
+use crate::control::executor::LocalExecutor;
 
 /// An answer larger than this, compressed or not, is refused: it would be no service's.
 const MAX_BODY: usize = 32 << 20;
@@ -162,15 +162,6 @@ struct Shared {
 enum Connection {
     One(http1::SendRequest<Full<Bytes>>),
     Shared(Shared),
-}
-
-#[derive(Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
-    }
 }
 
 impl Client {

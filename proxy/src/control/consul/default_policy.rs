@@ -12,7 +12,7 @@ use super::authority::{self, Authorized};
 use super::client::ConsulError;
 use super::intentions::DefaultPolicy;
 use super::questions;
-use super::watch::{Backoff, Shared, gauge, recovered};
+use super::watch::{REFUSED_CAP, Shared, UNREACHABLE_CAP, backoff, gauge, recovered};
 
 /// How often it is asked for when nothing changes.
 const AGE: Duration = Duration::from_secs(50);
@@ -29,7 +29,7 @@ pub(super) struct Asked {
 
 /// Asks again on every change of the intentions and at least once a minute.
 pub(super) async fn keep(shared: Shared, asked: Asked, changed: Rc<Notify>, tell: impl Fn(DefaultPolicy)) {
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff();
     // There from the start, as any watch's; one that takes over from another keeps its beginning.
     gauge(NAME, shared.status.failing_since(NAME));
     loop {
@@ -50,7 +50,7 @@ pub(super) async fn keep(shared: Shared, asked: Asked, changed: Rc<Notify>, tell
                 recovered(&shared.status, NAME, news.was_failing);
                 let why = "an intention covers every caller".to_owned();
                 tell(DefaultPolicy::Unknown(why));
-                backoff.next(Backoff::REFUSED)
+                backoff.next(REFUSED_CAP)
             }
             Err(error) => {
                 let why = error.to_string();
@@ -61,7 +61,7 @@ pub(super) async fn keep(shared: Shared, asked: Asked, changed: Rc<Notify>, tell
                     tracing::warn!(watch = NAME, why, "cannot ask Consul");
                 }
                 tell(DefaultPolicy::Unknown(why));
-                backoff.next(Backoff::UNREACHABLE)
+                backoff.next(UNREACHABLE_CAP)
             }
         };
         tokio::select! {

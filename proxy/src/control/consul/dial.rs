@@ -1,4 +1,4 @@
-//! Opening one connection to Consul's HTTP API: TCP or unix socket, with or without TLS.
+//! One connection to Consul's HTTP API: which address, and with which TLS configuration.
 //!
 //! Owns the TLS configuration, read again from its files once a minute so that a replaced CA file or
 //! client certificate is used by the next connection. The connection belongs to whoever dialled.
@@ -6,9 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use attache_bootstrap::config::{ConsulAddress, ConsulAgent, ConsulTls};
@@ -17,11 +15,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
-/// One address that does not answer must not use up the time of the others.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::control::dial::{self, Stream};
+
 /// Files are parsed again at most this often.
 const CONFIG_AGE: Duration = Duration::from_secs(60);
 /// Where distributions keep the system's authorities.
@@ -74,26 +70,20 @@ impl Dialer {
     pub(super) async fn dial(&self) -> io::Result<Dialed> {
         match &self.address {
             ConsulAddress::Unix(path) => Ok(Dialed {
-                stream: Stream::Unix(UnixStream::connect(path).await?),
+                stream: dial::unix(path).await?,
                 h2: false,
             }),
             ConsulAddress::Http { host, port } => Ok(Dialed {
-                stream: Stream::Tcp(tcp(host, *port).await?),
+                stream: Stream::Tcp(dial::tcp(host, *port).await?),
                 h2: false,
             }),
             ConsulAddress::Https { host, port } => {
                 let config = self.client_config()?;
                 let name = self.tls.server_name.as_deref().unwrap_or(host);
                 let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-                let tcp = tcp(host, *port).await?;
-                let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-                let shaken = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await?;
-                let stream = shaken.map_err(explained)?;
-                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                Ok(Dialed {
-                    stream: Stream::Tls(Box::new(stream)),
-                    h2,
-                })
+                let tcp = dial::tcp(host, *port).await?;
+                let (stream, h2) = dial::tls(config, name, tcp).await.map_err(explained)?;
+                Ok(Dialed { stream, h2 })
             }
         }
     }
@@ -112,34 +102,10 @@ impl Dialer {
 
 /// A port without TLS answers with something that is none.
 fn explained(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    match inner {
-        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
-            io::Error::other("the agent answers plain HTTP: use http://")
-        }
-        _ => error,
+    if dial::is_plain_text(&error) {
+        return io::Error::other("the agent answers plain HTTP: use http://");
     }
-}
-
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = None;
-    for address in tokio::net::lookup_host((host, port)).await? {
-        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // A blocking query is silent for minutes: only keepalive tells that the host is gone.
-                let keepalive = socket2::TcpKeepalive::new()
-                    .with_time(Duration::from_secs(15))
-                    .with_interval(Duration::from_secs(5))
-                    .with_retries(3);
-                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => last = Some(error),
-            Err(_) => last = Some(io::ErrorKind::TimedOut.into()),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::Error::other(format!("{host} has no address"))))
+    error
 }
 
 fn client_config(tls: &ConsulTls) -> io::Result<ClientConfig> {
@@ -247,43 +213,6 @@ impl ServerCertVerifier for NoVerification {
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// The bytes of one connection, whatever carries them.
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-macro_rules! each {
-    ($self:expr, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
-            Stream::Tcp($stream) => $call,
-            Stream::Unix($stream) => $call,
-            Stream::Tls($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
 

@@ -10,8 +10,9 @@ use attache_bootstrap::config::{ConsulAgent, ManualProxy, ProxyRef};
 use super::client::{Client, ConsulError};
 use super::json::DecodeError;
 use super::registration::{self, Listed, Registration, Upstream};
-use super::watch::{Backoff, Shared, Watch, gauge, recovered};
+use super::watch::{REFUSED_CAP, Shared, UNREACHABLE_CAP, Watch, backoff, gauge, recovered};
 use super::{SourceError, questions};
+use crate::control::backoff::Backoff;
 
 /// The watch's name in status and log.
 const NAME: &str = "registration";
@@ -46,7 +47,7 @@ pub(super) fn manual(proxy: &ManualProxy, agent: &ConsulAgent) -> Registration {
 pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<Registration, SourceError>)) {
     let mut search = Search {
         shared: shared.clone(),
-        backoff: Backoff::default(),
+        backoff: backoff(),
         waited: false,
     };
     loop {
@@ -54,7 +55,7 @@ pub(super) async fn keep(shared: Shared, proxy: ProxyRef, tell: impl Fn(Result<R
             Ok(id) => id,
             Err(refused) => {
                 tell(Err(refused));
-                tokio::time::sleep(search.backoff.next(Backoff::REFUSED)).await;
+                tokio::time::sleep(search.backoff.next(REFUSED_CAP)).await;
                 continue;
             }
         };
@@ -142,7 +143,7 @@ impl Search {
             return Ok(id.clone());
         }
         if self.waited {
-            tokio::time::sleep(self.backoff.next(Backoff::UNREACHABLE)).await;
+            tokio::time::sleep(self.backoff.next(UNREACHABLE_CAP)).await;
         }
         loop {
             let why = match list(&self.shared.client).await {

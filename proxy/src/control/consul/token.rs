@@ -5,28 +5,22 @@
 //! reaches the log.
 
 use std::convert::Infallible;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use attache_bootstrap::Secret;
 use attache_bootstrap::config::TokenSource;
-use nix::fcntl::OFlag;
 use serde_json::json;
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use super::client::{Client, ConsulError, Request};
 use super::json::{self, Node};
-use super::watch::Backoff;
+use super::watch::{REFUSED_CAP, backoff};
+use crate::control::file::{self, POLL, SETTLE, Stamp, stamp, stamps};
 
-/// How often a token file's status is looked at.
-const POLL: Duration = Duration::from_secs(1);
-/// A file that changed is read once it has kept still for this long, so that no half of it is taken.
-const SETTLE: Duration = Duration::from_millis(200);
 /// A token is a UUID, a JWT seldom over 8 KiB.
 const MAX_BYTES: u64 = 64 << 10;
 /// A login is one short request.
@@ -64,10 +58,6 @@ pub(super) struct TokenKeeper {
     current: watch::Sender<Token>,
     rejected: watch::Receiver<u64>,
 }
-
-/// What tells that a file was written or made readable: length, times of modification and of change,
-/// inode, device.
-type Stamp = (u64, [i64; 4], u64, u64);
 
 /// Reads the first token where that needs no exchange.
 pub(super) fn open(source: &TokenSource) -> (TokenReader, TokenKeeper) {
@@ -173,7 +163,7 @@ impl TokenKeeper {
     }
 
     async fn log_in(&mut self, client: &Client, method: &str, jwt_file: &Path) -> Infallible {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         let mut told = None;
         loop {
             let seen = stamp(jwt_file);
@@ -191,7 +181,7 @@ impl TokenKeeper {
                         tracing::warn!(auth_method = method, why, "cannot log in to Consul");
                         told = Some(why);
                     }
-                    tokio::time::sleep(backoff.next(Backoff::REFUSED)).await;
+                    tokio::time::sleep(backoff.next(REFUSED_CAP)).await;
                 }
             }
         }
@@ -300,36 +290,19 @@ impl From<io::Error> for Unread {
 
 /// A text of a token's size. Never waits for a writer, whatever lies at the path.
 fn read(path: &Path) -> Result<Secret, Unread> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)?;
+    let file = file::open(path)?;
     // A pipe may hold a token; without one it is told for what it is.
     let is_file = file.metadata()?.is_file();
     content(file).map_err(|why| if is_file { why } else { Unread::NoFile })
 }
 
 fn content(file: File) -> Result<Secret, Unread> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Unread::TooLarge);
-    }
+    let bytes = file::content(file, MAX_BYTES)?.ok_or(Unread::TooLarge)?;
     let secret = Secret::new(std::str::from_utf8(&bytes).map_err(|_| Unread::NoText)?);
     if secret.is_empty() {
         return Err(Unread::Empty);
     }
     Ok(secret)
-}
-
-fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
-    paths.iter().map(|path| stamp(path)).collect()
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = std::fs::metadata(path).ok()?;
-    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
-    Some((meta.len(), times, meta.ino(), meta.dev()))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::client::{Answer, Client, ConsulError, Request};
 use super::json::DecodeError;
 use crate::control::StatusPublisher;
+use crate::control::backoff::{Backoff, jitter};
 
 /// How long Consul may hold a question without news.
 const WAIT: Duration = Duration::from_secs(300);
@@ -39,6 +40,12 @@ const MAX_BLOCKING_CHAINS: usize = 50;
 const MIN_BLOCKING: usize = 8;
 /// After Consul complained, the budget grows by one question in this time.
 const REGROW: Duration = Duration::from_secs(60);
+/// The longest pause while Consul is away: it is used again within three seconds of its return.
+pub(super) const UNREACHABLE_CAP: Duration = Duration::from_secs(3);
+/// The longest pause when it refuses: asking more often would only make it worse.
+pub(super) const REFUSED_CAP: Duration = Duration::from_secs(20);
+/// The pause after the first failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The kind of failure that all watches have at once.
 const UNREACHABLE: &str = "unreachable";
 /// Complaints that come together are one; a question that Consul holds frees its place when it ends.
@@ -116,7 +123,7 @@ impl Watch {
             index: 0,
             hash: None,
             seen: None,
-            backoff: Backoff::default(),
+            backoff: backoff(),
             bucket: Bucket::new(),
             permit: None,
             unanchored: false,
@@ -164,7 +171,7 @@ impl Watch {
 
     /// Until what is absent is worth another question: ever longer, up to three seconds.
     pub(super) async fn wait_again(&mut self) {
-        self.pause(Backoff::UNREACHABLE).await;
+        self.pause(UNREACHABLE_CAP).await;
     }
 
     /// Waits out a failure; another token is a reason to ask at once.
@@ -194,12 +201,12 @@ impl Watch {
                 self.permit = None;
                 let open = self.shared.client.connections();
                 self.shared.budget.shrink(open, Instant::now());
-                Backoff::REFUSED
+                REFUSED_CAP
             }
-            ConsulError::Status { code: 403, .. } => Backoff::REFUSED,
-            ConsulError::Rubbish(_) | ConsulError::TooLarge => Backoff::REFUSED,
+            ConsulError::Status { code: 403, .. } => REFUSED_CAP,
+            ConsulError::Rubbish(_) | ConsulError::TooLarge => REFUSED_CAP,
             ConsulError::Unreachable { .. } | ConsulError::Timeout(_) | ConsulError::Status { .. } => {
-                Backoff::UNREACHABLE
+                UNREACHABLE_CAP
             }
         };
         let name = &self.question.name;
@@ -364,36 +371,9 @@ fn next_index(current: u64, answered: Option<u64>) -> u64 {
     }
 }
 
-/// Half to all of `pause`, so that many watches do not come at once.
-fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
-}
-
-/// Growing pauses after failures.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    /// The longest pause while Consul is away: it is used again within three seconds of its return.
-    pub(super) const UNREACHABLE: Duration = Duration::from_secs(3);
-    /// The longest pause when it refuses: asking more often would only make it worse.
-    pub(super) const REFUSED: Duration = Duration::from_secs(20);
-
-    pub(super) fn next(&mut self, cap: Duration) -> Duration {
-        let doubled = Duration::from_millis(200) * 2_u32.pow(self.failures.min(10));
-        self.failures = self.failures.saturating_add(1);
-        jitter(doubled.min(cap))
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
-    fn is_fresh(self) -> bool {
-        self.failures == 0
-    }
+/// The pauses after failures of Consul's HTTP API.
+pub(super) fn backoff() -> Backoff {
+    Backoff::new(FIRST_PAUSE)
 }
 
 /// Bounds how often one watch wakes up.
@@ -527,11 +507,11 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_cap_and_are_never_zero() {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         let mut longest = Duration::ZERO;
         for _ in 0..40 {
-            let pause = backoff.next(Backoff::UNREACHABLE);
-            assert!(pause >= Duration::from_millis(100) && pause <= Backoff::UNREACHABLE);
+            let pause = backoff.next(UNREACHABLE_CAP);
+            assert!(pause >= Duration::from_millis(100) && pause <= UNREACHABLE_CAP);
             longest = longest.max(pause);
         }
         assert!(longest > Duration::from_millis(1400));

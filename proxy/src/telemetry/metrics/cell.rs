@@ -257,6 +257,19 @@ impl Distribution {
         total
     }
 
+    /// What came since `earlier`; its range is not known.
+    pub(super) fn since(&self, earlier: Option<&Self>) -> Self {
+        let mut since = self.clone();
+        if let Some(earlier) = earlier {
+            for (count, before) in since.counts.iter_mut().zip(&earlier.counts) {
+                *count = count.saturating_sub(*before);
+            }
+            since.sum -= earlier.sum;
+            since.range = None;
+        }
+        since
+    }
+
     /// How many samples there are.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -278,7 +291,9 @@ impl Distribution {
                     lower.max(least),
                     BUCKETS.get(index).copied().unwrap_or(most).min(most),
                 );
-                return Some(lower + (upper - lower) * ((rank - below) / inside).clamp(0.0, 1.0));
+                let value = lower + (upper - lower) * ((rank - below) / inside).clamp(0.0, 1.0);
+                // No finer than samples are kept.
+                return Some((value * 1000.0).round() / 1000.0);
             }
             below += inside;
         }

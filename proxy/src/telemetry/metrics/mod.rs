@@ -47,12 +47,13 @@ pub fn install(config: &StatsConfig) -> Result<(), tags::TagError> {
     Ok(())
 }
 
-/// A name as a part of a dotted one, as Envoy writes it: without colons, and without dots at its ends.
+/// A name as a part of a dotted one, as Envoy writes it: without colons, and without dots at its ends. Nor
+/// has it anything that would end a line.
 fn sanitized(name: &str) -> String {
     let inner = name.strip_suffix('.').unwrap_or(name);
     let inner = inner.strip_prefix('.').unwrap_or(inner);
     inner
         .replace("://", "_")
         .replace(":/", "_")
-        .replace([':', '\0'], "_")
+        .replace(|c: char| c == ':' || c.is_control(), "_")
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::ThreadId;
 
 use super::cell::{Buckets, Cell, Counter, Distribution, Gauge, Histogram};
+use super::sanitized;
 use super::tags::{Extracted, TagRules};
 
 /// All statistics.
@@ -58,6 +59,8 @@ enum Shares {
     Histogram {
         threads: Vec<(ThreadId, Arc<Buckets>)>,
         shared: Option<Arc<Buckets>>,
+        /// What there was at the last flush to a sink.
+        flushed: Option<Box<Distribution>>,
     },
     Text(Arc<str>),
 }
@@ -86,7 +89,12 @@ pub enum Value {
     /// A level that is no whole number.
     FloatGauge(f64),
     /// Samples.
-    Histogram(Box<Distribution>),
+    Histogram {
+        /// Since the start.
+        all: Box<Distribution>,
+        /// Since the last [`Registry::flush`].
+        interval: Box<Distribution>,
+    },
     /// Words: Envoy's text readout.
     Text(Arc<str>),
 }
@@ -344,7 +352,7 @@ fn own(name: &str, labels: &[(&str, &str)]) -> (Cow<'static, str>, Identity) {
         rest.push('.');
         rest.push_str(key);
         rest.push('.');
-        rest.push_str(value);
+        rest.push_str(&sanitized(value));
     }
     let identity = Identity {
         name: name.into(),
@@ -377,6 +385,7 @@ impl Shares {
         Self::Histogram {
             threads: Vec::new(),
             shared: None,
+            flushed: None,
         }
     }
 
@@ -404,7 +413,7 @@ impl Shares {
 
     fn distribution(&self) -> Distribution {
         match self {
-            Self::Histogram { threads, shared } => {
+            Self::Histogram { threads, shared, .. } => {
                 Distribution::sum(threads.iter().map(|(_, share)| &**share).chain(shared.as_deref()))
             }
             _ => Distribution::default(),
@@ -412,7 +421,7 @@ impl Shares {
     }
 
     fn read(&mut self, flush: bool) -> Value {
-        let counted = self.counted();
+        let (counted, all) = (self.counted(), self.distribution());
         match self {
             Self::Counter {
                 reset_at, flushed, ..
@@ -433,7 +442,16 @@ impl Shares {
                     .fold(0, i64::wrapping_add),
             ),
             Self::SharedGauge(shared) => Value::FloatGauge(f64::from_bits(shared.load(Relaxed))),
-            Self::Histogram { .. } => Value::Histogram(Box::new(self.distribution())),
+            Self::Histogram { flushed, .. } => {
+                let interval = all.since(flushed.as_deref());
+                if flush {
+                    *flushed = Some(Box::new(all.clone()));
+                }
+                Value::Histogram {
+                    all: Box::new(all),
+                    interval: Box::new(interval),
+                }
+            }
             Self::Text(text) => Value::Text(Arc::clone(text)),
         }
     }
@@ -481,10 +499,10 @@ mod tests {
         );
         assert_eq!(by_name("cluster.a.g").value, Value::Gauge(4));
         assert!(!by_name("cluster.a.untouched").used && by_name("cluster.a.g").used);
-        let Value::Histogram(distribution) = &by_name("cluster.a.h").value else {
+        let Value::Histogram { all, .. } = &by_name("cluster.a.h").value else {
             panic!("{samples:?}");
         };
-        assert_eq!((distribution.count(), distribution.sum), (2, 7.0));
+        assert_eq!((all.count(), all.sum), (2, 7.0));
         let identity = &by_name("cluster.a.c").identity;
         assert_eq!(&*identity.name, "cluster.c");
         assert!(Arc::ptr_eq(&identity.tags, &by_name("cluster.a.h").identity.tags));

@@ -17,7 +17,7 @@ pub fn render(samples: &[Sample], text_readouts: bool) -> String {
             Value::Gauge(_) | Value::FloatGauge(_) => Kind::Gauge,
             Value::Text(_) if text_readouts => Kind::Text,
             Value::Text(_) => continue,
-            Value::Histogram(_) => Kind::Histogram,
+            Value::Histogram { .. } => Kind::Histogram,
         };
         families
             .entry((kind, metric_name(&sample.identity)))
@@ -34,7 +34,7 @@ pub fn render(samples: &[Sample], text_readouts: bool) -> String {
                 Value::Counter { total, .. } => line(&mut out, &name, labels, total),
                 Value::Gauge(level) => line(&mut out, &name, labels, &level.cast_unsigned()),
                 Value::FloatGauge(level) => line(&mut out, &name, labels, level),
-                Value::Histogram(distribution) => histogram(&mut out, &name, labels, distribution),
+                Value::Histogram { all, .. } => histogram(&mut out, &name, labels, all),
                 Value::Text(text) => {
                     let separator = if labels.is_empty() { "" } else { "," };
                     let text = escaped(text);
