@@ -3,12 +3,13 @@
 //! Written by the streams and the router, watched by one timer a connection.
 
 use std::cell::Cell;
-use std::future::pending;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::io::Side;
 use crate::model::http::HttpLimits;
@@ -36,8 +37,15 @@ pub(super) struct Activity {
     phase: Cell<Phase>,
     /// When the phase began; of a stream, when a byte last moved.
     since: Cell<Instant>,
-    /// Told when a limit became shorter.
-    shorter: Notify,
+}
+
+/// Ready once the phase that a connection is in has lasted for too long. To be polled whenever the connection
+/// was: that is when phases change.
+#[derive(Debug)]
+pub(super) struct Overdue<'a> {
+    activity: &'a Activity,
+    limits: &'a HttpLimits,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Activity {
@@ -47,7 +55,6 @@ impl Activity {
             counts,
             phase: Cell::new(Phase::Headers),
             since: Cell::new(Instant::now()),
-            shorter: Notify::new(),
         }
     }
 
@@ -56,10 +63,11 @@ impl Activity {
             return;
         }
         if side == Side::Downstream {
-            self.counts.received.set(self.counts.received.get() + bytes as u64);
+            self.counts
+                .received
+                .set(self.counts.received.get() + bytes as u64);
             if self.phase.get() == Phase::Idle {
                 self.enter(Phase::Headers);
-                self.shorter.notify_one();
             }
         }
         self.moved();
@@ -84,36 +92,47 @@ impl Activity {
         }
     }
 
-    /// Ready once the phase that the connection is in has lasted for too long.
-    pub(super) async fn overdue(&self, limits: &HttpLimits) -> Phase {
+    /// Watches over the phases.
+    pub(super) fn overdue<'a>(&'a self, limits: &'a HttpLimits) -> Overdue<'a> {
+        Overdue {
+            activity: self,
+            limits,
+            timer: Box::pin(sleep(HEADERS_TIMEOUT)),
+        }
+    }
+}
+
+impl Future for Overdue<'_> {
+    type Output = Phase;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Phase> {
         loop {
-            let phase = self.phase.get();
+            let phase = self.activity.phase.get();
             let limit = match phase {
-                Phase::Headers => Some(limits.request_headers_timeout.unwrap_or(HEADERS_TIMEOUT)),
-                Phase::Stream => limits.stream_idle_timeout,
-                Phase::Idle => limits.idle_timeout,
+                Phase::Headers => Some(self.limits.request_headers_timeout.unwrap_or(HEADERS_TIMEOUT)),
+                Phase::Stream => self.limits.stream_idle_timeout,
+                Phase::Idle => self.limits.idle_timeout,
             };
             // A limit too far away to be written down is none.
-            let deadline = limit.and_then(|limit| self.since.get().checked_add(limit));
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return phase;
-            }
-            let due = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline).await,
-                    None => pending().await,
-                }
+            let Some(deadline) = limit.and_then(|limit| self.activity.since.get().checked_add(limit)) else {
+                return Poll::Pending;
             };
-            tokio::select! {
-                () = due => {}
-                () = self.shorter.notified() => {}
+            if deadline <= Instant::now() {
+                return Poll::Ready(phase);
             }
+            // A timer that fires too early is set anew then, instead of at every byte.
+            if deadline < self.timer.deadline() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(deadline);
+            }
+            ready!(self.timer.as_mut().poll(cx));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
     use super::*;
 
     fn limits() -> HttpLimits {
@@ -134,6 +153,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_that_trickle_prolong_a_stream_but_no_headers() {
+        let limits = limits();
         let activity = Activity::new(Rc::default());
         let trickle = async {
             loop {
@@ -143,8 +163,9 @@ mod tests {
         };
         let began = Instant::now();
         tokio::select! {
-            phase = activity.overdue(&limits()) => assert_eq!(phase, Phase::Headers),
+            biased;
             () = trickle => {}
+            phase = activity.overdue(&limits) => assert_eq!(phase, Phase::Headers),
         }
         assert_eq!(began.elapsed().as_secs(), HEADERS_TIMEOUT.as_secs());
 
@@ -158,15 +179,21 @@ mod tests {
             pending::<()>().await;
         };
         tokio::select! {
-            phase = activity.overdue(&limits()) => assert_eq!(phase, Phase::Stream),
+            biased;
             () = moving => {}
+            phase = activity.overdue(&limits) => assert_eq!(phase, Phase::Stream),
         }
         assert_eq!(began.elapsed().as_secs(), 230);
-        assert_eq!(activity.counts.received.get(), 3, "an upstream's bytes are not the downstream's");
+        assert_eq!(
+            activity.counts.received.get(),
+            3,
+            "an upstream's bytes are not the downstream's"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_byte_ends_an_idleness_without_limit() {
+        let limits = limits();
         let activity = Activity::new(Rc::default());
         activity.enter(Phase::Idle);
         let began = Instant::now();
@@ -176,8 +203,9 @@ mod tests {
             pending::<()>().await;
         };
         tokio::select! {
-            phase = activity.overdue(&limits()) => assert_eq!(phase, Phase::Headers),
+            biased;
             () = byte => {}
+            phase = activity.overdue(&limits) => assert_eq!(phase, Phase::Headers),
         }
         assert_eq!(began.elapsed().as_secs(), 1000 + HEADERS_TIMEOUT.as_secs());
     }

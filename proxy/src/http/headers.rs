@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, Entry, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SERVER, TE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, SERVER, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -74,7 +74,13 @@ pub(super) fn sent_request(headers: &mut HeaderMap, timeout: Option<Duration>, o
 
 /// Of an upstream's response. `waited` is what it took since the request was there as a whole.
 pub(super) fn received_response(headers: &mut HeaderMap, waited: Duration) {
-    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE] {
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
         headers.remove(name);
     }
     let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
@@ -161,7 +167,10 @@ mod tests {
             ("x-forwarded-for", "1.2.3.4"),
         ]);
         received_request(&mut headers, "h", false, false);
-        let mut left: Vec<_> = headers.iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap())).collect();
+        let mut left: Vec<_> = headers
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.to_str().unwrap()))
+            .collect();
         left.sort_unstable();
         assert_eq!(
             left,

@@ -12,9 +12,40 @@ use crate::model::matcher::Request;
 
 /// Methods that Envoy's HTTP/1 parser knows; others are refused, as by it.
 const METHODS: [&str; 34] = [
-    "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "COPY", "LOCK", "UNLOCK", "MKCOL",
-    "MOVE", "PROPFIND", "PROPPATCH", "SEARCH", "BIND", "REBIND", "UNBIND", "ACL", "REPORT", "MKACTIVITY", "CHECKOUT",
-    "MERGE", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE", "PURGE", "MKCALENDAR", "LINK", "UNLINK", "SOURCE",
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "TRACE",
+    "CONNECT",
+    "COPY",
+    "LOCK",
+    "UNLOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "SEARCH",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "REPORT",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "MERGE",
+    "M-SEARCH",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PURGE",
+    "MKCALENDAR",
+    "LINK",
+    "UNLINK",
+    "SOURCE",
 ];
 
 /// What is looked at of a request's head.
@@ -170,7 +201,9 @@ mod tests {
         let refused = check(&head(asks("websocket"))).unwrap_err();
         assert_eq!(refused.into_response().status(), StatusCode::FORBIDDEN);
         assert!(check(&head(asks("h2c"))).is_ok());
-        let without = hyper::Request::get("/").header("host", "a").header("upgrade", "websocket");
+        let without = hyper::Request::get("/")
+            .header("host", "a")
+            .header("upgrade", "websocket");
         assert!(check(&head(without)).is_ok());
     }
 }

@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Uri};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use tokio::time::{Instant, sleep};
 
@@ -22,10 +22,11 @@ use super::request::{RequestHead, check};
 use super::serve::Connection;
 use super::upstream::{Endpoint, OpenError, SendError, Slot, Upstream};
 use crate::model::Name;
-use crate::model::http::Routes;
+use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::matcher::Request as _;
 use crate::model::route::{
-    ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, PathRewrite, Route, RouteAction, RouteDecision,
+    ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, PathRewrite, Route, RouteAction,
+    RouteDecision,
 };
 use crate::telemetry::ResponseFlag;
 
@@ -65,19 +66,23 @@ impl<'a> Router<'a> {
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         self.activity.enter(Phase::Stream);
         self.facts.requests.set(self.facts.requests.get() + 1);
-        let mut response = self.route(request).await.unwrap_or_else(|reply| {
+        let manager = (self.connection.manager)();
+        let mut response = self.route(&manager, request).await.unwrap_or_else(|reply| {
             if let Some(why) = &reply.why {
                 tracing::debug!(flags = %why.0, reason = %why.1, "a request is answered here");
                 *self.facts.failure.borrow_mut() = Some(why.clone());
             }
             reply.into_response()
         });
-        headers::sent_response(response.headers_mut(), self.connection.manager);
+        headers::sent_response(response.headers_mut(), &manager);
         response.map(|body| body.telling(&self.activity))
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, LocalReply> {
-        let manager = self.connection.manager;
+    async fn route(
+        &self,
+        manager: &HttpConnectionManager,
+        request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, LocalReply> {
         let (mut parts, body) = request.into_parts();
         let host = check(&parts)?;
         let generate_id = manager.request_id.generate;
@@ -122,7 +127,9 @@ impl<'a> Router<'a> {
         let waited = end.at().map_or_else(Default::default, |at| Instant::now() - at);
         let (mut head, body) = response.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(LocalReply::upstream_protocol_error("it switches protocols unasked"));
+            return Err(LocalReply::upstream_protocol_error(
+                "it switches protocols unasked",
+            ));
         }
         headers::received_response(&mut head.headers, waited);
         let body = ResponseBody::upstream(UpstreamBody {
@@ -149,7 +156,10 @@ impl<'a> Router<'a> {
             let again = again(&request, end);
             request = match waiting.send(request).await {
                 Ok(response) => return Ok((response, waiting)),
-                Err(SendError { unsent: Some(request), .. }) => *request,
+                Err(SendError {
+                    unsent: Some(request),
+                    ..
+                }) => *request,
                 Err(SendError { error, unsent: None }) => match again {
                     Some(request) if !error.is_parse() => request,
                     _ => return Err(no_response(&error)),
@@ -230,7 +240,12 @@ fn choose(action: &RouteAction) -> (Name, Option<&str>) {
             let chosen = at_weight(clusters, fastrand::u64(0..sum.max(1)));
             chosen.map_or_else(
                 || (Name::from(""), of_route),
-                |cluster| (Name::clone(&cluster.name), cluster.host_rewrite.as_deref().or(of_route)),
+                |cluster| {
+                    (
+                        Name::clone(&cluster.name),
+                        cluster.host_rewrite.as_deref().or(of_route),
+                    )
+                },
             )
         }
     }
@@ -306,7 +321,9 @@ mod tests {
             host_rewrite: None,
         };
         let clusters = [cluster("none", 0), cluster("a", 2), cluster("b", 1)];
-        let names: Vec<_> = (0..4).map(|at| at_weight(&clusters, at).map(|c| &*c.name)).collect();
+        let names: Vec<_> = (0..4)
+            .map(|at| at_weight(&clusters, at).map(|c| &*c.name))
+            .collect();
         assert_eq!(names, [Some("a"), Some("a"), Some("b"), None]);
     }
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::Incoming;
@@ -16,7 +17,7 @@ use super::body::ResponseBody;
 use super::close::close;
 use super::io::{HyperIo, Side};
 use super::router::Router;
-use crate::model::http::HttpConnectionManager;
+use crate::model::http::{HttpConnectionManager, HttpLimits};
 use crate::net::Duplex;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 use crate::upstream::ClusterManager;
@@ -25,10 +26,12 @@ use crate::upstream::ClusterManager;
 const MIN_HEADERS_BYTES: usize = 8192;
 
 /// What a connection is served with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Connection<'a> {
-    /// Routes and limits.
-    pub manager: &'a HttpConnectionManager,
+    /// Limits, for the whole of the connection.
+    pub limits: &'a HttpLimits,
+    /// The newest configuration, asked for by each request: changed routes reach connections that live.
+    pub manager: &'a dyn Fn() -> Arc<HttpConnectionManager>,
     /// Whether the downstream speaks TLS.
     pub encrypted: bool,
     /// Where its requests go.
@@ -51,7 +54,7 @@ pub async fn serve<D: Duplex + Unpin>(
     draining: impl Future<Output = ()>,
     log: &mut ConnectionLog,
 ) {
-    let limits = &connection.manager.limits;
+    let limits = connection.limits;
     let activity = Rc::new(Activity::new(Rc::clone(&log.counts)));
     let router = Router::new(&connection, &activity);
     let headers_bytes = usize::try_from(limits.max_request_headers_kb).unwrap_or(usize::MAX);
@@ -67,12 +70,16 @@ pub async fn serve<D: Duplex + Unpin>(
     let (mut draining, mut drained) = (pin!(draining), false);
     let mut overdue = pin!(activity.overdue(limits));
     let ended = poll_fn(|cx| {
+        if let Poll::Ready(ended) = http.poll_without_shutdown(cx) {
+            return Poll::Ready(Ended::Http(ended));
+        }
+        // After the first look: a request that was there already is answered.
         if !drained && draining.as_mut().poll(cx).is_ready() {
             drained = true;
             Pin::new(&mut http).graceful_shutdown();
-        }
-        if let Poll::Ready(ended) = http.poll_without_shutdown(cx) {
-            return Poll::Ready(Ended::Http(ended));
+            if let Poll::Ready(ended) = http.poll_without_shutdown(cx) {
+                return Poll::Ready(Ended::Http(ended));
+            }
         }
         overdue.as_mut().poll(cx).map(Ended::Overdue)
     })
@@ -114,7 +121,10 @@ fn record(router: &Router<'_>, ended: &Ended, drained: bool, log: &mut Connectio
         ),
     };
     match router.facts.failure.take() {
-        Some((failed, last)) => log.ended(failed, format!("{why} after {requests} request(s); the last failure: {last}")),
+        Some((failed, last)) => log.ended(
+            failed,
+            format!("{why} after {requests} request(s); the last failure: {last}"),
+        ),
         None => log.ended(flag, format!("{why} after {requests} request(s)")),
     }
 }

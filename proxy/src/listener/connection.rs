@@ -13,6 +13,7 @@ use super::active::{ActiveChain, ActiveListener, MAX_HANDSHAKES};
 use super::live::CutReason;
 use crate::filter::rbac;
 use crate::filter::tcp_proxy;
+use crate::http;
 use crate::limit::Permit;
 use crate::model::listener::{NetworkFilter, Terminal};
 use crate::model::{Action, Downstream};
@@ -85,7 +86,7 @@ pub async fn serve(
 
 /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
 /// changed during the handshake.
-async fn run_filters<D: Duplex>(
+async fn run_filters<D: Duplex + Unpin>(
     mut stream: D,
     downstream: Downstream,
     listener: &ActiveListener,
@@ -99,15 +100,29 @@ async fn run_filters<D: Duplex>(
     let Some(_permits) = admit(&chain, &downstream, listener, log) else {
         return;
     };
-    let live = listener.live.enter(Rc::new(downstream));
+    let downstream = Rc::new(downstream);
+    let live = listener.live.enter(Rc::clone(&downstream));
     let carried = match &chain.config.terminal {
         Terminal::TcpProxy(proxy) => {
             live.until_cut(tcp_proxy::run(proxy, &mut stream, clusters, log))
                 .await
         }
-        Terminal::HttpConnectionManager(_) => {
-            log.ended(ResponseFlag::LocalReset, "HTTP is not carried yet");
-            return;
+        Terminal::HttpConnectionManager(first) => {
+            let newest = || {
+                let chain = listener.config().find(&downstream);
+                match chain.as_ref().map(|chain| &chain.config.terminal) {
+                    Some(Terminal::HttpConnectionManager(manager)) => Arc::clone(manager),
+                    Some(Terminal::TcpProxy(_)) | None => Arc::clone(first),
+                }
+            };
+            let connection = http::Connection {
+                limits: &first.limits,
+                manager: &newest,
+                encrypted: chain.transport.is_some(),
+                clusters,
+            };
+            live.until_cut(http::serve(connection, stream, live.draining(), log))
+                .await
         }
     };
     match carried {

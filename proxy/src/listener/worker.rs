@@ -227,6 +227,10 @@ impl Worker {
                 accepting.abort();
             }
         }
+        let listeners = self.listeners.values().map(|(listener, _)| listener);
+        for listener in listeners.chain(&self.retired) {
+            listener.live.drain();
+        }
         let serving = Rc::clone(&self.serving);
         let mut idle = pin!(serving.until_idle());
         let mut deadline = pin!(sleep(deadline));
