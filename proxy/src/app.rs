@@ -5,21 +5,25 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use attache_bootstrap::Config;
+use attache_bootstrap::config::AdminBind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::AbortHandle;
 
 use crate::admin::{self, Admin, AdminBindError};
 use crate::drain::{Phase, phases};
+use crate::dump::ConfigSource;
 use crate::limit::Limits;
 use crate::listener::manager::{BindError, ListenerManager};
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::metrics::{self, StatsConfig};
+use crate::telemetry::sink::{self, SinkConfig};
 
 /// What a drain may overrun its deadline by, for a worker's last records.
 const DRAIN_SLACK: Duration = Duration::from_millis(500);
@@ -47,47 +51,68 @@ pub enum AppError {
     Worker,
 }
 
-/// Serves with `config` what `source` publishes, until SIGTERM or SIGINT and the drain after it. Must
-/// run inside a `LocalRuntime`.
+/// What a process serves with, whatever its source is.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// Where the admin API listens; none has none.
+    pub admin: Option<AdminBind>,
+    /// Where the admin API's `address:port` is written once it listens.
+    pub admin_address_path: Option<PathBuf>,
+    /// Workers; at least 1.
+    pub concurrency: usize,
+    /// How long a drain may last.
+    pub drain_time: Duration,
+    /// Tags of the statistics.
+    pub stats: StatsConfig,
+    /// To whom statistics are pushed.
+    pub sinks: Vec<SinkConfig>,
+    /// How often.
+    pub flush_interval: Duration,
+    /// Whether a listener of the first snapshot that cannot be bound ends the process. Where a control
+    /// plane says what listens, it does not: the others serve, and it is tried again.
+    pub strict: bool,
+}
+
+/// Serves what a source publishes, until SIGTERM or SIGINT and the drain after it. `source` is given the
+/// writing end and starts it. Must run inside a `LocalRuntime`.
 ///
 /// # Errors
 /// [`AppError`] when it cannot begin, or the source says that waiting cannot cure what is wrong.
 pub async fn run<S, E>(
-    config: &Config,
-    describe_source: Rc<dyn Fn() -> serde_json::Value>,
-    source: impl FnOnce(Publisher) -> S,
+    serve: &Serve,
+    source: impl FnOnce(Publisher) -> Result<(Rc<dyn ConfigSource>, S), E>,
 ) -> Result<(), AppError>
 where
     S: Future<Output = Result<Infallible, E>>,
     E: std::fmt::Display,
 {
-    metrics::install(&StatsConfig::consul())?;
+    metrics::install(&serve.stats)?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
 
-    let admin_socket = admin::bind(config.admin).await?;
-    tracing::info!(address = %admin_socket.local_addr()?, "admin API");
+    let source = source(publisher).map_err(|error| AppError::Source(error.to_string()));
+    let (config_source, source) = source?;
     let admin = Admin {
         snapshot: reader.clone(),
         phase: phase_reader,
-        source: describe_source,
+        source: config_source,
     };
-    let admin = tokio::task::spawn_local(admin.serve(admin_socket));
+    let admin = serve_admin(admin, serve).await?;
+    let sinks = sink::run(metrics::registry(), serve.sinks.clone(), serve.flush_interval);
+    let sinks = tokio::task::spawn_local(sinks);
 
     let limits = Limits::default();
-    let workers: Rc<[WorkerHandle]> = (0..config.concurrency.max(1))
-        .map(|index| WorkerHandle::start(index, limits.clone()))
-        .collect::<Result<_, _>>()?;
+    let workers: Rc<[WorkerHandle]> = WorkerHandle::start(serve.concurrency, &limits)?.into();
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
 
     let source = async {
-        let Err(error) = source(publisher).await;
+        let Err(error) = source.await;
         Err(AppError::Source(error.to_string()))
     };
     let serving = async {
-        listeners.start().await?;
+        listeners.start(serve.strict).await?;
         phase.enter(Phase::Live);
         listeners.run().await;
         Err(AppError::Worker)
@@ -102,13 +127,20 @@ where
     tokio::select! {
         ended = &mut running => return ended,
         name = signals.next() => {
-            tracing::info!(signal = name, drain_s = config.drain_time.as_secs_f64(), "draining");
+            tracing::info!(signal = name, drain_s = serve.drain_time.as_secs_f64(), "draining");
         }
     }
     phase.enter(Phase::Draining);
     let draining = async {
         tokio::select! {
-            () = drain(&workers, config.drain_time) => tracing::info!("drained"),
+            cut = drain(&workers, serve.drain_time) => match cut {
+                0 => tracing::info!("drained"),
+                cut => tracing::warn!(
+                    connections = cut,
+                    drain_s = serve.drain_time.as_secs_f64(),
+                    "drained: the deadline cut what was still open; each has its record in the access log"
+                ),
+            },
             name = signals.next() => {
                 tracing::warn!(signal = name, "a second signal: ending at once");
                 // Not left to the kernel: connections that did not end are reset and recorded.
@@ -122,14 +154,35 @@ where
         () = async { drop(running.await); std::future::pending().await } => {}
     }
     admin.abort();
+    sinks.abort();
     Ok(())
 }
 
-async fn drain(workers: &[WorkerHandle], deadline: Duration) {
-    let drained: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
-    for worker in drained {
-        let _ = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+/// Starts the admin API, if there is to be one.
+async fn serve_admin(admin: Admin, serve: &Serve) -> Result<AbortHandle, AppError> {
+    let Some(bind) = serve.admin else {
+        return Ok(tokio::task::spawn_local(async {}).abort_handle());
+    };
+    let socket = admin::bind(bind).await?;
+    let address = socket.local_addr()?;
+    tracing::info!(%address, "admin API");
+    if let Some(path) = &serve.admin_address_path
+        && let Err(error) = std::fs::write(path, address.to_string())
+    {
+        tracing::error!(path = %path.display(), %error, "the admin API's address cannot be written");
     }
+    Ok(tokio::task::spawn_local(admin.serve(socket)).abort_handle())
+}
+
+/// How many connections were cut.
+async fn drain(workers: &[WorkerHandle], deadline: Duration) -> usize {
+    let drained: Vec<_> = workers.iter().map(|worker| worker.drain(deadline)).collect();
+    let mut cut = 0;
+    for worker in drained {
+        let ended = tokio::time::timeout(deadline + DRAIN_SLACK, worker).await;
+        cut += ended.ok().and_then(Result::ok).unwrap_or_default().cut;
+    }
+    cut
 }
 
 struct Signals {

@@ -6,19 +6,28 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
+use attache_bootstrap::config::AdminBind;
 use attache_bootstrap::env::{Env, RealFiles};
+use attache_bootstrap::envoy::{EnvoyConfig, Mode};
 use attache_bootstrap::{
     Command, Config, Failure, LiveBind, LiveFacts, LiveUpstream, Loaded, Rejected, Shell, exit,
 };
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::watch;
 
-use crate::app::{self, AppError};
+use crate::app::{self, AppError, Serve};
 use crate::control::consul::{self, ConsulSource};
-use crate::control::status_channel;
+use crate::control::xds::{self, XdsError, XdsSource};
+use crate::control::{SourceStatus, status_channel};
+use crate::dump::ConfigSource;
 use crate::model::Identity;
+use crate::snapshot::channel;
 use crate::telemetry::logging;
+use crate::telemetry::metrics::StatsConfig;
+use crate::telemetry::sink::FLUSH_INTERVAL;
 use crate::tls;
 use crate::tls::identity::certified_key;
 
@@ -29,13 +38,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &dyn Env)
         Ok(Command::Bootstrap(loaded)) => explain(&loaded),
         Ok(Command::Demo(config)) => demo(*config),
         Ok(Command::Completions(shell)) => completions(shell),
-        Ok(Command::Envoy(_)) => {
-            complain(
-                "this version does not read Envoy's bootstrap yet: use `attache run` (see `attache run --help`), \
-                 or `attache demo` for a look",
-            );
-            exit::USAGE
-        }
+        Ok(Command::Envoy(config)) => envoy(*config, environment),
         Ok(Command::Print(text)) => {
             print(&text);
             exit::OK
@@ -59,16 +62,115 @@ fn sidecar(loaded: &Loaded) -> u8 {
     }
     tls::warm_up();
     let (status, reader) = status_channel();
-    let reader = RefCell::new(reader);
-    let describe = Rc::new(move || reader.borrow_mut().borrow_and_update().to_json());
-    let served = block_on(app::run(config, describe, |publisher| {
-        consul::run(ConsulSource {
+    let serve = Serve {
+        admin: Some(config.admin),
+        admin_address_path: None,
+        concurrency: config.concurrency,
+        drain_time: config.drain_time,
+        stats: StatsConfig::consul(),
+        sinks: Vec::new(),
+        flush_interval: FLUSH_INTERVAL,
+        strict: true,
+    };
+    let served = block_on(app::run(&serve, |publisher| {
+        let source = consul::run(ConsulSource {
             config: config.clone(),
             publisher,
             status,
             check: usable,
-        })
+        });
+        let described: Rc<dyn ConfigSource> = Rc::new(Described(describe(reader)));
+        Ok((described, source))
     }));
+    ended(served)
+}
+
+/// In Envoy's place: the bootstrap file decides.
+fn envoy(config: EnvoyConfig, environment: &dyn Env) -> u8 {
+    logging::init(config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
+    let bootstrap = match xds::read(&config) {
+        Ok(bootstrap) => bootstrap,
+        Err(error) => {
+            tracing::error!("{error}");
+            return exit::CONFIG;
+        }
+    };
+    for note in &bootstrap.notes {
+        tracing::warn!("bootstrap: {note}");
+    }
+    tls::warm_up();
+    let variables = environment.names().into_iter();
+    let variables = variables
+        .filter_map(|name| Some((name.clone(), environment.var(&name)?)))
+        .collect();
+    let admin = |address: SocketAddr| AdminBind {
+        address: address.ip(),
+        port: address.port(),
+        explicit: true,
+    };
+    let serve = Serve {
+        admin: bootstrap.admin.map(admin),
+        admin_address_path: config.admin_address_path.clone(),
+        concurrency: config.concurrency,
+        drain_time: config.drain_time,
+        stats: bootstrap.statistics.config.clone().with_tags(&config.stats_tags),
+        sinks: bootstrap.statistics.sinks.clone(),
+        flush_interval: bootstrap.statistics.flush_interval,
+        strict: bootstrap.ads.is_none(),
+    };
+    let validate = config.mode == Mode::Validate;
+    let (status, reader) = status_channel();
+    let prepare = |publisher| {
+        let source = XdsSource {
+            config,
+            bootstrap,
+            variables,
+            check: usable,
+            publisher,
+            status,
+        };
+        xds::prepare(source, describe(reader))
+    };
+    if validate {
+        return match prepare(channel().0) {
+            Ok(_) => {
+                print("configuration OK\n");
+                exit::OK
+            }
+            Err(error) => {
+                complain(&error.to_string());
+                exit::CONFIG
+            }
+        };
+    }
+    ended(block_on(app::run(&serve, |publisher| {
+        let prepared = prepare(publisher)?;
+        let described = prepared.config_source();
+        Ok::<_, XdsError>((described, async { Ok(prepared.run().await) }))
+    })))
+}
+
+/// A source that is described by its status alone.
+struct Described<F>(F);
+
+impl<F: Fn() -> serde_json::Value> ConfigSource for Described<F> {
+    fn status(&self) -> serde_json::Value {
+        (self.0)()
+    }
+}
+
+fn describe(reader: watch::Receiver<SourceStatus>) -> impl Fn() -> serde_json::Value {
+    let reader = RefCell::new(reader);
+    move || reader.borrow_mut().borrow_and_update().to_json()
+}
+
+fn ended(served: Option<Result<(), AppError>>) -> u8 {
     match served {
         Some(Ok(())) => exit::OK,
         Some(Err(error)) => {

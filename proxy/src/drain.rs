@@ -1,5 +1,8 @@
 //! The phases of a process, published for readiness and awaited by tests.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use tokio::sync::watch;
 
 /// Where a process is in its life. Phases only go forward.
@@ -11,6 +14,28 @@ pub enum Phase {
     Live,
     /// Told to stop: accepts nothing, lets connections end. Envoy's `DRAINING`.
     Draining,
+}
+
+/// Readiness as an operator says it (`POST /healthcheck/fail` and `/ok`), beside the phase: a process that
+/// fails its health check serves all the same. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct HealthCheck(Rc<Cell<bool>>);
+
+impl HealthCheck {
+    /// `/ready` says that it is not.
+    pub fn fail(&self) {
+        self.0.set(true);
+    }
+
+    /// `/ready` says what the phase says.
+    pub fn ok(&self) {
+        self.0.set(false);
+    }
+
+    /// Whether it was told to fail.
+    pub fn is_failing(&self) -> bool {
+        self.0.get()
+    }
 }
 
 /// The one writing end.

@@ -13,6 +13,7 @@ pub mod control;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;
+pub mod dump;
 pub mod filter;
 pub mod http;
 pub mod limit;

@@ -1,4 +1,5 @@
-//! A real Envoy on a static configuration, in the shape that Consul gives a sidecar for TCP.
+//! A proxy on a static configuration, in the shape that Consul gives a sidecar for TCP: a real Envoy, or an
+//! Attaché on the very same file.
 
 use std::net::SocketAddr;
 
@@ -21,11 +22,22 @@ pub enum Version {
     V1_3,
 }
 
-/// A running Envoy with one listener; it ends with its handle.
+/// Which proxy runs the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The one on PATH.
+    Envoy,
+    /// The program at this path.
+    Attache(&'static str),
+}
+
+/// A running proxy with one listener; it ends with its handle.
 #[derive(Debug)]
 pub struct Envoy {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its admin API.
+    pub admin: SocketAddr,
     /// Its process.
     pub process: Process,
 }
@@ -42,20 +54,53 @@ pub struct Identity<'a> {
 }
 
 impl Envoy {
-    /// The inbound side: ends mTLS and hands the bytes to `app`. `None` without an Envoy on PATH.
+    /// The inbound side of an Envoy: ends mTLS and hands the bytes to `app`. `None` without an Envoy on PATH.
     pub async fn inbound(identity: &Identity<'_>, app: SocketAddr) -> Option<Self> {
-        let mut tls = identity.context("DownstreamTlsContext");
-        tls["typed_config"]["require_client_certificate"] = true.into();
-        start(Some(tls), cluster(app, None)).await
+        Self::inbound_by(Program::Envoy, identity, app, &[]).await
     }
 
-    /// The outbound side: takes plain bytes and speaks mTLS to `public`, which must be `uri`.
+    /// The inbound side of `program`, which denies the callers whose SPIFFE ID matches one of the
+    /// expressions in `denied`.
+    pub async fn inbound_by(
+        program: Program,
+        identity: &Identity<'_>,
+        app: SocketAddr,
+        denied: &[&str],
+    ) -> Option<Self> {
+        let mut tls = identity.context("DownstreamTlsContext");
+        tls["typed_config"]["require_client_certificate"] = true.into();
+        let principal = |regex: &&str| json!({ "authenticated": { "principal_name": { "safe_regex": { "regex": regex } } } });
+        let rules = json!({ "action": "DENY", "policies": { "consul-intentions-layer4": {
+            "permissions": [{ "any": true }],
+            "principals": denied.iter().map(principal).collect::<Vec<_>>(),
+        }}});
+        let rbac = json!({ "name": "envoy.filters.network.rbac", "typed_config": {
+            "@type": format!("{TYPE}.filters.network.rbac.v3.RBAC"),
+            "stat_prefix": "connect_authz",
+            "rules": rules,
+        }});
+        let filters = if denied.is_empty() { vec![] } else { vec![rbac] };
+        start(program, Some(tls), filters, cluster(app, None)).await
+    }
+
+    /// The outbound side of an Envoy: takes plain bytes and speaks mTLS to `public`, which must be `uri`.
     pub async fn outbound(identity: &Identity<'_>, public: SocketAddr, sni: &str, uri: &str) -> Option<Self> {
+        Self::outbound_by(Program::Envoy, identity, public, sni, uri).await
+    }
+
+    /// The outbound side of `program`.
+    pub async fn outbound_by(
+        program: Program,
+        identity: &Identity<'_>,
+        public: SocketAddr,
+        sni: &str,
+        uri: &str,
+    ) -> Option<Self> {
         let mut tls = identity.context("UpstreamTlsContext");
         tls["typed_config"]["sni"] = sni.into();
         tls["typed_config"]["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"] =
             json!([{ "san_type": "URI", "matcher": { "exact": uri } }]);
-        start(None, cluster(public, Some(tls))).await
+        start(program, None, vec![], cluster(public, Some(tls))).await
     }
 }
 
@@ -82,15 +127,26 @@ impl Identity<'_> {
     }
 }
 
-async fn start(listener_tls: Option<Value>, cluster: Value) -> Option<Envoy> {
-    let program = tools::on_path("envoy")?;
+async fn start(
+    program: Program,
+    listener_tls: Option<Value>,
+    mut filters: Vec<Value>,
+    cluster: Value,
+) -> Option<Envoy> {
+    let (name, program) = match program {
+        Program::Envoy => ("envoy", tools::on_path("envoy")?.to_string_lossy().into_owned()),
+        Program::Attache(path) => ("attache", path.to_owned()),
+    };
     let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let (address, admin) = (loopback(free_port()), loopback(free_port()));
-    let mut chain = json!({ "filters": [{ "name": "envoy.filters.network.tcp_proxy", "typed_config": {
-        "@type": format!("{TYPE}.filters.network.tcp_proxy.v3.TcpProxy"),
-        "stat_prefix": "carried",
-        "cluster": "other_side",
-    }}]});
+    filters.push(
+        json!({ "name": "envoy.filters.network.tcp_proxy", "typed_config": {
+            "@type": format!("{TYPE}.filters.network.tcp_proxy.v3.TcpProxy"),
+            "stat_prefix": "carried",
+            "cluster": "other_side",
+        }}),
+    );
+    let mut chain = json!({ "filters": filters });
     if let Some(tls) = listener_tls {
         chain["transport_socket"] = tls;
     }
@@ -112,13 +168,17 @@ async fn start(listener_tls: Option<Value>, cluster: Value) -> Option<Envoy> {
         "warning",
     ]
     .map(str::to_owned);
-    let process = Process::start("envoy", &program.to_string_lossy(), &arguments, &[]);
-    eventually("envoy is ready", || async {
+    let process = Process::start(name, &program, &arguments, &[]);
+    eventually("the proxy is ready", || async {
         let (status, _) = get(admin, "/ready").await?;
         (status == 200).then_some(())
     })
     .await;
-    Some(Envoy { address, process })
+    Some(Envoy {
+        address,
+        admin,
+        process,
+    })
 }
 
 fn cluster(endpoint: SocketAddr, tls: Option<Value>) -> Value {

@@ -22,6 +22,7 @@ mod process;
 mod real_consul;
 mod refusals;
 mod rotation;
+mod static_file;
 mod xds;
 
 /// The sidecar under test.

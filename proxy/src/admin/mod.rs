@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use crate::drain::{Phase, PhaseReader};
+use crate::dump::ConfigSource;
 use crate::net::holder;
 use crate::snapshot::Reader;
 use crate::telemetry::metrics::registry;
@@ -49,8 +50,8 @@ pub struct Admin {
     pub snapshot: Reader,
     /// The phase of the process.
     pub phase: PhaseReader,
-    /// The state of the control source as JSON, made when asked for.
-    pub source: Rc<dyn Fn() -> serde_json::Value>,
+    /// The control source.
+    pub source: Rc<dyn ConfigSource>,
 }
 
 /// Why the admin API cannot listen.
@@ -140,7 +141,7 @@ impl Admin {
             "/certs" => json(&certs::render(self.snapshot.latest().as_deref())),
             "/config_dump" => json(&config_dump::render(
                 self.snapshot.latest().as_deref(),
-                (self.source)(),
+                self.source.status(),
             )),
             "/server_info" => json(&serde_json::json!({
                 "version": concat!("attache ", env!("CARGO_PKG_VERSION")),

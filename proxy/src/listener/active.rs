@@ -7,14 +7,15 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use tokio::sync::Notify;
 
+use super::balance::Balance;
 use super::live::{CutReason, LiveConnections};
 use crate::filter::rbac;
 use crate::limit::Limit;
 use crate::model::{Action, Downstream, FilterChain, Listener, Name};
 use crate::telemetry::metrics::ListenerMetrics;
+use crate::tls::ServerTls;
 
 /// Handshakes under way at once in a listener and worker. Strangers hold what an unfinished handshake
 /// costs, some 11 KiB and at most 35, for its time limit: all together stay well below the 128 MB that
@@ -32,6 +33,8 @@ pub struct ActiveListener {
     pub live: LiveConnections,
     /// Connections of all workers, for the connection limit.
     pub connections: Limit,
+    /// Connections by worker, for `exact_balance`.
+    pub balance: Balance,
     config: RefCell<Rc<ActiveConfig>>,
     serving: Rc<Serving>,
     /// TLS handshakes under way.
@@ -53,7 +56,7 @@ pub struct ActiveChain {
     /// The chain.
     pub config: Arc<FilterChain>,
     /// TLS, or why it cannot be had: then connections are refused.
-    pub transport: Option<Result<Arc<ServerConfig>, String>>,
+    pub transport: Option<Result<ServerTls, String>>,
 }
 
 /// Counts the connections of a worker, to know when a drain is over.
@@ -73,13 +76,14 @@ pub struct ServingGuard(Rc<Serving>);
 
 impl ActiveListener {
     /// A listener with its first configuration; `serving` is the worker's count.
-    pub fn new(connections: Limit, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
+    pub fn new(connections: Limit, balance: Balance, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
             metrics: Rc::new(ListenerMetrics::new(&name)),
             name,
             live: LiveConnections::default(),
             connections,
+            balance,
             config: RefCell::new(config),
             handshakes: Cell::new(0),
             serving,
@@ -153,6 +157,11 @@ impl Drop for Handshake<'_> {
 }
 
 impl Serving {
+    /// Connections now.
+    pub fn count(&self) -> usize {
+        self.count.get()
+    }
+
     /// Ready when no connection is left.
     pub async fn until_idle(&self) {
         while self.count.get() > 0 {

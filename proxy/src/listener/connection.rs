@@ -19,7 +19,7 @@ use crate::model::listener::{NetworkFilter, Terminal};
 use crate::model::{Action, Downstream};
 use crate::net::{Duplex, PlainStream};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::tls::{HandshakeError, TlsStream};
+use crate::tls::{Greeting, HandshakeError, TlsStream};
 use crate::upstream::ClusterManager;
 
 /// A peer that has not finished its handshake after this long holds a socket for nothing. Envoy has
@@ -51,14 +51,15 @@ pub async fn serve(
                 );
                 return;
             };
-            let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config.clone())).await;
+            let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config)).await;
             drop(place);
             match handshake.unwrap_or(Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT))) {
-                Ok((stream, peer)) => {
+                Ok((stream, Greeting { hello, peer })) => {
                     listener.metrics.handshakes.increment(1);
                     if let Some(id) = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()) {
                         log.peer(id.clone());
                     }
+                    downstream.server_name = hello.server_name.map(Arc::from);
                     downstream.peer = peer.map(Arc::new);
                     run_filters(stream, downstream, &listener, &clusters, &mut log).await;
                 }

@@ -4,7 +4,12 @@
 
 pub mod accept;
 pub mod active;
+pub mod balance;
 pub mod connection;
+pub mod dispatch;
 pub mod live;
 pub mod manager;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::accept::accept;
+use super::accept::Acceptor;
 use super::active::{ActiveChain, ActiveConfig, ActiveListener, Serving};
+use super::balance::Balances;
+use super::dispatch::{Dispatch, HandedOver};
 use super::live::CutReason;
 use crate::limit::Limits;
-use crate::model::listener::{Direction, Listener};
+use crate::model::listener::{Address, Direction, Listener};
 use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
 use crate::tls::ConfigCache;
@@ -27,12 +28,31 @@ use crate::upstream::ClusterManager;
 const CUT_GRACE: Duration = Duration::from_millis(200);
 
 /// What a worker is told.
-enum Command {
-    /// A newer snapshot, with the sockets of listeners that are new in it.
-    Apply(Arc<Snapshot>, Vec<(Name, ListenSocket)>),
+#[derive(Debug)]
+pub enum Command {
+    /// A newer snapshot, and the sockets to accept from.
+    Apply(Arc<Snapshot>, Sockets),
+    /// A connection that another worker has accepted.
+    Serve(HandedOver),
     /// Stop accepting, let connections end until the deadline, cut the rest, answer. Given again, it
     /// cuts them at once.
-    Drain(Duration, oneshot::Sender<()>),
+    Drain(Duration, oneshot::Sender<Drained>),
+}
+
+/// The sockets that a worker accepts from.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Those that are new.
+    pub new: Vec<(Address, ListenSocket)>,
+    /// All, with the listener that each is of. What is not here is closed.
+    pub owners: Arc<BTreeMap<Address, Name>>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still open at the deadline.
+    pub cut: usize,
 }
 
 /// The other threads' end of a worker.
@@ -43,33 +63,42 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `index`.
+    /// Starts so many workers, at least one.
     ///
     /// # Errors
-    /// When the thread cannot be had.
-    pub fn start(index: usize, limits: Limits) -> std::io::Result<Self> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || {
+    /// When a thread cannot be had.
+    pub fn start(workers: usize, limits: &Limits) -> std::io::Result<Vec<Self>> {
+        let (senders, inboxes): (Vec<_>, Vec<_>) =
+            (0..workers.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+        let weak: Vec<_> = senders.iter().map(mpsc::UnboundedSender::downgrade).collect();
+        let balances = Balances::new(senders.len());
+        let start = |(index, (commands, inbox))| {
+            let (limits, balances, workers) = (limits.clone(), balances.clone(), weak.clone());
+            let run = move || {
                 let built = Builder::new_current_thread()
                     .enable_all()
                     .build_local(LocalOptions::default());
                 match built {
-                    Ok(runtime) => runtime.block_on(Worker::new(limits).run(inbox)),
+                    Ok(runtime) => {
+                        runtime.block_on(Worker::new(index, limits, balances, workers).run(inbox));
+                    }
                     Err(error) => tracing::error!(%error, "a worker's runtime cannot be had"),
                 }
-            })?;
-        Ok(Self { commands, thread })
+            };
+            let name = format!("worker-{index}");
+            let thread = std::thread::Builder::new().name(name).spawn(run)?;
+            Ok(Self { commands, thread })
+        };
+        senders.into_iter().zip(inboxes).enumerate().map(start).collect()
     }
 
-    /// Hands over a snapshot and the sockets of its new listeners. A worker that is gone takes none.
-    pub fn apply(&self, snapshot: Arc<Snapshot>, sockets: Vec<(Name, ListenSocket)>) {
+    /// Hands over a snapshot and the sockets to accept from. A worker that is gone takes none.
+    pub fn apply(&self, snapshot: Arc<Snapshot>, sockets: Sockets) {
         let _ = self.commands.send(Command::Apply(snapshot, sockets));
     }
 
     /// Begins a drain; the receiver is ready when it is over. A second call cuts what is left.
-    pub fn drain(&self, deadline: Duration) -> oneshot::Receiver<()> {
+    pub fn drain(&self, deadline: Duration) -> oneshot::Receiver<Drained> {
         let (done, receiver) = oneshot::channel();
         let _ = self.commands.send(Command::Drain(deadline, done));
         receiver
@@ -83,23 +112,39 @@ impl WorkerHandle {
 
 struct Worker {
     clusters: Rc<ClusterManager>,
-    listeners: BTreeMap<Name, (Rc<ActiveListener>, Option<AbortHandle>)>,
+    listeners: BTreeMap<Name, Rc<ActiveListener>>,
+    acceptors: BTreeMap<Address, Acceptor>,
+    dispatch: Rc<Dispatch>,
     /// No longer in the snapshot, but maybe with connections still: those obey the newest rules too.
     retired: Vec<Rc<ActiveListener>>,
     serving: Rc<Serving>,
     tls: ConfigCache,
     limits: Limits,
+    balances: Balances,
 }
 
 impl Worker {
-    fn new(limits: Limits) -> Self {
+    fn new(
+        index: usize,
+        limits: Limits,
+        balances: Balances,
+        workers: Vec<mpsc::WeakUnboundedSender<Command>>,
+    ) -> Self {
+        let clusters = Rc::new(ClusterManager::new(limits.clone()));
         Self {
-            clusters: Rc::new(ClusterManager::new(limits.clone())),
+            dispatch: Rc::new(Dispatch {
+                index,
+                clusters: Rc::clone(&clusters),
+                workers,
+            }),
+            clusters,
             listeners: BTreeMap::new(),
+            acceptors: BTreeMap::new(),
             retired: Vec::new(),
             serving: Rc::default(),
             tls: ConfigCache::default(),
             limits,
+            balances,
         }
     }
 
@@ -108,10 +153,11 @@ impl Worker {
         while let Some(command) = inbox.recv().await {
             match command {
                 Command::Apply(snapshot, sockets) => self.apply(&snapshot, sockets),
+                Command::Serve(handed_over) => self.take(handed_over),
                 Command::Drain(deadline, done) => {
-                    let again = self.drain(deadline, &mut inbox).await;
+                    let (drained, again) = self.drain(deadline, &mut inbox).await;
                     for done in [Some(done), again].into_iter().flatten() {
-                        let _ = done.send(());
+                        let _ = done.send(drained);
                     }
                     return;
                 }
@@ -119,15 +165,12 @@ impl Worker {
         }
     }
 
-    fn apply(&mut self, snapshot: &Snapshot, sockets: Vec<(Name, ListenSocket)>) {
+    fn apply(&mut self, snapshot: &Snapshot, sockets: Sockets) {
         // Clusters first: a listener must not accept for a cluster that is not there yet.
         self.clusters.apply(snapshot, &mut self.tls);
-        self.listeners.retain(|name, (listener, accepting)| {
+        self.listeners.retain(|name, listener| {
             let stays = snapshot.listeners.contains_key(name);
             if !stays {
-                if let Some(accepting) = accepting {
-                    accepting.abort();
-                }
                 self.retired.push(Rc::clone(listener));
             }
             stays
@@ -136,33 +179,60 @@ impl Worker {
             self.update(listener);
         }
         self.rule_retired(snapshot);
-        for (name, socket) in sockets {
-            if let Some((listener, accepting)) = self.listeners.get_mut(&name) {
-                let task = accept(socket, Rc::clone(listener), Rc::clone(&self.clusters));
-                if let Some(replaced) = accepting.replace(spawn_local(task).abort_handle()) {
-                    replaced.abort();
+        self.apply_sockets(sockets);
+        self.tls.sweep();
+    }
+
+    /// Make before break: new sockets accept before old ones end.
+    fn apply_sockets(&mut self, sockets: Sockets) {
+        for (address, socket) in sockets.new {
+            let owner = sockets.owners.get(&address);
+            let Some(listener) = owner.and_then(|name| self.listeners.get(name)) else {
+                continue;
+            };
+            match Acceptor::start(socket, Rc::clone(listener), Rc::clone(&self.dispatch)) {
+                Ok(acceptor) => {
+                    self.acceptors.insert(address, acceptor);
+                }
+                Err(error) => {
+                    tracing::error!(listener = %listener.name, %error, "the socket cannot be polled");
                 }
             }
         }
-        self.tls.sweep();
+        for (address, acceptor) in std::mem::take(&mut self.acceptors) {
+            let owner = sockets.owners.get(&address);
+            match owner.and_then(|name| self.listeners.get(name)) {
+                Some(listener) => {
+                    acceptor.hand_over(listener);
+                    self.acceptors.insert(address, acceptor);
+                }
+                None => acceptor.close(Rc::clone(&self.dispatch)),
+            }
+        }
+    }
+
+    /// Of a listener that is gone here nobody serves what another worker accepted for it just now.
+    fn take(&self, handed_over: HandedOver) {
+        let retired = || self.retired.iter().find(|l| l.name == handed_over.listener);
+        let listener = self.listeners.get(&handed_over.listener).or_else(retired);
+        if let Some(listener) = listener.cloned() {
+            self.dispatch.take(handed_over, listener);
+        }
     }
 
     /// Swaps a listener's chains under its socket, and looks again at its live connections if the
     /// rules changed.
     fn update(&mut self, config: &Arc<Listener>) {
-        let old = self
-            .listeners
-            .get(&config.name)
-            .map(|(listener, _)| listener.config());
+        let old = self.listeners.get(&config.name).map(|listener| listener.config());
         if old.as_ref().is_some_and(|old| Arc::ptr_eq(&old.listener, config)) {
             return;
         }
         let active = Rc::new(self.activate(config, old.as_deref()));
-        let Some((listener, _)) = self.listeners.get(&config.name) else {
+        let Some(listener) = self.listeners.get(&config.name) else {
             let connections = self.limits.get(&format!("listener {}", config.name));
-            let listener = ActiveListener::new(connections, active, Rc::clone(&self.serving));
-            self.listeners
-                .insert(Arc::clone(&config.name), (Rc::new(listener), None));
+            let balance = self.balances.get(&config.name);
+            let listener = ActiveListener::new(connections, balance, active, Rc::clone(&self.serving));
+            self.listeners.insert(Arc::clone(&config.name), Rc::new(listener));
             return;
         };
         listener.swap(active);
@@ -176,7 +246,7 @@ impl Worker {
         let public = inbound
             .find(|listener| listener.direction == Direction::Inbound)
             .and_then(|listener| self.listeners.get(&listener.name))
-            .map(|(listener, _)| listener.config());
+            .map(|listener| listener.config());
         let Some(public) = public else {
             return;
         };
@@ -221,36 +291,45 @@ impl Worker {
         &mut self,
         deadline: Duration,
         inbox: &mut mpsc::UnboundedReceiver<Command>,
-    ) -> Option<oneshot::Sender<()>> {
-        for (_, accepting) in self.listeners.values_mut() {
-            if let Some(accepting) = accepting.take() {
-                accepting.abort();
-            }
+    ) -> (Drained, Option<oneshot::Sender<Drained>>) {
+        for acceptor in std::mem::take(&mut self.acceptors).into_values() {
+            acceptor.close(Rc::clone(&self.dispatch));
         }
         let listeners = self.listeners.values().map(|(listener, _)| listener);
         for listener in listeners.chain(&self.retired) {
             listener.live.drain();
         }
         let serving = Rc::clone(&self.serving);
-        let mut idle = pin!(serving.until_idle());
         let mut deadline = pin!(sleep(deadline));
         let again = loop {
             tokio::select! {
-                () = &mut idle => return None,
+                () = serving.until_idle() => {
+                    // From now on other workers keep what they would have handed over; what they
+                    // already have is served.
+                    inbox.close();
+                    while let Ok(command) = inbox.try_recv() {
+                        if let Command::Serve(handed_over) = command {
+                            self.take(handed_over);
+                        }
+                    }
+                    if serving.count() == 0 {
+                        return (Drained::default(), None);
+                    }
+                }
                 () = &mut deadline => break None,
-                command = inbox.recv() => match command {
-                    // Sockets of new listeners are dropped: nothing is accepted any more.
-                    Some(Command::Apply(snapshot, _)) => self.apply(&snapshot, Vec::new()),
-                    Some(Command::Drain(_, done)) => break Some(done),
-                    None => break None,
+                Some(command) = inbox.recv() => match command {
+                    // Nothing new is accepted: sockets that come now are of listeners that nobody knew.
+                    Command::Apply(snapshot, _) => self.apply(&snapshot, Sockets::default()),
+                    Command::Serve(handed_over) => self.take(handed_over),
+                    Command::Drain(_, done) => break Some(done),
                 },
             }
         };
-        let listeners = self.listeners.values().map(|(listener, _)| listener);
-        for listener in listeners.chain(&self.retired) {
+        let drained = Drained { cut: serving.count() };
+        for listener in self.listeners.values().chain(&self.retired) {
             listener.live.cut(|_| Some(CutReason::DrainDeadline));
         }
         let _ = timeout(CUT_GRACE, serving.until_idle()).await;
-        again
+        (drained, again)
     }
 }

@@ -35,22 +35,24 @@ pub struct FilterChainMatch {
 impl Listener {
     /// The chain that takes a connection. `None`: it is closed, flag NR.
     pub fn find_filter_chain(&self, downstream: &Downstream) -> Option<&Arc<FilterChain>> {
-        let mut chains: Vec<&Arc<FilterChain>> = self.filter_chains.iter().collect();
-        for criterion in CRITERIA {
-            // One chain, as nearly every listener has: it only must not fail.
-            let scores = chains.iter().map(|chain| criterion(&chain.matches, downstream));
-            let scores: Vec<Option<u32>> = scores.collect();
-            let best = scores.iter().max().copied().flatten();
-            let Some(best) = best else {
-                chains.clear();
-                break;
-            };
-            let mut scores = scores.into_iter();
-            chains.retain(|_| scores.next().flatten() == Some(best));
+        // Narrowing down by one criterion after the other and never going back is the greatest of the
+        // lists of scores; of equal ones the first. Nothing is allocated: this is on every connection's
+        // path.
+        let mut best: Option<(Scores, &Arc<FilterChain>)> = None;
+        for chain in &self.filter_chains {
+            let scores = CRITERIA.map(|criterion| criterion(&chain.matches, downstream));
+            if best.as_ref().is_none_or(|(best, _)| scores > *best) {
+                best = Some((scores, chain));
+            }
         }
-        chains.first().copied().or(self.default_filter_chain.as_ref())
+        best.filter(|(scores, _)| scores.iter().all(Option::is_some))
+            .map(|(_, chain)| chain)
+            .or(self.default_filter_chain.as_ref())
     }
 }
+
+/// One score a criterion, in their order.
+type Scores = [Option<u32>; CRITERIA.len()];
 
 /// How specifically a chain matches by one criterion; `None` is not at all, 0 is "does not matter".
 type Criterion = fn(&FilterChainMatch, &Downstream) -> Option<u32>;

@@ -1,68 +1,167 @@
-//! Envoy's response flags: why a connection ended as it did, in two letters.
+//! Envoy's response flags: why a connection or request ended as it did, in a few letters.
 
 use std::fmt;
 
-/// The flags that a connection or request can end with (Envoy's `%RESPONSE_FLAGS%`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Envoy's `%RESPONSE_FLAGS%`, in the order in which Envoy lists them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ResponseFlag {
     /// `-`: nothing to remark.
     #[default]
     None,
-    /// `UF`: no endpoint could be connected to.
-    UpstreamConnectionFailure,
+    /// `LH`: the local service failed its health check.
+    FailedLocalHealthCheck,
     /// `UH`: the cluster has no healthy endpoint.
     NoHealthyUpstream,
-    /// `UO`: a circuit breaker is open.
-    UpstreamOverflow,
-    /// `NC`: the cluster does not exist.
-    NoClusterFound,
-    /// `NR`: no filter chain (or route) takes it.
-    NoRouteFound,
-    /// `DC`: the downstream cut the connection.
-    DownstreamConnectionTermination,
-    /// `UC`: the upstream cut the connection.
-    UpstreamConnectionTermination,
-    /// `UT`: no response within the route's timeout.
+    /// `UT`: the upstream did not answer in time.
     UpstreamRequestTimeout,
-    /// `UPE`: the upstream broke the protocol.
-    UpstreamProtocolError,
-    /// `UAEX`: refused by a rule (Envoy has it for external authorization; here RBAC too).
-    UnauthorizedDetails,
-    /// `OM`: shed, such as by the connection limit.
-    OverloadManager,
-    /// `SI`: idle for longer than configured.
-    StreamIdleTimeout,
     /// `LR`: cut by the proxy itself, such as at the end of a drain.
     LocalReset,
+    /// `UR`: the upstream reset the connection or stream.
+    UpstreamRemoteReset,
+    /// `UF`: no endpoint could be connected to.
+    UpstreamConnectionFailure,
+    /// `UC`: the upstream cut the connection.
+    UpstreamConnectionTermination,
+    /// `UO`: a circuit breaker is open.
+    UpstreamOverflow,
+    /// `NR`: no filter chain (or route) takes it.
+    NoRouteFound,
+    /// `DI`: delayed by a fault filter.
+    DelayInjected,
+    /// `FI`: aborted by a fault filter.
+    FaultInjected,
+    /// `RL`: over a local rate limit.
+    RateLimited,
+    /// `UAEX`: refused by a rule (Envoy has it for external authorization; here RBAC too).
+    UnauthorizedDetails,
+    /// `RLSE`: the rate limit service failed.
+    RateLimitServiceError,
+    /// `DC`: the downstream cut the connection.
+    DownstreamConnectionTermination,
+    /// `URX`: every attempt at an upstream was used up.
+    UpstreamRetryLimitExceeded,
+    /// `SI`: idle for longer than configured.
+    StreamIdleTimeout,
+    /// `IH`: a header that only Envoy's own requests have was wrong.
+    InvalidEnvoyRequestHeaders,
     /// `DPE`: the downstream broke the protocol: no TLS, no acceptable certificate.
     DownstreamProtocolError,
+    /// `UMSDR`: the upstream request took longer than any may.
+    UpstreamMaxStreamDurationReached,
+    /// `RFCF`: answered by a cache filter.
+    ResponseFromCacheFilter,
+    /// `NFCF`: a filter's configuration did not come.
+    NoFilterConfigFound,
+    /// `DT`: older than configured.
+    DurationTimeout,
+    /// `UPE`: the upstream broke the protocol.
+    UpstreamProtocolError,
+    /// `NC`: the cluster does not exist.
+    NoClusterFound,
+    /// `OM`: shed, such as by the connection limit.
+    OverloadManager,
+    /// `DF`: a name could not be resolved.
+    DnsResolutionFailed,
+    /// `DO`: shed by the cluster's drop policy.
+    DropOverload,
+    /// `DR`: the downstream reset the stream.
+    DownstreamRemoteReset,
+    /// `UDO`: shed by the cluster's drop policy for all of its requests.
+    UnconditionalDropOverload,
 }
 
+/// Every flag with its two names in Envoy.
+const NAMES: [(ResponseFlag, &str, &str); 31] = {
+    use ResponseFlag as F;
+    [
+        (F::None, "-", "-"),
+        (F::FailedLocalHealthCheck, "LH", "FailedLocalHealthCheck"),
+        (F::NoHealthyUpstream, "UH", "NoHealthyUpstream"),
+        (F::UpstreamRequestTimeout, "UT", "UpstreamRequestTimeout"),
+        (F::LocalReset, "LR", "LocalReset"),
+        (F::UpstreamRemoteReset, "UR", "UpstreamRemoteReset"),
+        (F::UpstreamConnectionFailure, "UF", "UpstreamConnectionFailure"),
+        (
+            F::UpstreamConnectionTermination,
+            "UC",
+            "UpstreamConnectionTermination",
+        ),
+        (F::UpstreamOverflow, "UO", "UpstreamOverflow"),
+        (F::NoRouteFound, "NR", "NoRouteFound"),
+        (F::DelayInjected, "DI", "DelayInjected"),
+        (F::FaultInjected, "FI", "FaultInjected"),
+        (F::RateLimited, "RL", "RateLimited"),
+        (F::UnauthorizedDetails, "UAEX", "UnauthorizedExternalService"),
+        (F::RateLimitServiceError, "RLSE", "RateLimitServiceError"),
+        (
+            F::DownstreamConnectionTermination,
+            "DC",
+            "DownstreamConnectionTermination",
+        ),
+        (F::UpstreamRetryLimitExceeded, "URX", "UpstreamRetryLimitExceeded"),
+        (F::StreamIdleTimeout, "SI", "StreamIdleTimeout"),
+        (F::InvalidEnvoyRequestHeaders, "IH", "InvalidEnvoyRequestHeaders"),
+        (F::DownstreamProtocolError, "DPE", "DownstreamProtocolError"),
+        (
+            F::UpstreamMaxStreamDurationReached,
+            "UMSDR",
+            "UpstreamMaxStreamDurationReached",
+        ),
+        (F::ResponseFromCacheFilter, "RFCF", "ResponseFromCacheFilter"),
+        (F::NoFilterConfigFound, "NFCF", "NoFilterConfigFound"),
+        (F::DurationTimeout, "DT", "DurationTimeout"),
+        (F::UpstreamProtocolError, "UPE", "UpstreamProtocolError"),
+        (F::NoClusterFound, "NC", "NoClusterFound"),
+        (F::OverloadManager, "OM", "OverloadManagerTerminated"),
+        (F::DnsResolutionFailed, "DF", "DnsResolutionFailed"),
+        (F::DropOverload, "DO", "DropOverload"),
+        (F::DownstreamRemoteReset, "DR", "DownstreamRemoteReset"),
+        (F::UnconditionalDropOverload, "UDO", "UnconditionalDropOverload"),
+    ]
+};
+
 impl ResponseFlag {
+    fn names(self) -> (&'static str, &'static str) {
+        let found = NAMES.iter().find(|(flag, ..)| *flag == self);
+        found.map_or(("-", "-"), |(_, short, long)| (*short, *long))
+    }
+
     /// Envoy's short name.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "-",
-            Self::UpstreamConnectionFailure => "UF",
-            Self::NoHealthyUpstream => "UH",
-            Self::UpstreamOverflow => "UO",
-            Self::NoClusterFound => "NC",
-            Self::NoRouteFound => "NR",
-            Self::DownstreamConnectionTermination => "DC",
-            Self::UpstreamConnectionTermination => "UC",
-            Self::UpstreamRequestTimeout => "UT",
-            Self::UpstreamProtocolError => "UPE",
-            Self::UnauthorizedDetails => "UAEX",
-            Self::OverloadManager => "OM",
-            Self::StreamIdleTimeout => "SI",
-            Self::LocalReset => "LR",
-            Self::DownstreamProtocolError => "DPE",
-        }
+        self.names().0
+    }
+
+    /// Envoy's long name (`%RESPONSE_FLAGS_LONG%`).
+    pub fn as_long_str(self) -> &'static str {
+        self.names().1
+    }
+
+    /// The flag of a short name, as a `response_flag_filter` has it.
+    pub fn parse(short: &str) -> Option<Self> {
+        let mut flags = NAMES.iter().skip(1);
+        flags.find(|(_, name, _)| *name == short).map(|(flag, ..)| *flag)
     }
 }
 
 impl fmt::Display for ResponseFlag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_has_names_of_its_own_in_envoys_order() {
+        assert!(NAMES.is_sorted_by(|a, b| a.0 < b.0));
+        for (flag, short, long) in NAMES.iter().skip(1) {
+            assert_eq!(flag.to_string(), *short);
+            assert_eq!(flag.as_long_str(), *long);
+            assert_eq!(ResponseFlag::parse(short), Some(*flag));
+        }
+        assert_eq!(ResponseFlag::parse("-"), None);
+        assert_eq!(ResponseFlag::parse("nr"), None);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Name;
 use super::access_log::AccessLog;
 use super::filter_chain_match::FilterChainMatch;
-use super::http::HttpConnectionManager;
+use super::http::{HttpConnectionManager, Routes};
 use super::rbac::Rbac;
 use super::secret::{Identity, Validation};
 
@@ -67,7 +67,7 @@ pub struct Listener {
     pub default_filter_chain: Option<Arc<FilterChain>>,
     /// `connection_balance_config.exact_balance`: workers have equally many connections.
     pub exact_balance: bool,
-    /// Written for connections that no chain takes.
+    /// Written for every connection, whichever chain took it; Consul's has a filter for those that none took (NR).
     pub access_log: Vec<Arc<AccessLog>>,
 }
 
@@ -246,6 +246,17 @@ impl Listener {
     /// Every chain, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
         self.filter_chains.iter().chain(&self.default_filter_chain)
+    }
+
+    /// The route configurations that its chains ask for by name (RDS).
+    pub fn route_names(&self) -> impl Iterator<Item = &Name> {
+        self.chains().filter_map(|chain| match &chain.terminal {
+            Terminal::HttpConnectionManager(manager) => match &manager.routes {
+                Routes::Rds(name) => Some(name),
+                Routes::Inline(_) => None,
+            },
+            Terminal::TcpProxy(_) => None,
+        })
     }
 }
 

@@ -39,7 +39,7 @@ pub type Name = Arc<str>;
 /// One complete, consistent configuration of the data plane. Immutable; parts that did not change
 /// between two snapshots are the same `Arc`, so readers find changes by comparing (equal parts may
 /// also be different `Arc`s: then they compare by value).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// By listener name.
     pub listeners: BTreeMap<Name, Arc<Listener>>,

@@ -3,10 +3,12 @@
 //! Knows addresses (from `model`) and nothing else of the mesh.
 
 pub mod buffer;
+pub mod closing;
 pub mod duplex;
 pub mod holder;
 pub mod plain;
 pub mod relay;
+pub mod sock_diag;
 pub mod socket;
 
 pub use duplex::Duplex;

@@ -4,8 +4,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -42,12 +42,15 @@ pub enum ListenSocket {
 /// The first TCP socket is bound *without* `SO_REUSEPORT` and gets the option afterwards, so that
 /// our own further sockets may join while another process, a second Attaché included, is refused.
 ///
+/// With `join` the first one may join sockets of this user too, for an address that covers one that this
+/// process has already, or is covered by it.
+///
 /// # Errors
 /// The kernel's: `AddrInUse` when anybody else holds the address.
-pub fn listen(address: &Address, workers: usize) -> io::Result<Vec<ListenSocket>> {
+pub fn listen(address: &Address, workers: usize, join: bool) -> io::Result<Vec<ListenSocket>> {
     match address {
         Address::Socket(address) => (0..workers)
-            .map(|worker| listen_tcp(*address, worker == 0).map(ListenSocket::Tcp))
+            .map(|worker| listen_tcp(*address, worker == 0 && !join).map(ListenSocket::Tcp))
             .collect(),
         Address::Pipe { path, mode } => {
             let first = listen_unix(path, *mode)?;
@@ -92,6 +95,42 @@ fn listen_unix(path: &Path, mode: Option<u32>) -> io::Result<std::os::unix::net:
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
     Ok(listener)
+}
+
+/// The file of a listening unix socket; removed when dropped, unless somebody has put another there.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketFile {
+    /// The file that was just bound at `address`; none of a TCP address.
+    pub fn of(address: &Address) -> Option<Self> {
+        let Address::Pipe { path, .. } = address else {
+            return None;
+        };
+        let inode = std::fs::symlink_metadata(path).ok()?.ino();
+        let path = path.clone();
+        Some(Self { path, inode })
+    }
+
+    /// Sets the permission bits of the file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            // Where it stays, the next start finds it stale and replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn keepalive() -> TcpKeepalive {
@@ -141,20 +180,23 @@ mod tests {
     #[test]
     fn own_sockets_share_a_port_and_a_stranger_is_refused() {
         let any = Address::Socket("127.0.0.1:0".parse().unwrap());
-        let [ListenSocket::Tcp(first)] = &listen(&any, 1).unwrap()[..] else {
+        let [ListenSocket::Tcp(first)] = &listen(&any, 1, false).unwrap()[..] else {
             panic!("one socket")
         };
         let taken = Address::Socket(first.local_addr().unwrap());
-        assert_eq!(listen(&taken, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            listen(&taken, 2, false).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
 
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
-        let ours = listen(&Address::Socket(free), 3).unwrap();
+        let ours = listen(&Address::Socket(free), 3, false).unwrap();
         assert_eq!(ours.len(), 3);
         assert_eq!(
-            listen(&Address::Socket(free), 1).unwrap_err().kind(),
+            listen(&Address::Socket(free), 1, false).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
     }
@@ -166,14 +208,28 @@ mod tests {
             path: path.clone(),
             mode: Some(0o600),
         };
-        drop(listen(&address, 1).unwrap());
-        let live = listen(&address, 2).unwrap();
+        drop(listen(&address, 1, false).unwrap());
+        let live = listen(&address, 2, false).unwrap();
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        assert!(listen(&address, 1).is_err());
+        assert!(listen(&address, 1, false).is_err());
+        let file = SocketFile::of(&address).unwrap();
         drop(live);
-        std::fs::remove_file(path).unwrap();
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_wildcard_joins_an_address_of_our_own() {
+        let one = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = one.local_addr().unwrap().port();
+        drop(one);
+        let ours = listen(&Address::Socket(([127, 0, 0, 1], port).into()), 2, false).unwrap();
+        let wide = Address::Socket(([0, 0, 0, 0], port).into());
+        assert!(listen(&wide, 2, false).is_err());
+        assert_eq!(listen(&wide, 2, true).unwrap().len(), 2);
+        drop(ours);
     }
 }

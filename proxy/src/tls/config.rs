@@ -12,6 +12,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
+use super::client_hello::ClientHello;
 use super::identity::{IdentityError, certified_key};
 use super::verifier::PeerVerifier;
 use crate::model::listener::{ClientCertificate, DownstreamTls, TlsParams, TlsVersion};
@@ -43,11 +44,44 @@ pub enum ConfigError {
     Sni(String),
 }
 
+/// The configuration for accepting, as a peer's ClientHello asks for it.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    /// The same without ALPN, where there is one.
+    without_alpn: Option<Arc<ServerConfig>>,
+}
+
+impl ServerTls {
+    fn new(config: ServerConfig) -> Self {
+        let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
+            let mut without = config.clone();
+            without.alpn_protocols = Vec::new();
+            Arc::new(without)
+        });
+        Self {
+            config: Arc::new(config),
+            without_alpn,
+        }
+    }
+
+    /// What to answer a ClientHello with. rustls aborts a handshake in which no protocol is common to
+    /// both; Envoy goes on as if none had been asked for.
+    pub fn answer_to(&self, hello: Option<&ClientHello>) -> &Arc<ServerConfig> {
+        let Some((without_alpn, hello)) = self.without_alpn.as_ref().zip(hello) else {
+            return &self.config;
+        };
+        let ours = &self.config.alpn_protocols;
+        let common = hello.alpn.iter().any(|p| ours.iter().any(|o| o == p.as_bytes()));
+        if common { &self.config } else { without_alpn }
+    }
+}
+
 /// What a worker keeps between snapshots. Not shared between threads.
 #[derive(Debug, Default)]
 pub struct ConfigCache {
     keys: Vec<(Arc<Identity>, Arc<CertifiedKey>)>,
-    servers: Vec<(Arc<DownstreamTls>, Arc<ServerConfig>)>,
+    servers: Vec<(Arc<DownstreamTls>, ServerTls)>,
     clients: HashMap<*const UpstreamTls, (Arc<UpstreamTls>, Arc<ClientConfig>)>,
 }
 
@@ -56,9 +90,9 @@ impl ConfigCache {
     ///
     /// # Errors
     /// [`ConfigError`]; the caller keeps what it had.
-    pub fn server(&mut self, tls: &Arc<DownstreamTls>) -> Result<Arc<ServerConfig>, ConfigError> {
+    pub fn server(&mut self, tls: &Arc<DownstreamTls>) -> Result<ServerTls, ConfigError> {
         if let Some((_, config)) = self.servers.iter().find(|(have, _)| Arc::ptr_eq(have, tls)) {
-            return Ok(Arc::clone(config));
+            return Ok(config.clone());
         }
         let builder = ServerConfig::builder_with_provider(narrowed(&tls.params))
             .with_protocol_versions(versions(&tls.params))
@@ -78,8 +112,8 @@ impl ConfigCache {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.alpn_protocols = protocols(&tls.alpn);
-        let config = Arc::new(config);
-        self.servers.push((Arc::clone(tls), Arc::clone(&config)));
+        let config = ServerTls::new(config);
+        self.servers.push((Arc::clone(tls), config.clone()));
         Ok(config)
     }
 

@@ -3,6 +3,7 @@
 //! Owns the provider's choice, the SPIFFE verification and [`TlsStream`]. Decides who a peer *is*;
 //! whether it may connect is the RBAC filter's business.
 
+pub mod client_hello;
 pub mod config;
 pub mod error;
 pub mod identity;
@@ -14,9 +15,10 @@ use std::sync::{Arc, LazyLock};
 use rustls::CipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-pub use config::ConfigCache;
+pub use client_hello::ClientHello;
+pub use config::{ConfigCache, ServerTls};
 pub use error::HandshakeError;
-pub use stream::TlsStream;
+pub use stream::{Greeting, TlsStream};
 
 /// One provider a process: aws-lc-rs, with AES-128 before AES-256 as Envoy and linkerd order them
 /// (less work a byte, no weaker in practice), and the hybrid X25519MLKEM768 first.

@@ -7,19 +7,22 @@
 //! close_notify and FIN together are the clean end; FIN alone is a truncation and an error, so that a
 //! cut transfer cannot look complete (RFC 8446, section 6.1).
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::client_hello::{ClientHello, Inspected, inspect};
+use super::config::ServerTls;
 use super::error::{HandshakeError, is_not_tls};
 use super::verifier;
 use crate::model::Peer;
@@ -48,12 +51,19 @@ pub struct TlsStream {
     opened: Backlog,
     /// Sealed records that the socket did not take yet. Empty while idle.
     outgoing: Backlog,
-    /// A byte was received.
-    heard: bool,
     /// close_notify was received: nothing more will be.
     peer_closed: bool,
     /// close_notify was queued: nothing more may be sealed.
     finished: bool,
+}
+
+/// What a peer that was accepted said of itself.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// What it asked for.
+    pub hello: ClientHello,
+    /// None where no certificate was asked for, or none presented to who only asked.
+    pub peer: Option<Peer>,
 }
 
 enum Session {
@@ -84,18 +94,21 @@ impl TlsStream {
     ///
     /// # Errors
     /// [`HandshakeError`]; an alert was sent where TLS asks for one.
-    pub async fn accept(
-        socket: TcpStream,
-        config: Arc<ServerConfig>,
-    ) -> Result<(Self, Option<Peer>), HandshakeError> {
-        let connection = UnbufferedServerConnection::new(config)?;
+    pub async fn accept(mut socket: TcpStream, tls: &ServerTls) -> Result<(Self, Greeting), HandshakeError> {
+        let mut early = Vec::new();
+        let hello = match greeted(&mut socket, &mut early).await {
+            Ok(hello) => hello,
+            Err(_) if early.is_empty() => return Err(HandshakeError::Silent),
+            Err(error) => return Err(error.into()),
+        };
+        let config = tls.answer_to(hello.as_ref());
+        let connection = UnbufferedServerConnection::new(Arc::clone(config))?;
         let mut stream = Self::new(socket, Session::Server(Box::new(connection)));
-        match stream.handshake().await {
-            Err(HandshakeError::Socket(_)) if !stream.heard => return Err(HandshakeError::Silent),
-            shaken => shaken?,
-        }
+        stream.partial = early;
+        stream.handshake().await?;
         let peer = stream.peer()?;
-        Ok((stream, peer))
+        let hello = hello.unwrap_or_default();
+        Ok((stream, Greeting { hello, peer }))
     }
 
     /// Connects: the client's side of a handshake. The caller bounds its time.
@@ -114,7 +127,7 @@ impl TlsStream {
     }
 
     async fn handshake(&mut self) -> Result<(), HandshakeError> {
-        let shaken = std::future::poll_fn(|cx| self.poll_handshake(cx)).await;
+        let shaken = poll_fn(|cx| self.poll_handshake(cx)).await;
         if shaken.is_err() {
             // A reset would overtake the alert that tells the peer why.
             close_cleanly(&self.socket);
@@ -129,7 +142,6 @@ impl TlsStream {
             partial: Vec::new(),
             opened: Backlog::default(),
             outgoing: Backlog::default(),
-            heard: false,
             peer_closed: false,
             finished: false,
         }
@@ -191,7 +203,6 @@ impl TlsStream {
         if received.filled().is_empty() {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
-        self.heard = true;
         self.partial.extend_from_slice(received.filled());
         Poll::Ready(Ok(()))
     }
@@ -385,6 +396,30 @@ impl Duplex for TlsStream {
     }
 }
 
+/// Receives into `early` until the ClientHello is there. None where it is not one that can be read: the
+/// handshake then says why, or asks for the rest.
+async fn greeted(socket: &mut TcpStream, early: &mut Vec<u8>) -> io::Result<Option<ClientHello>> {
+    loop {
+        match inspect(early) {
+            Inspected::Hello(hello) => return Ok(Some(hello)),
+            Inspected::Need(_) if early.len() < STRANGERS_BYTES => {}
+            Inspected::Need(_) | Inspected::NotTls | Inspected::TooLarge => return Ok(None),
+        }
+        poll_fn(|cx| {
+            with_received(|block| {
+                let mut received = ReadBuf::new(&mut block[..STRANGERS_BYTES - early.len()]);
+                ready!(Pin::new(&mut *socket).poll_read(cx, &mut received))?;
+                if received.filled().is_empty() {
+                    return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof)));
+                }
+                early.extend_from_slice(received.filled());
+                Poll::Ready(Ok(()))
+            })
+        })
+        .await?;
+    }
+}
+
 /// One step of rustls. Returns how many bytes of the input are done with, and what comes next.
 fn step<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
@@ -471,6 +506,14 @@ impl TlsStream {
     /// The socket under the session.
     pub(super) fn socket(&self) -> &TcpStream {
         &self.socket
+    }
+
+    /// The protocol agreed on.
+    pub(super) fn alpn(&self) -> Option<&[u8]> {
+        match &self.session {
+            Session::Client(connection) => connection.alpn_protocol(),
+            Session::Server(connection) => connection.alpn_protocol(),
+        }
     }
 
     /// Bytes to the socket past the session, as a broken peer would send them.

@@ -11,9 +11,9 @@ use rcgen::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{ConfigCache, HandshakeError, TlsStream};
+use super::{ConfigCache, Greeting, HandshakeError, TlsStream};
 use crate::model::listener::{ClientCertificate, DownstreamTls, TlsParams, TlsVersion};
-use crate::model::{Identity, Peer, SpiffeId, Trust, TrustBundle, UpstreamTls, Validation};
+use crate::model::{Identity, SpiffeId, Trust, TrustBundle, UpstreamTls, Validation};
 use crate::net::relay::{Counts, relay};
 use crate::net::{Duplex, PlainStream};
 
@@ -132,7 +132,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
 
 type Shaken = (
     Result<TlsStream, HandshakeError>,
-    Result<(TlsStream, Option<Peer>), HandshakeError>,
+    Result<(TlsStream, Greeting), HandshakeError>,
 );
 
 async fn shake(ends: Ends) -> Shaken {
@@ -147,7 +147,8 @@ async fn shake(ends: Ends) -> Shaken {
         .try_into()
         .unwrap();
     let connecting = TlsStream::connect(client, cache.client(&Arc::new(ends.upstream)).unwrap(), sni);
-    let accepting = TlsStream::accept(server, cache.server(&Arc::new(ends.downstream)).unwrap());
+    let tls = cache.server(&Arc::new(ends.downstream)).unwrap();
+    let accepting = TlsStream::accept(server, &tls);
     tokio::join!(connecting, accepting)
 }
 
@@ -188,7 +189,7 @@ async fn both_versions_carry_both_ways_and_half_close() {
         };
         let (client, server) = shake(ends).await;
         let (mut client, (mut server, peer)) = (client.unwrap(), server.unwrap());
-        assert_eq!(peer.unwrap().name(), uri(&Leaf::default()));
+        assert_eq!(peer.peer.unwrap().name(), uri(&Leaf::default()));
         send(&mut client, b"hello").await.unwrap();
         assert_eq!(receive(&mut server).await.unwrap(), b"hello");
         finish(&mut client).await.unwrap();
@@ -287,7 +288,7 @@ async fn plaintext_and_missing_certificates_are_refused() {
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .await
         .unwrap();
-    assert!(why(TlsStream::accept(server, Arc::clone(&config)).await).contains("not TLS"));
+    assert!(why(TlsStream::accept(server, &config).await).contains("not TLS"));
 
     let (client, server) = sockets().await;
     let authority = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
@@ -312,7 +313,7 @@ async fn plaintext_and_missing_certificates_are_refused() {
     let config = ConfigCache::default().server(&Arc::new(downstream)).unwrap();
     let (_, accepted) = tokio::join!(
         connector.connect("x".try_into().unwrap(), client),
-        TlsStream::accept(server, config)
+        TlsStream::accept(server, &config)
     );
     let reason = why(accepted);
     assert!(
@@ -336,7 +337,7 @@ async fn a_stranger_cannot_make_a_handshake_hold_much() {
         // It is refused before the end of this.
         let _ = client.write_all(&[hello, record].concat()).await;
     };
-    let (accepted, ()) = tokio::join!(TlsStream::accept(server, config), sending);
+    let (accepted, ()) = tokio::join!(TlsStream::accept(server, &config), sending);
     let reason = why(accepted);
     assert!(reason.contains("over 24 KiB"), "{reason}");
 }
@@ -440,4 +441,22 @@ async fn a_reader_that_stops_holds_one_block_and_no_more() {
     // net.ipv4.tcp_{r,w}mem a socket, 6 + 4 MiB by default), not in ours.
     assert!(sent - counts.received.get() < 16 << 20, "{sent} {counts:?}");
     assert!(counts.received.get() < 16 << 20);
+}
+
+#[tokio::test]
+async fn a_peer_with_other_protocols_is_served_without() {
+    let offers = |ours: &[&str], theirs: &[&str]| {
+        let mut ends = good();
+        let names = |names: &[&str]| names.iter().map(|&name| Arc::from(name)).collect();
+        (ends.downstream.alpn, ends.upstream.alpn) = (names(ours), names(theirs));
+        ends
+    };
+    for theirs in [&["h2"][..], &["http/1.1"], &[]] {
+        let (client, server) = shake(offers(&["h2"], theirs)).await;
+        let (_, greeting) = server.unwrap();
+        assert_eq!(greeting.hello.alpn, theirs);
+        assert!(greeting.hello.server_name.unwrap().starts_with("api.default.dc1"));
+        let common = theirs.contains(&"h2").then_some(&b"h2"[..]);
+        assert_eq!(client.unwrap().alpn(), common);
+    }
 }

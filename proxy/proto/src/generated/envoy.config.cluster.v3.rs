@@ -282,13 +282,26 @@ pub mod cluster {
     crate::named!(LbSubsetConfig, "envoy.config.cluster.v3", "LbSubsetConfig");
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     #[prost(skip_debug)]
-    pub struct RoundRobinLbConfig {}
+    pub struct SlowStartConfig {}
+    crate::named!(SlowStartConfig, "envoy.config.cluster.v3", "SlowStartConfig");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct RoundRobinLbConfig {
+        #[prost(message, optional, tag = "1")]
+        pub slow_start_config: ::core::option::Option<SlowStartConfig>,
+    }
     crate::named!(RoundRobinLbConfig, "envoy.config.cluster.v3", "RoundRobinLbConfig");
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     #[prost(skip_debug)]
     pub struct LeastRequestLbConfig {
         #[prost(message, optional, tag = "1")]
         pub choice_count: ::core::option::Option<u32>,
+        #[prost(message, optional, tag = "2")]
+        pub active_request_bias: ::core::option::Option<
+            super::super::super::core::v3::RuntimeDouble,
+        >,
+        #[prost(message, optional, tag = "3")]
+        pub slow_start_config: ::core::option::Option<SlowStartConfig>,
     }
     crate::named!(LeastRequestLbConfig, "envoy.config.cluster.v3", "LeastRequestLbConfig");
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -356,6 +369,10 @@ pub mod cluster {
         pub http_header_name: ::prost::alloc::string::String,
         #[prost(message, optional, tag = "3")]
         pub upstream_port_override: ::core::option::Option<u32>,
+        #[prost(message, optional, tag = "4")]
+        pub metadata_key: ::core::option::Option<
+            super::super::super::super::r#type::metadata::v3::MetadataKey,
+        >,
     }
     crate::named!(OriginalDstLbConfig, "envoy.config.cluster.v3", "OriginalDstLbConfig");
     #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -371,6 +388,41 @@ pub mod cluster {
         pub ignore_new_hosts_until_first_hc: bool,
         #[prost(bool, tag = "6")]
         pub close_connections_on_host_set_change: bool,
+        #[prost(message, optional, tag = "7")]
+        pub consistent_hashing_lb_config: ::core::option::Option<
+            common_lb_config::ConsistentHashingLbConfig,
+        >,
+        #[prost(message, optional, tag = "8")]
+        pub override_host_status: ::core::option::Option<
+            super::super::super::core::v3::HealthStatusSet,
+        >,
+        #[prost(oneof = "common_lb_config::LocalityConfigSpecifier", tags = "2, 3")]
+        pub locality_config_specifier: ::core::option::Option<
+            common_lb_config::LocalityConfigSpecifier,
+        >,
+    }
+    /// Nested message and enum types in `CommonLbConfig`.
+    pub mod common_lb_config {
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        #[prost(skip_debug)]
+        pub struct ZoneAwareLbConfig {}
+        crate::named!(ZoneAwareLbConfig, "envoy.config.cluster.v3", "ZoneAwareLbConfig");
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        #[prost(skip_debug)]
+        pub struct LocalityWeightedLbConfig {}
+        crate::named!(LocalityWeightedLbConfig, "envoy.config.cluster.v3", "LocalityWeightedLbConfig");
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        #[prost(skip_debug)]
+        pub struct ConsistentHashingLbConfig {}
+        crate::named!(ConsistentHashingLbConfig, "envoy.config.cluster.v3", "ConsistentHashingLbConfig");
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+        #[prost(skip_debug)]
+        pub enum LocalityConfigSpecifier {
+            #[prost(message, tag = "2")]
+            ZoneAwareLbConfig(ZoneAwareLbConfig),
+            #[prost(message, tag = "3")]
+            LocalityWeightedLbConfig(LocalityWeightedLbConfig),
+        }
     }
     crate::named!(CommonLbConfig, "envoy.config.cluster.v3", "CommonLbConfig");
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -249,6 +249,10 @@ pub struct RuntimeUInt32 {
     pub runtime_key: ::prost::alloc::string::String,
 }
 crate::named!(RuntimeUInt32, "envoy.config.core.v3", "RuntimeUInt32");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RuntimeDouble {}
+crate::named!(RuntimeDouble, "envoy.config.core.v3", "RuntimeDouble");
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct RuntimeFeatureFlag {
@@ -559,13 +563,19 @@ pub mod proxy_protocol_pass_through_tl_vs {
     }
 }
 crate::named!(ProxyProtocolPassThroughTlVs, "envoy.config.core.v3", "ProxyProtocolPassThroughTLVs");
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct TlvEntry {}
+crate::named!(TlvEntry, "envoy.config.core.v3", "TlvEntry");
+#[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ProxyProtocolConfig {
     #[prost(enumeration = "proxy_protocol_config::Version", tag = "1")]
     pub version: i32,
     #[prost(message, optional, tag = "2")]
     pub pass_through_tlvs: ::core::option::Option<ProxyProtocolPassThroughTlVs>,
+    #[prost(message, repeated, tag = "3")]
+    pub added_tlvs: ::prost::alloc::vec::Vec<TlvEntry>,
 }
 /// Nested message and enum types in `ProxyProtocolConfig`.
 pub mod proxy_protocol_config {
@@ -787,6 +797,10 @@ impl ApiVersion {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
+pub struct HealthStatusSet {}
+crate::named!(HealthStatusSet, "envoy.config.core.v3", "HealthStatusSet");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct HealthCheck {}
 crate::named!(HealthCheck, "envoy.config.core.v3", "HealthCheck");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -970,6 +984,10 @@ pub struct Http2ProtocolOptions {
     pub stream_reset_rate: ::core::option::Option<u64>,
 }
 crate::named!(Http2ProtocolOptions, "envoy.config.core.v3", "Http2ProtocolOptions");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Http3ProtocolOptions {}
+crate::named!(Http3ProtocolOptions, "envoy.config.core.v3", "Http3ProtocolOptions");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct DnsResolutionConfig {}

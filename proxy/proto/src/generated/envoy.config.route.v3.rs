@@ -50,6 +50,10 @@ pub struct VirtualHost {
     pub per_request_buffer_limit_bytes: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "25")]
     pub request_body_buffer_limit: ::core::option::Option<u64>,
+    #[prost(message, repeated, tag = "22")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
     #[prost(message, optional, tag = "24")]
     pub metadata: ::core::option::Option<super::super::core::v3::Metadata>,
     #[prost(message, repeated, tag = "26")]
@@ -331,6 +335,10 @@ pub struct RouteAction {
     pub retry_policy: ::core::option::Option<RetryPolicy>,
     #[prost(message, optional, tag = "33")]
     pub retry_policy_typed_config: ::core::option::Option<::prost_types::Any>,
+    #[prost(message, repeated, tag = "30")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
     #[prost(enumeration = "super::super::core::v3::RoutingPriority", tag = "11")]
     pub priority: i32,
     #[prost(message, optional, tag = "14")]
@@ -354,6 +362,10 @@ pub struct RouteAction {
 }
 /// Nested message and enum types in `RouteAction`.
 pub mod route_action {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct RequestMirrorPolicy {}
+    crate::named!(RequestMirrorPolicy, "envoy.config.route.v3", "RequestMirrorPolicy");
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     #[prost(skip_debug)]
     pub struct HashPolicy {
@@ -749,6 +761,10 @@ pub struct RouteConfiguration {
     pub validate_clusters: ::core::option::Option<bool>,
     #[prost(message, optional, tag = "11")]
     pub max_direct_response_body_size_bytes: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "13")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        route_action::RequestMirrorPolicy,
+    >,
     #[prost(bool, tag = "14")]
     pub ignore_port_in_host_matching: bool,
     #[prost(string, tag = "18")]

@@ -27,6 +27,10 @@ pub struct HttpConnectionManager {
     pub http2_protocol_options: ::core::option::Option<
         super::super::super::super::super::config::core::v3::Http2ProtocolOptions,
     >,
+    #[prost(message, optional, tag = "44")]
+    pub http3_protocol_options: ::core::option::Option<
+        super::super::super::super::super::config::core::v3::Http3ProtocolOptions,
+    >,
     #[prost(string, tag = "10")]
     pub server_name: ::prost::alloc::string::String,
     #[prost(

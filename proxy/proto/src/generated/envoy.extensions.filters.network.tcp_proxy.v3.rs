@@ -5,6 +5,8 @@
 pub struct TcpProxy {
     #[prost(string, tag = "1")]
     pub stat_prefix: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "14")]
+    pub on_demand: ::core::option::Option<tcp_proxy::OnDemand>,
     #[prost(message, optional, tag = "9")]
     pub metadata_match: ::core::option::Option<
         super::super::super::super::super::config::core::v3::Metadata,
@@ -25,6 +27,12 @@ pub struct TcpProxy {
     pub backoff_options: ::core::option::Option<
         super::super::super::super::super::config::core::v3::BackoffStrategy,
     >,
+    #[prost(message, repeated, tag = "11")]
+    pub hash_policy: ::prost::alloc::vec::Vec<
+        super::super::super::super::super::r#type::v3::HashPolicy,
+    >,
+    #[prost(message, optional, tag = "12")]
+    pub tunneling_config: ::core::option::Option<tcp_proxy::TunnelingConfig>,
     #[prost(message, optional, tag = "13")]
     pub max_downstream_connection_duration: ::core::option::Option<
         ::prost_types::Duration,
@@ -37,6 +45,12 @@ pub struct TcpProxy {
     pub access_log_flush_interval: ::core::option::Option<::prost_types::Duration>,
     #[prost(bool, tag = "16")]
     pub flush_access_log_on_connected: bool,
+    #[prost(message, optional, tag = "17")]
+    pub access_log_options: ::core::option::Option<tcp_proxy::TcpAccessLogOptions>,
+    #[prost(message, repeated, tag = "19")]
+    pub proxy_protocol_tlvs: ::prost::alloc::vec::Vec<
+        super::super::super::super::super::config::core::v3::TlvEntry,
+    >,
     #[prost(enumeration = "ProxyProtocolTlvMergePolicy", tag = "23")]
     pub proxy_protocol_tlv_merge_policy: i32,
     #[prost(enumeration = "UpstreamConnectMode", tag = "21")]
@@ -73,6 +87,18 @@ pub mod tcp_proxy {
         crate::named!(ClusterWeight, "envoy.extensions.filters.network.tcp_proxy.v3", "ClusterWeight");
     }
     crate::named!(WeightedCluster, "envoy.extensions.filters.network.tcp_proxy.v3", "WeightedCluster");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct TunnelingConfig {}
+    crate::named!(TunnelingConfig, "envoy.extensions.filters.network.tcp_proxy.v3", "TunnelingConfig");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct OnDemand {}
+    crate::named!(OnDemand, "envoy.extensions.filters.network.tcp_proxy.v3", "OnDemand");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct TcpAccessLogOptions {}
+    crate::named!(TcpAccessLogOptions, "envoy.extensions.filters.network.tcp_proxy.v3", "TcpAccessLogOptions");
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     #[prost(skip_debug)]
     pub enum ClusterSpecifier {

@@ -19,6 +19,14 @@ pub struct HttpProtocolOptions {
     pub header_validation_config: ::core::option::Option<
         super::super::super::super::config::core::v3::TypedExtensionConfig,
     >,
+    #[prost(message, optional, tag = "8")]
+    pub outlier_detection: ::core::option::Option<
+        http_protocol_options::OutlierDetection,
+    >,
+    #[prost(message, repeated, tag = "9")]
+    pub request_mirror_policies: ::prost::alloc::vec::Vec<
+        super::super::super::super::config::route::v3::route_action::RequestMirrorPolicy,
+    >,
     #[prost(message, repeated, tag = "10")]
     pub hash_policy: ::prost::alloc::vec::Vec<
         super::super::super::super::config::route::v3::route_action::HashPolicy,
@@ -37,7 +45,7 @@ pub mod http_protocol_options {
     #[derive(Clone, PartialEq, ::prost::Message)]
     #[prost(skip_debug)]
     pub struct ExplicitHttpConfig {
-        #[prost(oneof = "explicit_http_config::ProtocolConfig", tags = "1, 2")]
+        #[prost(oneof = "explicit_http_config::ProtocolConfig", tags = "1, 2, 3")]
         pub protocol_config: ::core::option::Option<
             explicit_http_config::ProtocolConfig,
         >,
@@ -55,6 +63,10 @@ pub mod http_protocol_options {
             Http2ProtocolOptions(
                 super::super::super::super::super::super::config::core::v3::Http2ProtocolOptions,
             ),
+            #[prost(message, tag = "3")]
+            Http3ProtocolOptions(
+                super::super::super::super::super::super::config::core::v3::Http3ProtocolOptions,
+            ),
         }
     }
     crate::named!(ExplicitHttpConfig, "envoy.extensions.upstreams.http.v3", "ExplicitHttpConfig");
@@ -69,6 +81,10 @@ pub mod http_protocol_options {
         pub http2_protocol_options: ::core::option::Option<
             super::super::super::super::super::config::core::v3::Http2ProtocolOptions,
         >,
+        #[prost(message, optional, tag = "3")]
+        pub http3_protocol_options: ::core::option::Option<
+            super::super::super::super::super::config::core::v3::Http3ProtocolOptions,
+        >,
     }
     crate::named!(UseDownstreamHttpConfig, "envoy.extensions.upstreams.http.v3", "UseDownstreamHttpConfig");
     #[derive(Clone, PartialEq, ::prost::Message)]
@@ -82,8 +98,16 @@ pub mod http_protocol_options {
         pub http2_protocol_options: ::core::option::Option<
             super::super::super::super::super::config::core::v3::Http2ProtocolOptions,
         >,
+        #[prost(message, optional, tag = "3")]
+        pub http3_protocol_options: ::core::option::Option<
+            super::super::super::super::super::config::core::v3::Http3ProtocolOptions,
+        >,
     }
     crate::named!(AutoHttpConfig, "envoy.extensions.upstreams.http.v3", "AutoHttpConfig");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct OutlierDetection {}
+    crate::named!(OutlierDetection, "envoy.extensions.upstreams.http.v3", "OutlierDetection");
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     #[prost(skip_debug)]
     pub enum UpstreamProtocolOptions {

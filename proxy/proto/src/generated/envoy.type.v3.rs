@@ -70,7 +70,12 @@ pub struct Int64Range {
 crate::named!(Int64Range, "envoy.type.v3", "Int64Range");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
-pub struct Int32Range {}
+pub struct Int32Range {
+    #[prost(int32, tag = "1")]
+    pub start: i32,
+    #[prost(int32, tag = "2")]
+    pub end: i32,
+}
 crate::named!(Int32Range, "envoy.type.v3", "Int32Range");
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
@@ -81,6 +86,10 @@ pub struct DoubleRange {
     pub end: f64,
 }
 crate::named!(DoubleRange, "envoy.type.v3", "DoubleRange");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HashPolicy {}
+crate::named!(HashPolicy, "envoy.type.v3", "HashPolicy");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct HttpStatus {

@@ -232,6 +232,11 @@ pub mod envoy {
                 include!("envoy.type.matcher.v3.rs");
             }
         }
+        pub mod metadata {
+            pub mod v3 {
+                include!("envoy.type.metadata.v3.rs");
+            }
+        }
         pub mod tracing {
             pub mod v3 {
                 include!("envoy.type.tracing.v3.rs");

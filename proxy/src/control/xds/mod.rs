@@ -5,12 +5,19 @@
 //! it is asked for and acknowledged by `subscription`; how the stream is
 //! kept alive by [`Client`].
 
+mod assemble;
+pub mod bootstrap;
 mod client;
+mod config_dump;
 pub mod credentials;
+pub mod decode;
 mod grpc;
 mod leg;
 mod report;
+mod source;
+mod stats;
 mod status;
+mod store;
 mod subscription;
 mod target;
 #[cfg(test)]
@@ -24,6 +31,8 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 
 pub use client::{Client, Handle, client};
+pub use source::{Prepared, XdsError, XdsSource, prepare, read};
+pub use stats::Statistics;
 pub use target::{Address, Target, Tls};
 pub use wire::identify;
 

@@ -59,6 +59,18 @@ impl StatsConfig {
         config
     }
 
+    /// With these tags and values for every name beside its own; one of its own that is called alike goes.
+    pub fn with_tags(mut self, tags: &[(String, String)]) -> Self {
+        for (tag, value) in tags {
+            self.stats_tags.retain(|own| own.tag_name != *tag);
+            self.stats_tags.push(TagSpecifier {
+                tag_name: tag.clone(),
+                value: TagValue::Fixed(value.clone()),
+            });
+        }
+        self
+    }
+
     /// With the tags that say whose sidecar this is, as Consul has them: `local_cluster` and
     /// `consul.source.…`.
     #[must_use]

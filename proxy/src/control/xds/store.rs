@@ -1,0 +1,533 @@
+//! The resources that were accepted, static ones included, and what is made of them.
+//!
+//! Owns the newest good version of each resource, as it came and decoded. A response is taken whole or not
+//! at all; each change is assembled into a snapshot and published. Keeps everything when a stream ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use attache_proto::TypeUrl;
+use attache_proto::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use hyper::body::Bytes;
+use prost::Message;
+
+use super::assemble::{Accepted, Assembled, Missing, assemble};
+use super::decode::{self, Context, DecodeError, Disk, Eds, Secret, Shared, Why};
+use super::{Refused, Resource, ResourceKind, Resources};
+use crate::control::StatusPublisher;
+use crate::model::route::RouteConfiguration;
+use crate::model::{Cluster, ClusterLoadAssignment, Identity, Listener, Name, Snapshot};
+use crate::snapshot::Publisher;
+
+/// Envoy's default for `initial_fetch_timeout`: how long a listener waits for endpoints or routes.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One resource.
+pub(super) struct Held<T> {
+    /// As it came.
+    pub(super) resource: Resource,
+    /// From the bootstrap file: nobody can change it.
+    pub(super) is_static: bool,
+    /// When it was accepted.
+    pub(super) updated: SystemTime,
+    /// Decoded; none while it waits for a secret.
+    pub(super) value: Option<T>,
+    notices: BTreeSet<String>,
+    watched: BTreeSet<PathBuf>,
+    secrets: BTreeSet<Name>,
+}
+
+/// A cluster, with endpoints of its own or those of EDS.
+pub(super) struct HeldCluster {
+    cluster: Arc<Cluster>,
+    endpoints: Option<Arc<ClusterLoadAssignment>>,
+    eds: Option<Eds>,
+}
+
+/// By name.
+pub(super) type All<T> = BTreeMap<Name, Held<T>>;
+
+/// A version that was not taken.
+#[derive(Clone, Debug)]
+pub(super) struct Rejected {
+    /// As it came; none when not one resource but the response is at fault.
+    pub(super) resource: Option<Resource>,
+    /// When.
+    pub(super) at: SystemTime,
+    /// Why.
+    pub(super) why: String,
+}
+
+/// Everything accepted.
+pub(super) struct Store {
+    pub(super) clusters: All<HeldCluster>,
+    pub(super) endpoints: All<Arc<ClusterLoadAssignment>>,
+    pub(super) listeners: All<Arc<Listener>>,
+    pub(super) routes: All<Arc<RouteConfiguration>>,
+    pub(super) secrets: All<Secret>,
+    /// The last refusal by resource, until a good version comes.
+    pub(super) rejected: BTreeMap<(ResourceKind, String), Rejected>,
+    known_secrets: BTreeMap<Name, Secret>,
+    /// Kinds that the control plane has answered at least once; all of them where there is none.
+    answered: BTreeSet<ResourceKind>,
+    has_control_plane: bool,
+    /// Since when something is missing.
+    since: BTreeMap<Missing, Instant>,
+    published: Option<Arc<Snapshot>>,
+    shared: Shared,
+    disk: Disk,
+    check: fn(&Identity) -> Result<(), String>,
+    publisher: Publisher,
+    status: StatusPublisher,
+}
+
+/// What a store is made with.
+pub(super) struct Given {
+    pub(super) disk: Disk,
+    pub(super) check: fn(&Identity) -> Result<(), String>,
+    pub(super) publisher: Publisher,
+    pub(super) status: StatusPublisher,
+    pub(super) has_control_plane: bool,
+}
+
+impl Store {
+    /// With the bootstrap's own resources; publishes nothing yet.
+    ///
+    /// # Errors
+    /// The first of them that cannot be carried out.
+    pub(super) fn new(given: Given, statics: &StaticResources) -> Result<Self, DecodeError> {
+        let mut store = Self {
+            clusters: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            known_secrets: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            has_control_plane: given.has_control_plane,
+            since: BTreeMap::new(),
+            published: None,
+            shared: Shared::default(),
+            disk: given.disk,
+            check: given.check,
+            publisher: given.publisher,
+            status: given.status,
+        };
+        for secret in &statics.secrets {
+            let held = store.hold(fixed(&secret.name, secret), true, secret_of)?;
+            store.secrets.insert(secret.name.as_str().into(), held);
+            store.learn_secrets();
+        }
+        for cluster in &statics.clusters {
+            let held = store.hold(fixed(&cluster.name, cluster), true, cluster_of)?;
+            store.clusters.insert(cluster.name.as_str().into(), held);
+        }
+        for listener in &statics.listeners {
+            let held = store.hold(fixed(&listener.name, listener), true, listener_of)?;
+            store.listeners.insert(listener.name.as_str().into(), held);
+        }
+        Ok(store)
+    }
+
+    /// What is published last.
+    pub(super) fn published(&self) -> Option<&Arc<Snapshot>> {
+        self.published.as_ref()
+    }
+
+    /// Files and folders that resources name.
+    pub(super) fn watched(&self) -> BTreeSet<PathBuf> {
+        let clusters = self.clusters.values().flat_map(|held| &held.watched);
+        let listeners = self.listeners.values().flat_map(|held| &held.watched);
+        let secrets = self.secrets.values().flat_map(|held| &held.watched);
+        clusters.chain(listeners).chain(secrets).cloned().collect()
+    }
+
+    /// Decodes again what is made of files. Where one is not good any more, what was made of it stays.
+    pub(super) fn files_changed(&mut self) {
+        let retry = |held: &BTreeSet<PathBuf>| !held.is_empty();
+        self.again(|watched, _| retry(watched));
+        self.publish();
+    }
+
+    /// To be called now and then: what is missing may have been waited for long enough.
+    pub(super) fn tick(&mut self) {
+        if !self.since.is_empty() {
+            self.publish();
+        }
+    }
+
+    /// Assembles and publishes, if there is news.
+    pub(super) fn publish(&mut self) {
+        self.status.set_notices(self.notices());
+        let accepted = self.accepted();
+        let now = Instant::now();
+        let waited = |missing: &Missing| self.since.get(missing).map(|since| now.duration_since(*since));
+        let given_up =
+            |missing: &Missing| waited(missing).is_some_and(|waited| waited >= self.patience(missing));
+        let Assembled {
+            snapshot,
+            missing,
+            waits,
+        } = assemble(&accepted, self.published.as_deref(), &given_up);
+        for missing in missing.iter().filter(|missing| given_up(missing)) {
+            if self.published.is_none() {
+                tracing::warn!("{missing} did not come in time; what needs it is served without");
+            }
+        }
+        self.since.retain(|known, _| missing.contains(known));
+        for missing in missing {
+            self.since.entry(missing).or_insert(now);
+        }
+        let complete =
+            self.answered.contains(&ResourceKind::Cluster) && self.answered.contains(&ResourceKind::Listener);
+        if self.published.is_none() && self.has_control_plane && (waits || !complete) {
+            return;
+        }
+        if self.published.as_deref().is_some_and(|old| *old == snapshot) {
+            return;
+        }
+        let (listeners, clusters) = (snapshot.listeners.len(), snapshot.clusters.len());
+        match self.published {
+            None => tracing::info!(listeners, clusters, "the first configuration is complete"),
+            Some(_) => tracing::debug!(listeners, clusters, "a new configuration"),
+        }
+        metrics::counter!("attache_snapshot_published_total").increment(1);
+        let snapshot = Arc::new(snapshot);
+        self.published = Some(Arc::clone(&snapshot));
+        self.publisher.publish(snapshot);
+        self.shared.sweep();
+        self.status.set_ready();
+    }
+
+    fn patience(&self, missing: &Missing) -> Duration {
+        let eds = match missing {
+            Missing::Endpoints(name) => self
+                .clusters
+                .get(name)
+                .and_then(|held| held.value.as_ref()?.eds.as_ref()),
+            Missing::Cluster(_) | Missing::Routes(_) => None,
+        };
+        eds.map_or(PATIENCE, |eds| eds.initial_fetch_timeout.unwrap_or(Duration::MAX))
+    }
+
+    fn accepted(&self) -> Accepted {
+        let mut accepted = Accepted::default();
+        for (name, held) in &self.clusters {
+            let Some(decoded) = &held.value else { continue };
+            accepted
+                .clusters
+                .insert(Arc::clone(name), Arc::clone(&decoded.cluster));
+            let assignment = match &decoded.eds {
+                Some(eds) => self
+                    .endpoints
+                    .get(&eds.service_name)
+                    .and_then(|held| held.value.as_ref()),
+                None => decoded.endpoints.as_ref(),
+            };
+            if let Some(assignment) = assignment {
+                accepted
+                    .endpoints
+                    .insert(Arc::clone(name), Arc::clone(assignment));
+            }
+        }
+        accepted.listeners = values(&self.listeners);
+        accepted.routes = values(&self.routes);
+        accepted
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let all = [
+            self.clusters
+                .values()
+                .map(|held| &held.notices)
+                .collect::<Vec<_>>(),
+            self.endpoints.values().map(|held| &held.notices).collect(),
+            self.listeners.values().map(|held| &held.notices).collect(),
+            self.routes.values().map(|held| &held.notices).collect(),
+        ];
+        let all: BTreeSet<&String> = all.into_iter().flatten().flatten().collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// Decodes a resource. One that waits for a secret is held without a value.
+    fn hold<T>(
+        &mut self,
+        resource: Resource,
+        is_static: bool,
+        decode: impl Fn(&[u8], &mut Context<'_>) -> Result<T, DecodeError>,
+    ) -> Result<Held<T>, DecodeError> {
+        let mut context = Context::new(&self.disk, &self.known_secrets, self.check, &mut self.shared);
+        let value = match decode(&resource.body, &mut context) {
+            Ok(value) => Some(value),
+            Err(DecodeError {
+                why: Why::Waiting(_), ..
+            }) if !is_static => None,
+            Err(error) => return Err(error),
+        };
+        let Context {
+            notices,
+            watched,
+            interest,
+            ..
+        } = context;
+        Ok(Held {
+            resource,
+            is_static,
+            updated: SystemTime::now(),
+            value,
+            notices,
+            watched,
+            secrets: interest,
+        })
+    }
+
+    /// Decodes all changed resources of a response, or none.
+    fn hold_all<T>(
+        &mut self,
+        kind: ResourceKind,
+        changed: Vec<Resource>,
+        is_static: impl Fn(&Self, &str) -> bool,
+        decode: impl Fn(&[u8], &mut Context<'_>) -> Result<T, DecodeError>,
+    ) -> Result<Vec<(Name, Held<T>)>, Refused> {
+        let mut all = Vec::new();
+        for resource in changed {
+            let name = Name::from(resource.name.as_str());
+            let held = match is_static(self, &name) {
+                true => Err(format!(
+                    "{kind}: {name} is static, in the bootstrap file: it cannot be changed"
+                )),
+                false => self
+                    .hold(resource.clone(), false, &decode)
+                    .map_err(|error| error.to_string()),
+            };
+            match held {
+                Ok(held) => all.push((name, held)),
+                Err(message) => {
+                    let rejected = Rejected {
+                        resource: Some(resource),
+                        at: SystemTime::now(),
+                        why: message.clone(),
+                    };
+                    self.rejected.insert((kind, name.to_string()), rejected);
+                    return Err(Refused { message });
+                }
+            }
+        }
+        for (name, _) in &all {
+            self.rejected.remove(&(kind, name.to_string()));
+        }
+        Ok(all)
+    }
+
+    fn learn_secrets(&mut self) {
+        let known = |(name, held): (&Name, &Held<Secret>)| Some((Arc::clone(name), held.value.clone()?));
+        self.known_secrets = self.secrets.iter().filter_map(known).collect();
+    }
+
+    /// Decodes again what `wanted` says of by its files and secrets.
+    fn again(&mut self, wanted: impl Fn(&BTreeSet<PathBuf>, &BTreeSet<Name>) -> bool) {
+        let mut secrets = std::mem::take(&mut self.secrets);
+        self.retry(&mut secrets, &wanted, secret_of);
+        self.secrets = secrets;
+        self.learn_secrets();
+        let mut clusters = std::mem::take(&mut self.clusters);
+        self.retry(&mut clusters, &wanted, cluster_of);
+        self.clusters = clusters;
+        let mut listeners = std::mem::take(&mut self.listeners);
+        self.retry(&mut listeners, &wanted, listener_of);
+        self.listeners = listeners;
+    }
+
+    fn retry<T>(
+        &mut self,
+        all: &mut All<T>,
+        wanted: &impl Fn(&BTreeSet<PathBuf>, &BTreeSet<Name>) -> bool,
+        decode: impl Fn(&[u8], &mut Context<'_>) -> Result<T, DecodeError>,
+    ) {
+        let chosen = all
+            .values_mut()
+            .filter(|held| wanted(&held.watched, &held.secrets));
+        for held in chosen {
+            match self.hold(held.resource.clone(), held.is_static, &decode) {
+                Ok(newer) if newer.value.is_some() => *held = newer,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "what changed cannot be used; the last good one goes on")
+                }
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        kind: ResourceKind,
+        changed: Vec<Resource>,
+        removed: &[String],
+    ) -> Result<(), Refused> {
+        match kind {
+            ResourceKind::Cluster => {
+                let is_static =
+                    |store: &Self, name: &str| store.clusters.get(name).is_some_and(|h| h.is_static);
+                let newer = self.hold_all(kind, changed, is_static, cluster_of)?;
+                replace(&mut self.clusters, newer, removed);
+                let wanted = self.interest(ResourceKind::Endpoint);
+                self.endpoints.retain(|name, _| wanted.contains(name));
+            }
+            ResourceKind::Endpoint => {
+                let newer = self.hold_all(kind, changed, never_static, endpoints_of)?;
+                replace(&mut self.endpoints, newer, removed);
+            }
+            ResourceKind::Listener => {
+                let is_static =
+                    |store: &Self, name: &str| store.listeners.get(name).is_some_and(|h| h.is_static);
+                let newer = self.hold_all(kind, changed, is_static, listener_of)?;
+                replace(&mut self.listeners, newer, removed);
+                let wanted = self.interest(ResourceKind::Route);
+                self.routes.retain(|name, _| wanted.contains(name));
+            }
+            ResourceKind::Route => {
+                let newer = self.hold_all(kind, changed, never_static, routes_of)?;
+                replace(&mut self.routes, newer, removed);
+            }
+            ResourceKind::Secret => {
+                let is_static =
+                    |store: &Self, name: &str| store.secrets.get(name).is_some_and(|h| h.is_static);
+                let newer = self.hold_all(kind, changed, is_static, secret_of)?;
+                replace(&mut self.secrets, newer, removed);
+                self.learn_secrets();
+                self.again(|_, secrets| !secrets.is_empty());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Resources for Store {
+    fn apply(
+        &mut self,
+        kind: ResourceKind,
+        changed: Vec<Resource>,
+        removed: Vec<String>,
+    ) -> Result<(), Refused> {
+        self.take(kind, changed, &removed)?;
+        self.answered.insert(kind);
+        self.publish();
+        Ok(())
+    }
+
+    fn interest(&self, kind: ResourceKind) -> BTreeSet<Arc<str>> {
+        match kind {
+            ResourceKind::Cluster | ResourceKind::Listener => BTreeSet::new(),
+            ResourceKind::Endpoint => {
+                let clusters = self.clusters.values().filter(|held| !held.is_static);
+                let eds = clusters.filter_map(|held| held.value.as_ref()?.eds.as_ref());
+                eds.map(|eds| Arc::clone(&eds.service_name)).collect()
+            }
+            ResourceKind::Route => {
+                let listeners = self.listeners.values().filter_map(|held| held.value.as_ref());
+                listeners
+                    .flat_map(|listener| listener.route_names())
+                    .cloned()
+                    .collect()
+            }
+            ResourceKind::Secret => {
+                let clusters = self.clusters.values().flat_map(|held| &held.secrets);
+                let listeners = self.listeners.values().flat_map(|held| &held.secrets);
+                let is_static = |name: &&Name| self.secrets.get(*name).is_some_and(|held| held.is_static);
+                clusters
+                    .chain(listeners)
+                    .filter(|name| !is_static(name))
+                    .cloned()
+                    .collect()
+            }
+        }
+    }
+}
+
+fn never_static(_: &Store, _: &str) -> bool {
+    false
+}
+
+fn secret_of(body: &[u8], context: &mut Context<'_>) -> Result<Secret, DecodeError> {
+    decode::secret::decode_bytes(body, context).map(|(_, secret)| secret)
+}
+
+fn cluster_of(body: &[u8], context: &mut Context<'_>) -> Result<HeldCluster, DecodeError> {
+    let decoded = decode::cluster::decode_bytes(body, context)?;
+    Ok(HeldCluster {
+        cluster: Arc::new(decoded.cluster),
+        endpoints: decoded.endpoints.map(Arc::new),
+        eds: decoded.eds,
+    })
+}
+
+fn endpoints_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<ClusterLoadAssignment>, DecodeError> {
+    decode::endpoint::decode_bytes(body, context).map(|(_, endpoints)| Arc::new(endpoints))
+}
+
+fn routes_of(_: &[u8], _: &mut Context<'_>) -> Result<Arc<RouteConfiguration>, DecodeError> {
+    Err(decode::At::resource("RouteConfiguration", "").refuse("is not carried out by this version yet"))
+}
+
+fn listener_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<Listener>, DecodeError> {
+    decode::listener::decode_bytes(body, context).map(Arc::new)
+}
+
+fn fixed<M: Message + TypeUrl>(name: &str, message: &M) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        version: String::new(),
+        type_url: M::TYPE_URL.to_owned(),
+        body: Bytes::from(message.encode_to_vec()),
+    }
+}
+
+/// Puts the newer ones in. What is equal to what was there stays the same `Arc`, so readers see no change.
+fn replace<T: Lent>(all: &mut All<T>, newer: Vec<(Name, Held<T>)>, removed: &[String]) {
+    for name in removed {
+        if all.get(name.as_str()).is_some_and(|held| !held.is_static) {
+            all.remove(name.as_str());
+        }
+    }
+    for (name, mut held) in newer {
+        if let (Some(new), Some(Some(old))) = (&mut held.value, all.get(&name).map(|old| &old.value)) {
+            new.lend(old);
+        }
+        all.insert(name, held);
+    }
+}
+
+/// Parts of an older version that are equal.
+trait Lent {
+    fn lend(&mut self, old: &Self);
+}
+
+impl<T: PartialEq> Lent for Arc<T> {
+    fn lend(&mut self, old: &Self) {
+        if **self == **old {
+            *self = Arc::clone(old);
+        }
+    }
+}
+
+impl Lent for HeldCluster {
+    fn lend(&mut self, old: &Self) {
+        self.cluster.lend(&old.cluster);
+        if let (Some(new), Some(old)) = (&mut self.endpoints, &old.endpoints) {
+            new.lend(old);
+        }
+    }
+}
+
+impl Lent for Secret {
+    fn lend(&mut self, _: &Self) {}
+}
+
+fn values<T>(all: &All<Arc<T>>) -> BTreeMap<Name, Arc<T>> {
+    let value =
+        |(name, held): (&Name, &Held<Arc<T>>)| Some((Arc::clone(name), Arc::clone(held.value.as_ref()?)));
+    all.iter().filter_map(value).collect()
+}
