@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use attache_bootstrap::config::AdminBind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::admin::{self, Admin, AdminBindError};
+use crate::admin::{self, Admin, AdminBindError, Command};
 use crate::drain::{Phase, phases};
 use crate::dump::ConfigSource;
 use crate::limit::Limits;
-use crate::listener::manager::{BindError, ListenerManager};
+use crate::listener::manager::{BindError, ListenerControl, ListenerManager, StopListeners};
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
@@ -94,18 +95,29 @@ where
 
     let source = source(publisher).map_err(|error| AppError::Source(error.to_string()));
     let (config_source, source) = source?;
-    let admin = Admin {
-        snapshot: reader.clone(),
-        phase: phase_reader,
-        source: config_source,
-    };
-    let admin = serve_admin(admin, serve).await?;
-    let sinks = sink::run(metrics::registry(), serve.sinks.clone(), serve.flush_interval);
+    let (commands, mut told) = mpsc::unbounded_channel();
+    let admin = Admin::new(
+        reader.clone(),
+        phase_reader,
+        config_source,
+        commands,
+        serve.concurrency,
+    );
+    let serving_admin = serve_admin(admin.clone(), serve).await?;
+    let refreshed = admin.clone();
+    let refresh = move || refreshed.refresh();
+    let sinks = sink::run(
+        metrics::registry(),
+        serve.sinks.clone(),
+        serve.flush_interval,
+        refresh,
+    );
     let sinks = tokio::task::spawn_local(sinks);
 
     let limits = Limits::default();
     let workers: Rc<[WorkerHandle]> = WorkerHandle::start(serve.concurrency, &limits)?.into();
     let mut listeners = ListenerManager::new(reader, Rc::clone(&workers));
+    let listener_control = listeners.control();
 
     let source = async {
         let Err(error) = source.await;
@@ -114,6 +126,7 @@ where
     let serving = async {
         listeners.start(serve.strict).await?;
         phase.enter(Phase::Live);
+        admin.initialized();
         listeners.run().await;
         Err(AppError::Worker)
     };
@@ -128,6 +141,9 @@ where
         ended = &mut running => return ended,
         name = signals.next() => {
             tracing::info!(signal = name, drain_s = serve.drain_time.as_secs_f64(), "draining");
+        }
+        () = until_quit(&mut told, &listener_control, serve.drain_time) => {
+            tracing::info!(drain_s = serve.drain_time.as_secs_f64(), "told to quit by the admin API: draining");
         }
     }
     phase.enter(Phase::Draining);
@@ -153,7 +169,7 @@ where
         // Whatever ends early now ends with the process anyway.
         () = async { drop(running.await); std::future::pending().await } => {}
     }
-    admin.abort();
+    serving_admin.abort();
     sinks.abort();
     Ok(())
 }
@@ -172,6 +188,37 @@ async fn serve_admin(admin: Admin, serve: &Serve) -> Result<AbortHandle, AppErro
         tracing::error!(path = %path.display(), %error, "the admin API's address cannot be written");
     }
     Ok(tokio::task::spawn_local(admin.serve(socket)).abort_handle())
+}
+
+/// Does what the admin API asks, until it asks for the end.
+async fn until_quit(
+    told: &mut mpsc::UnboundedReceiver<Command>,
+    listeners: &ListenerControl,
+    drain_time: Duration,
+) {
+    while let Some(command) = told.recv().await {
+        match command {
+            Command::Quit => return,
+            Command::DrainListeners {
+                inbound_only,
+                graceful,
+            } => {
+                let which = if inbound_only {
+                    StopListeners::Inbound
+                } else {
+                    StopListeners::All
+                };
+                let listeners = listeners.clone();
+                tokio::task::spawn_local(async move {
+                    if graceful {
+                        tokio::time::sleep(drain_time).await;
+                    }
+                    listeners.stop(which);
+                });
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// How many connections were cut.

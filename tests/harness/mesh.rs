@@ -314,8 +314,18 @@ impl Member {
 
 /// One GET over HTTP/1.0 semantics: status and body, `None` where nobody answers.
 pub async fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request(address, "GET", path).await
+}
+
+/// One POST without a body, as [`get`].
+pub async fn post(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request(address, "POST", path).await
+}
+
+async fn request(address: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;

@@ -28,8 +28,8 @@ async fn pair(options: StandInOptions, arguments: &[&str]) -> (Mesh, Member, Mem
 
 /// The state of a watch as the admin API tells it.
 async fn watch(member: &Member, name: &str) -> Value {
-    let dump: Value = serde_json::from_str(&member.admin("/config_dump").await).unwrap_or_default();
-    dump["source"]["watches"][name].clone()
+    let source: Value = serde_json::from_str(&member.admin("/attache/source").await).unwrap_or_default();
+    source["watches"][name].clone()
 }
 
 /// Waits until the metric and the admin API say that `name` fails, and why.
@@ -46,8 +46,8 @@ async fn fails(member: &Member, name: &str, kind: &str) {
 async fn recovers(member: &Member, said: usize) {
     member.sidecar.says_after(said, &["Consul answers again"]).await;
     eventually(&format!("{} has recovered", member.id), || async {
-        let dump = member.admin("/config_dump").await;
-        let quiet = !dump.contains("\"failing\"") && !dump.contains("\"waiting\"");
+        let source = member.admin("/attache/source").await;
+        let quiet = !source.contains("\"failing\"") && !source.contains("\"waiting\"");
         (quiet && member.metric(FAILING, &[]).await == 0.0).then_some(())
     })
     .await;
@@ -176,8 +176,8 @@ async fn the_end_of_an_outage_is_said_once_all_is_back() {
     // Each watch comes back at its own time: the default policy is the last one only once all the
     // others are there.
     eventually("everything else is back", || async {
-        let dump: Value = serde_json::from_str(&api.admin("/config_dump").await).unwrap_or_default();
-        let watches = dump["source"]["watches"].as_object()?;
+        let source: Value = serde_json::from_str(&api.admin("/attache/source").await).unwrap_or_default();
+        let watches = source["watches"].as_object()?;
         let back = watches
             .iter()
             .all(|(name, watch)| name == "default policy" || watch["state"] == "current");

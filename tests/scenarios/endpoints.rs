@@ -42,7 +42,7 @@ async fn instances_come_and_go_while_a_connection_lives_on() {
     // The instance that the connection is on leaves the catalog; its process still runs.
     mesh.consul.deregister(&first.id);
     eventually("nothing new goes to api-1", || async {
-        let endpoints = web.admin("/config_dump").await;
+        let endpoints = web.admin("/clusters").await;
         (!endpoints.contains(&first.public.to_string())).then_some(())
     })
     .await;
@@ -56,12 +56,7 @@ async fn instances_come_and_go_while_a_connection_lives_on() {
     mesh.consul.set_health(&second.id, Health::Critical);
     mesh.consul.set_health(&third.id, Health::Critical);
     eventually("api has no healthy instance", || async {
-        (web.admin("/config_dump")
-            .await
-            .matches("\"healthy\": false")
-            .count()
-            == 2)
-            .then_some(())
+        (web.admin("/clusters").await.matches("/failed_eds_health").count() == 2).then_some(())
     })
     .await;
     assert_eq!(lasting.ask("four").await.unwrap(), "api-1: four");
@@ -114,7 +109,7 @@ async fn a_redeploy_of_the_only_instance_fails_no_connection() {
 
     mesh.consul.deregister(&api.id);
     eventually("web knows no instance", || async {
-        let endpoints = web.admin("/config_dump").await;
+        let endpoints = web.admin("/clusters").await;
         (!endpoints.contains(&api.public.to_string())).then_some(())
     })
     .await;
@@ -137,7 +132,7 @@ async fn an_instance_that_does_not_return_fails_connections_after_the_connect_ti
     web.eventually_hears("api", "api-1").await;
     mesh.consul.set_health(&api.id, Health::Critical);
     eventually("api has no healthy instance", || async {
-        (web.admin("/config_dump").await.contains("\"healthy\": false")).then_some(())
+        (web.admin("/clusters").await.contains("/failed_eds_health")).then_some(())
     })
     .await;
     assert_eq!(web.ask("api", "hi").await, "ConnectionReset");

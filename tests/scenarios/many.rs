@@ -63,10 +63,11 @@ async fn three_hundred_upstreams_stay_below_consuls_limit() {
     web.eventually_hears("zzz", "zzz-1").await;
     // Every upstream's endpoints are known, not only those of the ones that are dialled.
     within(NOTICED, "all endpoints are known", || async {
-        let dump: serde_json::Value = serde_json::from_str(&web.admin("/config_dump").await).ok()?;
-        let clusters = dump["clusters"].as_array()?;
+        let dump = web.admin("/clusters?format=json").await;
+        let dump: serde_json::Value = serde_json::from_str(&dump).ok()?;
+        let clusters = dump["cluster_statuses"].as_array()?;
         let known = clusters.iter().filter(|cluster| {
-            cluster["endpoints"]
+            cluster["host_statuses"]
                 .as_array()
                 .is_some_and(|list| !list.is_empty())
         });

@@ -1,7 +1,7 @@
 //! What one sees of a sidecar: the admin API, the access log, and no secret in either.
 
 use attache::demo::standin::{Registration, Sidecar, StandInOptions};
-use attache_tests::mesh::get;
+use attache_tests::mesh::{get, post};
 use attache_tests::{Mesh, eventually};
 use serde_json::Value;
 
@@ -68,7 +68,31 @@ async fn every_page_of_the_admin_api_answers() {
 
     let metrics = web.admin("/stats/prometheus").await;
     assert!(parse_metrics(&metrics) > 50, "{metrics}");
-    assert!(metrics.contains("envoy_cluster_upstream_cx_total{"), "{metrics}");
+    // As Consul's dashboards ask for them.
+    for (name, labels) in [
+        (
+            "envoy_cluster_upstream_cx_total",
+            &["local_cluster=\"web\"", "consul_destination_service=\"api\""][..],
+        ),
+        (
+            "envoy_tcp_downstream_cx_total",
+            &["consul_upstream_service=\"api\"", "envoy_tcp_prefix=\"upstream\""],
+        ),
+        (
+            "envoy_cluster_membership_healthy",
+            &["consul_destination_service=\"api\""],
+        ),
+        ("envoy_server_live", &["consul_source_service=\"web\""]),
+    ] {
+        assert_eq!(web.metric(name, labels).await, 1.0, "{name}: {metrics}");
+    }
+    let clusters: Value = serde_json::from_str(&web.admin("/clusters?format=json").await).unwrap();
+    let healths = clusters["cluster_statuses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cluster| cluster["host_statuses"][0]["health_status"]["eds_health_status"].as_str());
+    assert!(healths.eq([Some("HEALTHY"), Some("HEALTHY")]), "{clusters:#}");
 
     let certs: Value = serde_json::from_str(&web.admin("/certs").await).unwrap();
     let leaf = &certs["certificates"][0]["cert_chain"][0];
@@ -76,19 +100,35 @@ async fn every_page_of_the_admin_api_answers() {
     assert_eq!(names[0]["uri"], mesh.consul.service_uri("web"), "{certs:#}");
 
     let dump: Value = serde_json::from_str(&web.admin("/config_dump").await).unwrap();
-    assert_eq!(dump["listeners"].as_array().unwrap().len(), 2, "{dump:#}");
-    let identity = &dump["listeners"]
-        .as_array()
-        .unwrap()
+    let configs = dump["configs"].as_array().unwrap();
+    let listeners = configs
         .iter()
+        .find_map(|config| config["dynamic_listeners"].as_array());
+    let listeners = listeners.unwrap();
+    assert_eq!(listeners.len(), 2, "{dump:#}");
+    let mut listeners = listeners
+        .iter()
+        .map(|listener| &listener["active_state"]["listener"]);
+    let public = listeners
         .find(|listener| listener["traffic_direction"] == "INBOUND")
-        .unwrap()["transport_socket"]["identity"];
-    assert_eq!(identity["private_key"], "[redacted]");
+        .unwrap();
+    let tls = &public["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"];
+    let certificate = &tls["tls_certificates"][0];
+    assert_eq!(
+        certificate["private_key"]["inline_string"], "[redacted]",
+        "{public:#}"
+    );
+    assert!(
+        certificate["certificate_chain"]["inline_string"].is_string(),
+        "{public:#}"
+    );
 
     let (status, help) = get(web.admin, "/nowhere").await.unwrap();
     assert_eq!(status, 404);
-    for path in help.lines().filter_map(|line| line.split_once(": ")) {
-        assert_eq!(get(web.admin, path.0).await.unwrap().0, 200, "{}", path.0);
+    for (path, what) in help.lines().filter_map(|line| line.trim().split_once(": ")) {
+        // What changes something is asked for by POST.
+        let status = if what.ends_with("(POST)") { 405 } else { 200 };
+        assert_eq!(get(web.admin, path).await.unwrap().0, status, "{path}");
     }
 }
 
@@ -152,8 +192,10 @@ async fn no_secret_is_shown_or_logged_even_at_trace_level() {
     let shown = [
         web.sidecar.log(),
         web.admin("/certs").await,
-        web.admin("/config_dump").await,
+        web.admin("/config_dump?include_eds").await,
         web.admin("/stats/prometheus").await,
+        web.admin("/attache/source").await,
+        web.admin("/stats").await,
     ];
     let certs = shown[1].replace(':', "").to_lowercase();
     assert!(
@@ -172,12 +214,14 @@ async fn no_secret_is_shown_or_logged_even_at_trace_level() {
 async fn metrics_of_an_upstream_that_is_gone_go_with_it() {
     let mesh = Mesh::start(ATTACHE).await;
     let web = mesh.service("web").upstream("api").start().await;
-    let series = "envoy_cluster_upstream_cx_total{envoy_cluster_name=\"api\",";
+    let counted = |page: &str| {
+        page.lines().any(|line| {
+            line.starts_with("envoy_cluster_upstream_cx_total{")
+                && line.contains("envoy_cluster_name=\"api\"")
+        })
+    };
     eventually("the upstream is counted", || async {
-        web.admin("/stats/prometheus")
-            .await
-            .contains(series)
-            .then_some(())
+        counted(&web.admin("/stats/prometheus").await).then_some(())
     })
     .await;
     let bare = Registration::new("web", web.app.address.port())
@@ -186,10 +230,65 @@ async fn metrics_of_an_upstream_that_is_gone_go_with_it() {
         .sidecar(Sidecar::new().port(web.public.port()));
     mesh.consul.register(&bare).unwrap();
     eventually("the upstream is gone", || async {
-        (!web.admin("/stats/prometheus").await.contains(series)).then_some(())
+        (!counted(&web.admin("/stats/prometheus").await)).then_some(())
     })
     .await;
     // Its listener is closed as well, and the public one stays.
     assert_eq!(web.ask("api", "hi").await, "ConnectionRefused");
     assert!(tokio::net::TcpStream::connect(web.public).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_admin_api_does_what_it_is_asked_by_post() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let api = mesh.service("api").start().await;
+    let mut web = mesh.service("web").upstream("api").start().await;
+    assert_eq!(web.ask("api", "hi").await, "api-1: hi");
+    let does = async |path: &str| {
+        let (status, body) = post(web.admin, path).await.unwrap();
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    };
+
+    does("/reset_counters").await;
+    assert_eq!(
+        web.metric("envoy_cluster_upstream_cx_total", &["\"api\""]).await,
+        0.0
+    );
+    assert_eq!(web.ask("api", "hi").await, "api-1: hi");
+    assert_eq!(
+        web.metric("envoy_cluster_upstream_cx_total", &["\"api\""]).await,
+        1.0
+    );
+
+    let levels = does("/logging?paths=access:debug,upstream:trace").await;
+    assert!(levels.contains("\n  access: debug\n"), "{levels}");
+    assert!(levels.contains("\n  listener: info\n"), "{levels}");
+
+    // Connections go on, and what is not inbound is still accepted.
+    let mut lasting = web.dial("api").await;
+    assert_eq!(lasting.ask("one").await.unwrap(), "api-1: one");
+    does("/drain_listeners?inboundonly").await;
+    eventually("the public listener is closed", || async {
+        let refused = tokio::net::TcpStream::connect(web.public).await.is_err();
+        refused.then_some(())
+    })
+    .await;
+    assert_eq!(web.ask("api", "hi").await, "api-1: hi");
+    does("/drain_listeners").await;
+    eventually("the upstream listener is closed", || async {
+        (web.ask("api", "hi").await == "ConnectionRefused").then_some(())
+    })
+    .await;
+    assert_eq!(lasting.ask("two").await.unwrap(), "api-1: two");
+    drop(lasting);
+
+    does("/quitquitquit").await;
+    assert!(web.sidecar.ended().await.success());
+    assert!(
+        web.sidecar.log().contains("told to quit by the admin API"),
+        "{}",
+        web.sidecar.log()
+    );
+    drop(api);
 }

@@ -48,7 +48,7 @@ async fn obeys_intentions(agent: &Agent, mesh: &CountMesh, what: &str, allowed: 
     let admin = mesh.admins[0];
     eventually("the sidecar knows who is denied", || async {
         let (_, dump) = attache_tests::mesh::get(admin, "/config_dump").await?;
-        dump.contains("nobody -> count-api: deny").then_some(())
+        dump.contains("/svc/nobody$").then_some(())
     })
     .await;
     assert_eq!(line.ask("2").await.unwrap(), "count: 2");

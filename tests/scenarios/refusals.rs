@@ -140,7 +140,7 @@ async fn a_tls_version_below_the_meshs_minimum_is_refused() {
     eventually("the minimum is in use", || async {
         api.admin("/config_dump")
             .await
-            .contains("V1_3 to V1_3")
+            .contains("\"tls_minimum_protocol_version\": \"TLSv1_3\"")
             .then_some(())
     })
     .await;

@@ -35,9 +35,15 @@ pub fn render(snapshot: Option<&Snapshot>) -> Value {
     let certificates: Vec<Value> = pairs
         .values()
         .map(|(identity, roots)| {
+            let authorities = roots.iter().flat_map(|roots| {
+                let path = roots.path.as_deref();
+                roots.facts.iter().map(move |facts| certificate(facts, path))
+            });
+            let leaf = identity.iter();
+            let leaf = leaf.map(|identity| certificate(&identity.leaf, identity.path.as_deref()));
             json!({
-                "ca_cert": roots.iter().flat_map(|roots| &roots.facts).map(certificate).collect::<Vec<_>>(),
-                "cert_chain": identity.iter().map(|identity| certificate(&identity.leaf)).collect::<Vec<_>>(),
+                "ca_cert": authorities.collect::<Vec<_>>(),
+                "cert_chain": leaf.collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -59,15 +65,17 @@ fn insert<'a>(
     pairs.insert(key, (identity.map(AsRef::as_ref), roots));
 }
 
-fn certificate(facts: &CertificateFacts) -> Value {
+fn certificate(facts: &CertificateFacts, path: Option<&str>) -> Value {
     let left = facts
         .not_after
         .duration_since(SystemTime::now())
         .unwrap_or(Duration::ZERO);
+    let uris = facts.uris.iter().map(|uri| json!({ "uri": uri }));
+    let names = uris.chain(facts.dns_names.iter().map(|name| json!({ "dns": name })));
     json!({
-        "path": "<inline>",
+        "path": path.unwrap_or("<inline>"),
         "serial_number": facts.serial,
-        "subject_alt_names": facts.uris.iter().map(|uri| json!({ "uri": uri })).collect::<Vec<_>>(),
+        "subject_alt_names": names.collect::<Vec<_>>(),
         "days_until_expiration": (left.as_secs() / 86_400).to_string(),
         "valid_from": rfc3339(facts.not_before),
         "expiration_time": rfc3339(facts.not_after),
@@ -82,6 +90,28 @@ pub fn rfc3339(time: SystemTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
+/// RFC 3339 in UTC, to the millisecond, as in Envoy's `/config_dump`.
+pub fn rfc3339_millis(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time);
+    let seconds = rfc3339(time.into());
+    let seconds = seconds.strip_suffix('Z').unwrap_or(&seconds);
+    format!("{seconds}.{:03}Z", time.millisecond())
+}
+
+/// Whole days until the first of the certificates of our own ends; none without any.
+pub fn days_until_first_expiry(snapshot: &Snapshot) -> Option<u64> {
+    let listeners = snapshot.listeners.values().flat_map(|listener| listener.chains());
+    let served = listeners.filter_map(|chain| Some(&chain.transport.as_ref()?.identity));
+    let clusters = snapshot.clusters.values();
+    let presented = clusters.filter_map(|cluster| cluster.transport.as_ref()?.identity.as_ref());
+    let now = SystemTime::now();
+    let days = served.chain(presented).map(|identity| {
+        let left = identity.leaf.not_after.duration_since(now).unwrap_or_default();
+        left.as_secs() / 86_400
+    });
+    days.min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +122,7 @@ mod tests {
         assert_eq!(at(0), "1970-01-01T00:00:00Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(at(1_795_437_309), "2026-11-23T12:35:09Z");
+        let millis = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_437_309_007);
+        assert_eq!(rfc3339_millis(millis), "2026-11-23T12:35:09.007Z");
     }
 }

@@ -1,57 +1,82 @@
 //! The admin API on loopback, in Envoy's paths and formats.
 //!
-//! Reads snapshots, metrics and phases; changes nothing. Runs on the control thread, so a scrape costs
-//! no connection anything.
+//! Shows snapshots, statistics and phases; what it can do is told to the process by [`Command`]s. Runs on
+//! the control thread, so a scrape costs no connection anything.
 
 pub mod certs;
-pub mod config_dump;
+mod clusters;
+mod config_dump;
+mod listeners;
+mod logging;
+mod model;
+mod query;
+mod routes;
+mod stats;
 
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use attache_bootstrap::config::AdminBind;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 use crate::drain::{Phase, PhaseReader};
 use crate::dump::ConfigSource;
 use crate::net::holder;
 use crate::snapshot::Reader;
-use crate::telemetry::metrics::registry;
-use crate::telemetry::metrics::render::prometheus;
+use crate::telemetry::memory::Memory;
+use crate::telemetry::metrics::registry::Value;
+use crate::telemetry::metrics::{ServerMetrics, registry};
 
 /// How many ports after the default one are tried: a group of Nomad tasks shares one loopback.
 const PORTS_TRIED: u16 = 100;
 
-/// The paths, with what they answer; also the page at `/`.
-const PATHS: [(&str, &str); 6] = [
-    ("/certs", "certificates in use, without keys"),
-    (
-        "/config_dump",
-        "the snapshot being served, without keys, and the state of its source",
-    ),
-    ("/help", "this list"),
-    ("/ready", "LIVE with 200 when serving, otherwise 503"),
-    ("/stats/prometheus", "metrics in the Prometheus text format"),
-    ("/server_info", "version and state"),
-];
+/// Connections at once; more are closed. Scrapers and operators are few.
+const MAX_CONNECTIONS: u32 = 128;
 
-/// What the admin API shows.
+/// What a request's head may be long.
+const MAX_HEAD: usize = 16 << 10;
+
+/// How long a request's head may take to arrive, and how long a connection may lie idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the admin API asks the process to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// End, as on SIGTERM.
+    Quit,
+    /// Accept no more, and let connections end by themselves.
+    DrainListeners {
+        /// Only at listeners with traffic direction INBOUND.
+        inbound_only: bool,
+        /// Only after the drain time, so that peers can be told before.
+        graceful: bool,
+    },
+}
+
+/// The admin API. Clones are the same.
 #[derive(Clone)]
-pub struct Admin {
-    /// The snapshot being served.
-    pub snapshot: Reader,
-    /// The phase of the process.
-    pub phase: PhaseReader,
-    /// The control source.
-    pub source: Rc<dyn ConfigSource>,
+pub struct Admin(Rc<State>);
+
+struct State {
+    snapshot: Reader,
+    phase: PhaseReader,
+    source: Rc<dyn ConfigSource>,
+    commands: mpsc::UnboundedSender<Command>,
+    started: Instant,
+    /// Set by `/healthcheck/fail`: the process then calls itself draining.
+    health_failed: Cell<bool>,
+    connections: Cell<u32>,
+    metrics: ServerMetrics,
 }
 
 /// Why the admin API cannot listen.
@@ -100,106 +125,128 @@ pub async fn bind(bind: AdminBind) -> Result<TcpListener, AdminBindError> {
 }
 
 impl Admin {
+    /// Shows `snapshot`, `phase` and `source`, and sends `commands`. `concurrency` is the number of workers.
+    pub fn new(
+        snapshot: Reader,
+        phase: PhaseReader,
+        source: Rc<dyn ConfigSource>,
+        commands: mpsc::UnboundedSender<Command>,
+        concurrency: usize,
+    ) -> Self {
+        let metrics = ServerMetrics::new();
+        metrics
+            .concurrency
+            .set(u64::try_from(concurrency).unwrap_or(u64::MAX));
+        Self(Rc::new(State {
+            snapshot,
+            phase,
+            source,
+            commands,
+            started: Instant::now(),
+            health_failed: Cell::new(false),
+            connections: Cell::new(0),
+            metrics,
+        }))
+    }
+
     /// Answers until dropped.
     pub async fn serve(self, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, _)) if self.0.connections.get() < MAX_CONNECTIONS => {
                     let admin = self.clone();
+                    admin.0.connections.set(admin.0.connections.get() + 1);
                     tokio::task::spawn_local(async move {
-                        let service = service_fn(move |request| {
-                            let response = admin.answer(&request);
-                            async move { Ok::<_, Infallible>(response) }
-                        });
-                        let connection = hyper::server::conn::http1::Builder::new()
-                            .timer(TokioTimer::new())
-                            .serve_connection(TokioIo::new(stream), service);
-                        if let Err(error) = connection.await {
-                            tracing::debug!(%error, "an admin connection ended early");
-                        }
+                        admin.connection(stream).await;
+                        admin.0.connections.set(admin.0.connections.get() - 1);
                     });
                 }
+                Ok(_) => tracing::debug!("an admin connection too many"),
                 Err(error) => {
                     tracing::warn!(%error, "the admin API cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
-            response
-                .headers_mut()
-                .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
-        match request.uri().path() {
-            "/" | "/help" => text(StatusCode::OK, &help()),
-            "/ready" => self.ready(),
-            "/certs" => json(&certs::render(self.snapshot.latest().as_deref())),
-            "/config_dump" => json(&config_dump::render(
-                self.snapshot.latest().as_deref(),
-                self.source.status(),
-            )),
-            "/server_info" => json(&serde_json::json!({
-                "version": concat!("attache ", env!("CARGO_PKG_VERSION")),
-                "state": state(self.phase.now()),
-            })),
-            "/stats/prometheus" => {
-                let samples = registry().collect(|_| true);
-                text(StatusCode::OK, &prometheus::render(&samples, false))
-            }
-            path => text(StatusCode::NOT_FOUND, &format!("no {path} here\n\n{}", help())),
+    async fn connection(&self, stream: TcpStream) {
+        let service = service_fn(|request| {
+            let response = routes::answer(self, &request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an admin connection ended early");
         }
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
-        let phase = self.phase.now();
-        let status = match phase {
-            Phase::Live => StatusCode::OK,
-            Phase::Starting | Phase::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        text(status, &format!("{}\n", state(phase)))
+    /// Counts the time from the start to now as that of the initialization.
+    pub fn initialized(&self) {
+        let taken = self.0.started.elapsed().as_secs_f64() * 1000.0;
+        self.0.metrics.initialization_time_ms.record(taken);
+    }
+
+    /// Brings the gauges of `server.…` up to date, as before each scrape and flush.
+    pub fn refresh(&self) {
+        let State {
+            metrics,
+            phase,
+            snapshot,
+            started,
+            ..
+        } = &*self.0;
+        let state = self.state();
+        metrics.live.set(u64::from(state == ServerState::Live));
+        metrics.state.set(state as u64);
+        metrics.uptime.set(started.elapsed().as_secs());
+        let memory = Memory::read();
+        metrics.memory_allocated.set(memory.allocated);
+        metrics.memory_heap_size.set(memory.heap_size);
+        metrics.memory_physical_size.set(memory.physical_size);
+        let connections = registry()
+            .collect(|name| name.starts_with("listener.") && name.ends_with(".downstream_cx_active"));
+        let connections = connections.iter().map(|sample| match sample.value {
+            Value::Gauge(level) => u64::try_from(level).unwrap_or(0),
+            _ => 0,
+        });
+        metrics.total_connections.set(connections.sum());
+        let latest = snapshot.latest().filter(|_| phase.now() != Phase::Starting);
+        let days = latest.as_deref().and_then(certs::days_until_first_expiry);
+        // As Envoy has it: a great number where no certificate is.
+        metrics
+            .days_until_first_cert_expiring
+            .set(days.unwrap_or(u64::from(u32::MAX)));
+    }
+
+    fn state(&self) -> ServerState {
+        match self.0.phase.now() {
+            Phase::Starting => ServerState::PreInitializing,
+            Phase::Live if self.0.health_failed.get() => ServerState::Draining,
+            Phase::Live => ServerState::Live,
+            Phase::Draining => ServerState::Draining,
+        }
     }
 }
 
-/// Envoy's names of the phases.
-fn state(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Starting => "PRE_INITIALIZING",
-        Phase::Live => "LIVE",
-        Phase::Draining => "DRAINING",
+/// Envoy's `ServerInfo.State`, by its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ServerState {
+    Live = 0,
+    Draining = 1,
+    PreInitializing = 2,
+}
+
+impl ServerState {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "LIVE",
+            Self::Draining => "DRAINING",
+            Self::PreInitializing => "PRE_INITIALIZING",
+        }
     }
-}
-
-fn help() -> String {
-    PATHS
-        .iter()
-        .map(|(path, what)| format!("{path}: {what}\n"))
-        .collect()
-}
-
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    respond(status, "text/plain; charset=UTF-8", body.to_owned())
-}
-
-fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
-    respond(StatusCode::OK, "application/json", format!("{value:#}\n"))
-}
-
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static(content_type),
-    );
-    headers.insert(
-        CACHE_CONTROL,
-        hyper::header::HeaderValue::from_static("no-cache, max-age=0"),
-    );
-    response
 }

@@ -22,6 +22,7 @@ pub async fn run<D: Duplex>(
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) {
+    log.reached_tcp_proxy(None);
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
         return;

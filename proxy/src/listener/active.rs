@@ -79,7 +79,7 @@ impl ActiveListener {
     pub fn new(connections: Limit, balance: Balance, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
-            metrics: Rc::new(ListenerMetrics::new(&name)),
+            metrics: Rc::new(ListenerMetrics::of(&config.listener)),
             name,
             live: LiveConnections::default(),
             connections,

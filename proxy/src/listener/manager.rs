@@ -19,6 +19,7 @@ use crate::model::{Name, Snapshot};
 use crate::net::socket::{ListenSocket, SocketFile};
 use crate::net::{holder, socket};
 use crate::snapshot::Reader;
+use crate::telemetry::metrics::SnapshotMetrics;
 
 /// How long until a listener that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -71,6 +72,7 @@ pub struct ListenerManager {
     requests: mpsc::UnboundedReceiver<StopListeners>,
     /// The errors of the last attempt, so that each is told once.
     told: BTreeSet<String>,
+    metrics: SnapshotMetrics,
 }
 
 /// One bound address.
@@ -93,6 +95,7 @@ impl ListenerManager {
             control: ListenerControl(control),
             requests,
             told: BTreeSet::new(),
+            metrics: SnapshotMetrics::default(),
         }
     }
 
@@ -163,6 +166,7 @@ impl ListenerManager {
     }
 
     pub(super) fn apply(&mut self, snapshot: &Arc<Snapshot>) -> Vec<BindError> {
+        self.metrics.apply(snapshot);
         let stopped = self.stopped;
         let (mut wanted, mut errors) = assign(snapshot, &self.bound, |l| !is_stopped(stopped, l));
         let mut new: Vec<Vec<(Address, ListenSocket)>> = self.workers.iter().map(|_| Vec::new()).collect();
@@ -180,6 +184,7 @@ impl ListenerManager {
                     }
                 }
                 Err(source) => {
+                    self.metrics.listener_manager.create_failure.increment(1);
                     wanted.remove(&address);
                     errors.push(bind_error(name, address, source));
                 }
@@ -192,6 +197,7 @@ impl ListenerManager {
             let owners = Arc::clone(&owners);
             worker.apply(Arc::clone(snapshot), Sockets { new, owners });
         }
+        self.metrics.listener_manager.workers_started.set(1);
         errors
     }
 
@@ -206,6 +212,7 @@ impl ListenerManager {
             mode,
         };
         self.bound.insert(address.clone(), bound);
+        self.metrics.listener_manager.create_success.increment(1);
         Ok(sockets)
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::metrics::ListenerMetrics;
+use super::metrics::{ListenerMetrics, TcpProxyMetrics};
 use crate::model::flags::ResponseFlag;
 use crate::model::{Name, SpiffeId};
 use crate::net::relay::Counts;
@@ -28,6 +28,8 @@ pub struct ConnectionLog {
     reason: Option<String>,
     silent: bool,
     metrics: Rc<ListenerMetrics>,
+    /// Once it has reached the filter.
+    tcp_proxy: Option<Rc<TcpProxyMetrics>>,
 }
 
 impl ConnectionLog {
@@ -48,6 +50,7 @@ impl ConnectionLog {
             reason: None,
             silent: false,
             metrics,
+            tcp_proxy: None,
         }
     }
 
@@ -59,6 +62,13 @@ impl ConnectionLog {
     /// The rule that let the connection in or kept it out.
     pub fn policy(&mut self, policy: Arc<str>) {
         self.policy = Some(policy);
+    }
+
+    /// The connection has reached its TCP proxy, whose counts are `metrics`, or else those of the listener.
+    pub fn reached_tcp_proxy(&mut self, metrics: Option<Rc<TcpProxyMetrics>>) {
+        let metrics = metrics.unwrap_or_else(|| Rc::clone(&self.metrics.tcp_proxy));
+        metrics.opened.increment(1);
+        self.tcp_proxy = Some(metrics);
     }
 
     /// The cluster chosen.
@@ -94,7 +104,10 @@ impl Drop for ConnectionLog {
     fn drop(&mut self) {
         let (received, sent) = (self.counts.received.get(), self.counts.sent.get());
         let duration = self.opened.elapsed();
-        self.metrics.closed(received, sent, duration, self.flag);
+        self.metrics.closed(duration, self.flag);
+        if let Some(tcp_proxy) = &self.tcp_proxy {
+            tcp_proxy.closed(received, sent, self.flag);
+        }
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         // A connection nobody ended was cancelled with its worker.
         let reason = self.reason.as_deref().unwrap_or("closed with the process");

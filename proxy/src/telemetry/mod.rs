@@ -3,7 +3,9 @@
 //! Owns the recorder behind the `metrics` facade. Never holds a secret.
 
 pub mod access_log;
+pub mod endpoints;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod sink;
 

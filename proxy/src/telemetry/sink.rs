@@ -54,8 +54,9 @@ impl std::fmt::Display for SinkAddress {
     }
 }
 
-/// Flushes to every sink each `every`, until dropped.
-pub async fn run(registry: &'static Registry, sinks: Vec<SinkConfig>, every: Duration) {
+/// Flushes to every sink each `every`, until dropped. Before each flush, `refresh` brings up to date what is
+/// only known when asked for.
+pub async fn run(registry: &'static Registry, sinks: Vec<SinkConfig>, every: Duration, refresh: impl Fn()) {
     if sinks.is_empty() {
         return;
     }
@@ -68,6 +69,7 @@ pub async fn run(registry: &'static Registry, sinks: Vec<SinkConfig>, every: Dur
     ticks.tick().await;
     loop {
         ticks.tick().await;
+        refresh();
         let samples = registry.flush();
         for sink in &mut sinks {
             let config = &sink.config;
@@ -198,6 +200,7 @@ mod tests {
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         };
         let udp_says = || receive(&|buffer| udp.recv(buffer));
+        let refreshed = std::cell::Cell::new(0);
         let checks = async {
             counter.increment(3);
             // Nobody listens at the unix socket yet. Longer than an interval, and shorter than two.
@@ -209,9 +212,10 @@ mod tests {
             let wanted = "envoy.attache_stats_datagrams_dropped_total:1|c\nenvoy.s.c:2|c";
             assert_eq!(udp_says(), wanted);
             assert_eq!(receive(&|buffer| unix.recv(buffer)), wanted);
+            assert_eq!(refreshed.get(), 2);
         };
         tokio::select! {
-            () = run(registry, sinks, FLUSH_INTERVAL) => panic!("it ends by itself"),
+            () = run(registry, sinks, FLUSH_INTERVAL, || refreshed.set(refreshed.get() + 1)) => panic!("it ends by itself"),
             () = checks => {}
         }
         std::fs::remove_dir_all(&folder).unwrap();

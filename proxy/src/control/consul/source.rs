@@ -28,6 +28,7 @@ use super::watch::{Question, Shared, Watch};
 use super::{ConsulSource, SourceError, default_policy, locate, news, questions};
 use crate::model::{Identity, Snapshot, SpiffeId, TrustBundle};
 use crate::snapshot::Publisher;
+use crate::telemetry::metrics::{StatsConfig, install};
 
 /// Changes that come together are compiled together; short enough to go unnoticed.
 const GATHER: Duration = Duration::from_millis(10);
@@ -400,6 +401,7 @@ impl Source {
         let old = self.published.replace(Arc::clone(&snapshot));
         news::rules(old.as_deref(), &snapshot);
         if old.is_none() {
+            self.name_statistics();
             tracing::info!(listeners, clusters, "the first configuration is complete");
         } else {
             tracing::debug!(listeners, clusters, "a new configuration");
@@ -407,6 +409,21 @@ impl Source {
         metrics::counter!("attache_snapshot_published_total").increment(1);
         self.publisher.publish(snapshot);
         self.shared.status.set_ready();
+    }
+
+    /// Statistics say whose sidecar they are of, as they do under Consul's bootstrap file.
+    fn name_statistics(&self) {
+        let Some(registration) = &self.state.registration else {
+            return;
+        };
+        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "default".to_owned());
+        let (namespace, partition) = (part(&registration.namespace), part(&registration.partition));
+        let datacenter = self.state.datacenter().unwrap_or_default();
+        let tags =
+            StatsConfig::consul().with_source(&registration.service, &namespace, &partition, datacenter);
+        if let Err(error) = install(&tags) {
+            tracing::error!(%error, "statistics go without some of their tags");
+        }
     }
 
     /// Whether intentions, default policy and chains are known.

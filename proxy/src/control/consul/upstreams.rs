@@ -80,17 +80,31 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
     if let Some(other) = parts.listeners.values().find(|l| l.address == address) {
         return Err(format!("the listener {} has its address already", other.name));
     }
-    let stat_prefix: Name = format!("upstream.{}", name.split(':').next().unwrap_or_default()).into();
     let chain = FilterChain {
         name: "".into(),
         matches: FilterChainMatch::default(),
         transport: None,
         filters: Vec::new(),
-        terminal: Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix)),
+        terminal: Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix(upstream, scene))),
     };
     let listener = super::compile::listener(Arc::clone(&name), address, Direction::Outbound, chain);
     parts.listeners.insert(name, listener);
     Ok(())
+}
+
+/// As Consul calls the filter of an upstream, so that its statistics have the same tags.
+fn stat_prefix(upstream: &Upstream, scene: &Scene<'_>) -> Name {
+    let Upstream {
+        destination,
+        namespace,
+        partition,
+        datacenter,
+        ..
+    } = upstream;
+    let part = |own: &Option<String>| own.clone().unwrap_or_else(|| "default".to_owned());
+    let datacenter = datacenter.as_deref().unwrap_or(scene.here.datacenter);
+    let (namespace, partition) = (part(namespace), part(partition));
+    format!("upstream.{destination}.{namespace}.{partition}.{datacenter}").into()
 }
 
 /// Why a key of an upstream's `Config` has no effect; none when it has.

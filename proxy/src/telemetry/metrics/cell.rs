@@ -27,7 +27,7 @@ const CELLS: usize = 64;
 
 /// One share.
 #[derive(Clone, Debug)]
-pub(super) struct Cell {
+pub(in crate::telemetry) struct Cell {
     chunk: Arc<Chunk>,
     index: usize,
 }
@@ -51,11 +51,11 @@ impl Cell {
         })
     }
 
-    pub(super) fn counter() -> Self {
+    pub(in crate::telemetry) fn counter() -> Self {
         Self::new(0)
     }
 
-    pub(super) fn gauge() -> Self {
+    pub(in crate::telemetry) fn gauge() -> Self {
         Self::new(UNSET)
     }
 
@@ -64,12 +64,12 @@ impl Cell {
     }
 
     /// The count.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::telemetry) fn count(&self) -> u64 {
         self.at().load(Relaxed)
     }
 
     /// The gauge, or `None` when it was never set.
-    pub(super) fn level(&self) -> Option<i64> {
+    pub(in crate::telemetry) fn level(&self) -> Option<i64> {
         let bits = self.at().load(Relaxed);
         (bits != UNSET).then_some(bits.cast_signed())
     }
@@ -100,7 +100,7 @@ pub struct Histogram {
 }
 
 impl Counter {
-    pub(super) fn of(cell: Cell) -> Self {
+    pub(in crate::telemetry) fn of(cell: Cell) -> Self {
         Self {
             cell,
             stays: PhantomData,
@@ -115,7 +115,7 @@ impl Counter {
 }
 
 impl Gauge {
-    pub(super) fn of(cell: Cell) -> Self {
+    pub(in crate::telemetry) fn of(cell: Cell) -> Self {
         Self {
             cell,
             stays: PhantomData,

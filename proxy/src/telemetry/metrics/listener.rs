@@ -1,15 +1,33 @@
 //! What workers count for a listener and its filters.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::{Counter, Gauge, Histogram, Scope, registry, sanitized};
-use crate::model::ResponseFlag;
+use crate::model::{Listener, ResponseFlag, Terminal};
 
 /// Envoy's name of a listener among statistics: its address with `_` for `:`. Listeners are called
 /// `<what>:<address>`.
 pub fn listener_address(listener: &str) -> String {
     sanitized(listener.split_once(':').map_or(listener, |(_, address)| address))
 }
+
+/// The flags that a TCP connection can end with.
+const FLAGGED: [ResponseFlag; 13] = [
+    ResponseFlag::DownstreamConnectionTermination,
+    ResponseFlag::DownstreamProtocolError,
+    ResponseFlag::DurationTimeout,
+    ResponseFlag::LocalReset,
+    ResponseFlag::NoClusterFound,
+    ResponseFlag::NoHealthyUpstream,
+    ResponseFlag::NoRouteFound,
+    ResponseFlag::OverloadManager,
+    ResponseFlag::StreamIdleTimeout,
+    ResponseFlag::UnauthorizedDetails,
+    ResponseFlag::UpstreamConnectionFailure,
+    ResponseFlag::UpstreamConnectionTermination,
+    ResponseFlag::UpstreamOverflow,
+];
 
 /// A worker's handles for one listener: `listener.<address>.…`.
 #[derive(Debug)]
@@ -46,26 +64,40 @@ pub struct ListenerMetrics {
     pub denied: Counter,
     /// `attache_rbac_cut`: live connections that newer rules denied.
     pub cut: Counter,
-    /// Of the TCP proxy that is called like the listener.
-    pub tcp_proxy: TcpProxyMetrics,
+    /// Of the TCP proxy that carries its bytes unless a connection says otherwise.
+    pub tcp_proxy: Rc<TcpProxyMetrics>,
     closed: Counter,
     length: Histogram,
-    flagged: [(ResponseFlag, Counter); 12],
+    flagged: [(ResponseFlag, Counter); FLAGGED.len()],
     scope: Scope,
     _rbac: RbacMetrics,
 }
 
 impl ListenerMetrics {
-    /// Resolves the handles for this thread. `listener` is its name.
+    /// Resolves the handles for this thread. `listener` is its name, `<what>:<address>`.
     pub fn new(listener: &str) -> Self {
-        let address = listener_address(listener);
-        let scope = registry().scope(&format!("listener.{address}."));
-        let labels = [("envoy_listener_address", address.as_str())];
-        let rbac = RbacMetrics::new("connect_authz");
-        let flagged = |flag: ResponseFlag| {
-            let labels = [labels[0], ("flag", flag.as_str())];
-            (flag, scope.own_counter("attache_downstream_cx_ended", &labels))
+        let what = listener.split(':').next().unwrap_or(listener);
+        Self::named(&listener_address(listener), what)
+    }
+
+    /// Resolves the handles for this thread: under the listener's `stat_prefix`, else its address. Bytes
+    /// count for the first TCP proxy of its chains unless a connection says otherwise.
+    pub fn of(listener: &Listener) -> Self {
+        let name = match &listener.stat_prefix {
+            Some(prefix) => sanitized(prefix),
+            None => sanitized(&listener.address.to_string()),
         };
+        let proxy = listener.chains().find_map(|chain| match &chain.terminal {
+            Terminal::TcpProxy(proxy) => Some(&*proxy.stat_prefix),
+            Terminal::HttpConnectionManager(_) => None,
+        });
+        Self::named(&name, proxy.unwrap_or(&listener.name))
+    }
+
+    fn named(address: &str, proxy: &str) -> Self {
+        let scope = registry().scope(&format!("listener.{address}."));
+        let labels = [("envoy_listener_address", address)];
+        let rbac = RbacMetrics::new("connect_authz");
         Self {
             opened: scope.counter("downstream_cx_total"),
             active: scope.gauge("downstream_cx_active"),
@@ -83,23 +115,13 @@ impl ListenerMetrics {
             allowed: rbac.allowed.clone(),
             denied: rbac.denied.clone(),
             cut: scope.own_counter("attache_rbac_cut", &labels),
-            tcp_proxy: TcpProxyMetrics::new(listener.split(':').next().unwrap_or(listener)),
+            tcp_proxy: Rc::new(TcpProxyMetrics::new(proxy)),
             closed: scope.counter("downstream_cx_destroy"),
             length: scope.histogram("downstream_cx_length_ms"),
-            flagged: [
-                flagged(ResponseFlag::UpstreamConnectionFailure),
-                flagged(ResponseFlag::NoHealthyUpstream),
-                flagged(ResponseFlag::UpstreamOverflow),
-                flagged(ResponseFlag::NoClusterFound),
-                flagged(ResponseFlag::NoRouteFound),
-                flagged(ResponseFlag::DownstreamConnectionTermination),
-                flagged(ResponseFlag::UpstreamConnectionTermination),
-                flagged(ResponseFlag::UnauthorizedDetails),
-                flagged(ResponseFlag::OverloadManager),
-                flagged(ResponseFlag::StreamIdleTimeout),
-                flagged(ResponseFlag::LocalReset),
-                flagged(ResponseFlag::DownstreamProtocolError),
-            ],
+            flagged: FLAGGED.map(|flag| {
+                let labels = [labels[0], ("flag", flag.as_str())];
+                (flag, scope.own_counter("attache_downstream_cx_ended", &labels))
+            }),
             _rbac: rbac,
             scope,
         }
@@ -112,12 +134,10 @@ impl ListenerMetrics {
         tls_established(&self.scope, version, suite, group);
     }
 
-    /// Accounts for a connection that ended.
-    pub fn closed(&self, received: u64, sent: u64, duration: Duration, flag: ResponseFlag) {
+    /// Accounts for a connection that ended. Its bytes are the filter's that carried them.
+    pub fn closed(&self, duration: Duration, flag: ResponseFlag) {
         self.closed.increment(1);
         self.active.sub(1);
-        self.tcp_proxy.received.increment(received);
-        self.tcp_proxy.sent.increment(sent);
         self.length.record(duration.as_secs_f64() * 1000.0);
         if let Some((_, counter)) = self.flagged.iter().find(|(f, _)| *f == flag) {
             counter.increment(1);
@@ -167,6 +187,17 @@ impl TcpProxyMetrics {
             sent_buffered: scope.gauge("downstream_cx_tx_bytes_buffered"),
             idle_timeout: scope.counter("idle_timeout"),
             _scope: scope,
+        }
+    }
+
+    /// Accounts for a connection that ended.
+    pub fn closed(&self, received: u64, sent: u64, flag: ResponseFlag) {
+        self.received.increment(received);
+        self.sent.increment(sent);
+        match flag {
+            ResponseFlag::NoClusterFound => self.no_route.increment(1),
+            ResponseFlag::StreamIdleTimeout => self.idle_timeout.increment(1),
+            _ => {}
         }
     }
 }

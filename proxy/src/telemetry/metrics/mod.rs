@@ -12,6 +12,7 @@ mod listener;
 pub mod registry;
 pub mod render;
 mod server;
+mod snapshot;
 pub mod tags;
 mod well_known;
 
@@ -28,6 +29,7 @@ pub use cluster::{
 pub use listener::{ConnectionLimitMetrics, ListenerMetrics, RbacMetrics, TcpProxyMetrics, listener_address};
 pub use registry::{Registry, Scope};
 pub use server::{ClusterManagerMetrics, ControlPlaneMetrics, ListenerManagerMetrics, ServerMetrics};
+pub use snapshot::SnapshotMetrics;
 pub use tags::StatsConfig;
 
 /// The one registry of a process.

@@ -65,13 +65,16 @@ enum Shares {
     Text(Arc<str>),
 }
 
+/// Tags and their values, shared by the statistics that have the same.
+pub type Tags = Arc<[(Arc<str>, String)]>;
+
 /// How Prometheus and DogStatsD name a statistic.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The name without its tags. Attaché's own statistics begin with `attache_`.
     pub name: Arc<str>,
-    /// Tags and their values.
-    pub tags: Arc<[(Arc<str>, String)]>,
+    /// Its tags, in the order of the rules.
+    pub tags: Tags,
 }
 
 /// What a statistic says.
@@ -169,7 +172,7 @@ impl Registry {
         let mut samples = Vec::new();
         for (prefix, scope) in self.lock().iter_mut() {
             // Most statistics of a scope have the same tags: they share them.
-            let mut last_tags: Arc<[(Arc<str>, String)]> = Arc::default();
+            let mut last_tags = Tags::default();
             for (rest, stat) in &mut scope.stats {
                 let name = format!("{prefix}{rest}");
                 if !wanted(&name) {

@@ -71,8 +71,6 @@ pub struct ListenerManagerMetrics {
     pub create_failure: Counter,
     /// `total_listeners_active`.
     pub active: Gauge,
-    /// `total_listeners_draining`: removed, with connections still.
-    pub draining: Gauge,
     /// `workers_started`: 1 once they are.
     pub workers_started: Gauge,
     _scope: Scope,
@@ -90,7 +88,6 @@ impl ListenerManagerMetrics {
             create_success: scope.counter("listener_create_success"),
             create_failure: scope.counter("listener_create_failure"),
             active: scope.gauge("total_listeners_active"),
-            draining: scope.gauge("total_listeners_draining"),
             workers_started: scope.gauge("workers_started"),
             _scope: scope,
         }

@@ -250,120 +250,36 @@ mod tests {
         Some((name[found.value].to_owned(), rest))
     }
 
+    /// What is found where: the tag, the name, the value, and what is left of the name.
+    const FOUND: &str = "
+        response_code in cluster.a.upstream_rq_503 is 503 and leaves cluster.a.upstream_rq
+        response_code_class in http.a.downstream_rq_2xx is 2 and leaves http.a.downstream_rq_xx
+        cluster_name in cluster.a.b is a and leaves cluster.b
+        tcp_prefix in tcp.upstream.api.default.x is upstream and leaves tcp.api.default.x
+        rbac_prefix in connect_authz.rbac.allowed is connect_authz and leaves rbac.allowed
+        connection_limit_prefix in connection_limit.in.limited is in and leaves connection_limit.limited
+        listener_address in listener.127.0.0.1_80.x is 127.0.0.1_80 and leaves listener.x
+        listener_address in listener.[__1]_80.x is [__1]_80 and leaves listener.x
+        listener_address in listener.named.ssl.x is named and leaves listener.ssl.x
+        worker_id in listener.127.0.0.1_80.worker_3.x is 3 and leaves listener.127.0.0.1_80.worker_x
+        worker_id in server.worker_0.miss is 0 and leaves server.worker_miss
+        http_conn_manager_prefix in listener.127.0.0.1_80.http.in.x is in and leaves listener.127.0.0.1_80.http.x
+        ssl_version in cluster.a.b.ssl.versions.TLSv1.3 is TLSv1.3 and leaves cluster.a.b.ssl.versions
+        ssl_curve in listener.0.0.0.0_1.ssl.curves.X25519 is X25519 and leaves listener.0.0.0.0_1.ssl.curves
+        ssl_cipher in listener.0.0.0.0_1.ssl.ciphers.A is A and leaves listener.0.0.0.0_1.ssl.ciphers
+        ssl_cipher_suite in cluster.a.ssl.ciphers.A is A and leaves cluster.a.ssl.ciphers
+        tls_certificate in cluster.a.b.ssl.certificate.c.expiration_unix_time_seconds is c and leaves cluster.a.b.ssl.certificate.expiration_unix_time_seconds
+        grpc_bridge_method in cluster.a.grpc.s.m.0 is m and leaves cluster.a.grpc.s.0
+        grpc_bridge_service in cluster.a.grpc.s.m.0 is s and leaves cluster.a.grpc.m.0
+        rds_route_config in http.a.rds.r.s.update is r.s and leaves http.a.rds.update
+    ";
+
     #[test]
     fn values_are_found_where_envoy_finds_them() {
-        for (tag, name, value, rest) in [
-            (
-                "response_code",
-                "cluster.a.upstream_rq_503",
-                "503",
-                "cluster.a.upstream_rq",
-            ),
-            (
-                "response_code_class",
-                "http.a.downstream_rq_2xx",
-                "2",
-                "http.a.downstream_rq_xx",
-            ),
-            ("cluster_name", "cluster.a.b", "a", "cluster.b"),
-            (
-                "tcp_prefix",
-                "tcp.upstream.api.default.x",
-                "upstream",
-                "tcp.api.default.x",
-            ),
-            (
-                "rbac_prefix",
-                "connect_authz.rbac.allowed",
-                "connect_authz",
-                "rbac.allowed",
-            ),
-            (
-                "connection_limit_prefix",
-                "connection_limit.in.limited",
-                "in",
-                "connection_limit.limited",
-            ),
-            (
-                "listener_address",
-                "listener.127.0.0.1_80.x",
-                "127.0.0.1_80",
-                "listener.x",
-            ),
-            (
-                "listener_address",
-                "listener.[__1]_80.x",
-                "[__1]_80",
-                "listener.x",
-            ),
-            (
-                "listener_address",
-                "listener.named.ssl.x",
-                "named",
-                "listener.ssl.x",
-            ),
-            (
-                "worker_id",
-                "listener.127.0.0.1_80.worker_3.x",
-                "3",
-                "listener.127.0.0.1_80.worker_x",
-            ),
-            ("worker_id", "server.worker_0.miss", "0", "server.worker_miss"),
-            (
-                "http_conn_manager_prefix",
-                "listener.127.0.0.1_80.http.in.x",
-                "in",
-                "listener.127.0.0.1_80.http.x",
-            ),
-            (
-                "ssl_version",
-                "cluster.a.b.ssl.versions.TLSv1.3",
-                "TLSv1.3",
-                "cluster.a.b.ssl.versions",
-            ),
-            (
-                "ssl_curve",
-                "listener.0.0.0.0_1.ssl.curves.X25519",
-                "X25519",
-                "listener.0.0.0.0_1.ssl.curves",
-            ),
-            (
-                "ssl_cipher",
-                "listener.0.0.0.0_1.ssl.ciphers.A",
-                "A",
-                "listener.0.0.0.0_1.ssl.ciphers",
-            ),
-            (
-                "ssl_cipher_suite",
-                "cluster.a.ssl.ciphers.A",
-                "A",
-                "cluster.a.ssl.ciphers",
-            ),
-            (
-                "tls_certificate",
-                "cluster.a.b.ssl.certificate.c.expiration_unix_time_seconds",
-                "c",
-                "cluster.a.b.ssl.certificate.expiration_unix_time_seconds",
-            ),
-            (
-                "grpc_bridge_method",
-                "cluster.a.grpc.s.m.0",
-                "m",
-                "cluster.a.grpc.s.0",
-            ),
-            (
-                "grpc_bridge_service",
-                "cluster.a.grpc.s.m.0",
-                "s",
-                "cluster.a.grpc.m.0",
-            ),
-            (
-                "rds_route_config",
-                "http.a.rds.r.s.update",
-                "r.s",
-                "http.a.rds.update",
-            ),
-        ] {
+        for line in FOUND.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let [tag, _, name, _, value, _, _, rest] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}");
+            };
             let wanted = Some((value.to_owned(), rest.to_owned()));
             assert_eq!(found(&format!("envoy.{tag}"), name), wanted, "{name}");
         }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::telemetry::metrics::cell::{BUCKETS, Distribution};
-use crate::telemetry::metrics::registry::{Identity, Sample, Value};
+use crate::telemetry::metrics::registry::{Identity, Sample, Tags, Value};
 
 /// Renders the samples: counters, gauges, text readouts where `text_readouts` asks for them, then
 /// histograms, each kind in the order of names.
@@ -67,12 +67,12 @@ impl Kind {
 /// The labels of the tags rendered last: those of a scope are mostly the same.
 #[derive(Default)]
 struct Labels {
-    tags: Option<Arc<[(Arc<str>, String)]>>,
+    tags: Option<Tags>,
     rendered: String,
 }
 
 impl Labels {
-    fn of(&mut self, tags: &Arc<[(Arc<str>, String)]>) -> &str {
+    fn of(&mut self, tags: &Tags) -> &str {
         if !self.tags.as_ref().is_some_and(|last| Arc::ptr_eq(last, tags)) {
             self.rendered.clear();
             for (index, (tag, value)) in tags.iter().enumerate() {
