@@ -295,8 +295,7 @@ impl Worker {
         for acceptor in std::mem::take(&mut self.acceptors).into_values() {
             acceptor.close(Rc::clone(&self.dispatch));
         }
-        let listeners = self.listeners.values().map(|(listener, _)| listener);
-        for listener in listeners.chain(&self.retired) {
+        for listener in self.listeners.values().chain(&self.retired) {
             listener.live.drain();
         }
         let serving = Rc::clone(&self.serving);
