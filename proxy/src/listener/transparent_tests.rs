@@ -40,7 +40,10 @@ fn own_network() -> Result<(), String> {
         &port,
     ];
     run("ip", &["link", "set", "lo", "up"])?;
-    run("ip", &["route", "add", "default", "dev", "lo"])?;
+    run(
+        "ip",
+        &["route", "add", "default", "dev", "lo", "src", "127.0.0.1"],
+    )?;
     run("iptables", &redirect)
 }
 
