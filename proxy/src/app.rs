@@ -92,7 +92,6 @@ where
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
     let _written_at_the_end = access_log::sink::FlushAtEnd;
-    let reopening = tokio::task::spawn_local(reopen_logs(signal(SignalKind::user_defined1())?));
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
 
@@ -106,16 +105,7 @@ where
         commands,
         serve.concurrency,
     );
-    let serving_admin = serve_admin(admin.clone(), serve).await?;
-    let refreshed = admin.clone();
-    let refresh = move || refreshed.refresh();
-    let sinks = sink::run(
-        metrics::registry(),
-        serve.sinks.clone(),
-        serve.flush_interval,
-        refresh,
-    );
-    let sinks = tokio::task::spawn_local(sinks);
+    let _aside = start_aside(&admin, serve).await?;
 
     let limits = Limits::default();
     let workers: Rc<[WorkerHandle]> = WorkerHandle::start(serve.concurrency, &limits)?.into();
@@ -150,32 +140,59 @@ where
         }
     }
     phase.enter(Phase::Draining);
-    let draining = async {
-        tokio::select! {
-            cut = drain(&workers, serve.drain_time) => match cut {
-                0 => tracing::info!("drained"),
-                cut => tracing::warn!(
-                    connections = cut,
-                    drain_s = serve.drain_time.as_secs_f64(),
-                    "drained: the deadline cut what was still open; each has its record in the access log"
-                ),
-            },
-            name = signals.next() => {
-                tracing::warn!(signal = name, "a second signal: ending at once");
-                // Not left to the kernel: connections that did not end are reset and recorded.
-                drain(&workers, Duration::ZERO).await;
-            }
-        }
-    };
     tokio::select! {
-        () = draining => {}
+        () = drain_or_quit(&workers, serve.drain_time, &mut signals) => {}
         // Whatever ends early now ends with the process anyway.
         () = async { drop(running.await); std::future::pending().await } => {}
     }
-    serving_admin.abort();
-    sinks.abort();
-    reopening.abort();
     Ok(())
+}
+
+/// Lets connections end until the deadline, or until a second signal.
+async fn drain_or_quit(workers: &[WorkerHandle], drain_time: Duration, signals: &mut Signals) {
+    tokio::select! {
+        cut = drain(workers, drain_time) => match cut {
+            0 => tracing::info!("drained"),
+            cut => tracing::warn!(
+                connections = cut,
+                drain_s = drain_time.as_secs_f64(),
+                "drained: the deadline cut what was still open; each has its record in the access log"
+            ),
+        },
+        name = signals.next() => {
+            tracing::warn!(signal = name, "a second signal: ending at once");
+            // Not left to the kernel: connections that did not end are reset and recorded.
+            drain(workers, Duration::ZERO).await;
+        }
+    }
+}
+
+/// Tasks beside the serving ones; they end when dropped.
+struct Aside(Vec<AbortHandle>);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// Starts the admin API, the statistics' sinks and what SIGUSR1 asks for.
+async fn start_aside(admin: &Admin, serve: &Serve) -> Result<Aside, AppError> {
+    let mut aside = Aside(Vec::new());
+    aside.0.extend(serve_admin(admin.clone(), serve).await?);
+    let refreshed = admin.clone();
+    let sinks = sink::run(
+        metrics::registry(),
+        serve.sinks.clone(),
+        serve.flush_interval,
+        move || refreshed.refresh(),
+    );
+    aside.0.push(tokio::task::spawn_local(sinks).abort_handle());
+    let reopen = reopen_logs(signal(SignalKind::user_defined1())?);
+    aside.0.push(tokio::task::spawn_local(reopen).abort_handle());
+    Ok(aside)
 }
 
 /// SIGUSR1 opens the access logs' files anew, as Envoy's does.
@@ -187,9 +204,9 @@ async fn reopen_logs(mut asked: Signal) {
 }
 
 /// Starts the admin API, if there is to be one.
-async fn serve_admin(admin: Admin, serve: &Serve) -> Result<AbortHandle, AppError> {
+async fn serve_admin(admin: Admin, serve: &Serve) -> Result<Option<AbortHandle>, AppError> {
     let Some(bind) = serve.admin else {
-        return Ok(tokio::task::spawn_local(async {}).abort_handle());
+        return Ok(None);
     };
     let socket = admin::bind(bind).await?;
     let address = socket.local_addr()?;
@@ -199,7 +216,8 @@ async fn serve_admin(admin: Admin, serve: &Serve) -> Result<AbortHandle, AppErro
     {
         tracing::error!(path = %path.display(), %error, "the admin API's address cannot be written");
     }
-    Ok(tokio::task::spawn_local(admin.serve(socket)).abort_handle())
+    let serving = tokio::task::spawn_local(admin.serve(socket));
+    Ok(Some(serving.abort_handle()))
 }
 
 /// Does what the admin API asks, until it asks for the end.

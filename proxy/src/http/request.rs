@@ -144,8 +144,8 @@ impl Request for RequestHead<'_> {
     }
 
     /// No filter writes any yet.
-    fn metadata(&self, _: &str, _: &[Arc<str>]) -> Vec<Cow<'_, str>> {
-        Vec::new()
+    fn metadata(&self, _: &str, _: &[Arc<str>]) -> Option<Cow<'_, str>> {
+        None
     }
 }
 

@@ -93,7 +93,7 @@ pub struct MetadataMatcher {
     pub filter: Arc<str>,
     /// Keys from the outside in.
     pub path: Vec<Arc<str>>,
-    /// What the value must be; a list matches when one element does.
+    /// What the value must be; a list or a number is no text and does not match.
     pub value: StringMatcher,
     /// Turns the answer round.
     pub invert: bool,
@@ -105,8 +105,8 @@ pub trait Request {
     fn header(&self, name: &str) -> Option<Cow<'_, str>>;
     /// The path without query and fragment.
     fn path(&self) -> &str;
-    /// The strings at a place of the dynamic metadata: none, one, or a list's elements.
-    fn metadata(&self, filter: &str, path: &[Arc<str>]) -> Vec<Cow<'_, str>>;
+    /// The text at a place of the dynamic metadata; none where there is nothing or another kind of value.
+    fn metadata(&self, filter: &str, path: &[Arc<str>]) -> Option<Cow<'_, str>>;
 }
 
 impl StringMatcher {
@@ -242,8 +242,8 @@ impl HeaderCheck {
 impl MetadataMatcher {
     /// Whether the metadata is what is asked for.
     pub fn matches(&self, request: &dyn Request) -> bool {
-        let values = request.metadata(&self.filter, &self.path);
-        values.iter().any(|value| self.value.matches(value)) != self.invert
+        let value = request.metadata(&self.filter, &self.path);
+        value.is_some_and(|value| self.value.matches(&value)) != self.invert
     }
 }
 
@@ -289,8 +289,8 @@ mod tests {
             ""
         }
 
-        fn metadata(&self, _: &str, _: &[Arc<str>]) -> Vec<Cow<'_, str>> {
-            Vec::new()
+        fn metadata(&self, _: &str, _: &[Arc<str>]) -> Option<Cow<'_, str>> {
+            None
         }
     }
 

@@ -256,8 +256,8 @@ mod tests {
             self.0.split(['?', '#']).next().unwrap_or_default()
         }
 
-        fn metadata(&self, _: &str, _: &[Arc<str>]) -> Vec<Cow<'_, str>> {
-            Vec::new()
+        fn metadata(&self, _: &str, _: &[Arc<str>]) -> Option<Cow<'_, str>> {
+            None
         }
     }
 
