@@ -157,7 +157,7 @@ mod tests {
         let activity = Activity::new(Rc::default());
         let trickle = async {
             loop {
-                tokio::time::sleep(Duration::from_secs(4)).await;
+                sleep(Duration::from_secs(4)).await;
                 activity.received(Side::Downstream, 1);
             }
         };
@@ -173,7 +173,7 @@ mod tests {
         let began = Instant::now();
         let moving = async {
             for _ in 0..10 {
-                tokio::time::sleep(Duration::from_secs(20)).await;
+                sleep(Duration::from_secs(20)).await;
                 activity.received(Side::Upstream, 1);
             }
             pending::<()>().await;
@@ -198,7 +198,7 @@ mod tests {
         activity.enter(Phase::Idle);
         let began = Instant::now();
         let byte = async {
-            tokio::time::sleep(Duration::from_secs(1000)).await;
+            sleep(Duration::from_secs(1000)).await;
             activity.received(Side::Downstream, 1);
             pending::<()>().await;
         };
