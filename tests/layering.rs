@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
         &["dump", "model", "net", "snapshot", "telemetry", "tls"],
     ),
     ("upstream", &["limit", "model", "net", "telemetry", "tls"]),
-    ("filter", &["model", "net", "telemetry", "upstream"]),
+    ("filter", &["limit", "model", "net", "telemetry", "upstream"]),
     ("http", &["model", "net", "telemetry", "upstream"]),
     (
         "listener",

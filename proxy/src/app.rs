@@ -23,6 +23,7 @@ use crate::listener::manager::{BindError, ListenerControl, ListenerManager, Stop
 use crate::listener::worker::WorkerHandle;
 use crate::net::socket::raise_descriptor_limit;
 use crate::snapshot::{Publisher, channel};
+use crate::telemetry::access_log;
 use crate::telemetry::metrics::{self, StatsConfig};
 use crate::telemetry::sink::{self, SinkConfig};
 
@@ -90,6 +91,8 @@ where
     metrics::install(&serve.stats)?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
+    let _written_at_the_end = access_log::sink::FlushAtEnd;
+    let reopening = tokio::task::spawn_local(reopen_logs(signal(SignalKind::user_defined1())?));
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
 
@@ -171,7 +174,16 @@ where
     }
     serving_admin.abort();
     sinks.abort();
+    reopening.abort();
     Ok(())
+}
+
+/// SIGUSR1 opens the access logs' files anew, as Envoy's does.
+async fn reopen_logs(mut asked: Signal) {
+    while asked.recv().await.is_some() {
+        tracing::info!("opening access logs anew");
+        access_log::sink::reopen();
+    }
 }
 
 /// Starts the admin API, if there is to be one.

@@ -3,46 +3,100 @@
 //! Borrows the downstream stream, owns the upstream one. Only a relay that ended cleanly makes either an
 //! ordinary close, so that nothing that was cut can look complete to either app.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::Name;
+use tokio::time::timeout;
+
 use crate::model::listener::{TcpProxy, WeightedCluster};
+use crate::model::{Downstream, Name};
 use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
+use crate::telemetry::access_log::UpstreamFacts;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::upstream::{ClusterManager, UpstreamStream, connect};
+use crate::upstream::{
+    AttemptError, ClusterManager, ConnectError, Connected, LoadBalancerContext, UpstreamStream, connect,
+};
 
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
 const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
 
-/// Carries one connection. The reason it ended is in `log`.
+/// Carries one connection, which `downstream` describes, over `early` if an endpoint is connected already.
+/// Whether one was connected to; the reason it ended is in `log`.
 pub async fn run<D: Duplex>(
     proxy: &TcpProxy,
-    downstream: &mut D,
+    early: Option<Connected>,
+    stream: &mut D,
+    downstream: &Downstream,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
-) {
+) -> bool {
+    let mut reached = early.is_some();
+    let carried = async {
+        let connected = match early {
+            Some(connected) => Some(connected),
+            None => dial(proxy, downstream, clusters, log).await,
+        };
+        if let Some(connected) = connected {
+            reached = true;
+            run_connected(proxy, connected, stream, log).await;
+        }
+    };
+    match proxy.max_duration {
+        None => carried.await,
+        Some(limit) => {
+            if timeout(limit, carried).await.is_err() {
+                log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
+            }
+        }
+    }
+    reached
+}
+
+/// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is
+/// in `log`.
+pub async fn dial(
+    proxy: &TcpProxy,
+    downstream: &Downstream,
+    clusters: &ClusterManager,
+    log: &mut ConnectionLog,
+) -> Option<Connected> {
     log.reached_tcp_proxy(None);
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
-        return;
+        return None;
     };
     log.cluster(cluster.clone());
-    let connected = match connect(clusters, &cluster).await {
-        Ok(connected) => connected,
-        Err(error) => {
-            log.ended(error.flag(), error.to_string());
-            return;
-        }
+    let context = LoadBalancerContext {
+        destination: downstream.destination,
+        hash: None,
+        max_attempts: proxy.max_connect_attempts,
     };
+    match connect(clusters, &cluster, context).await {
+        Ok(connected) => Some(connected),
+        Err(error) => {
+            failed(&error, log);
+            None
+        }
+    }
+}
+
+async fn run_connected<D: Duplex>(
+    proxy: &TcpProxy,
+    connected: Connected,
+    stream: &mut D,
+    log: &mut ConnectionLog,
+) {
     log.cluster(connected.cluster);
     log.endpoint(connected.endpoint);
+    log.upstream(|| upstream_facts(&connected.stream));
     let counts = std::rc::Rc::clone(&log.counts);
     let _lease = connected.lease;
     let encrypted = matches!(connected.stream, UpstreamStream::Tls(_));
     let ended = match connected.stream {
-        UpstreamStream::Plain(upstream) => carry(downstream, upstream, &counts, proxy.idle_timeout).await,
-        UpstreamStream::Tls(upstream) => carry(downstream, *upstream, &counts, proxy.idle_timeout).await,
+        UpstreamStream::Plain(upstream) => carry(stream, upstream, &counts, proxy.idle_timeout).await,
+        UpstreamStream::Tls(upstream) => carry(stream, *upstream, &counts, proxy.idle_timeout).await,
     };
     match ended {
         Ended::Clean => {
@@ -69,6 +123,56 @@ pub async fn run<D: Duplex>(
                 format!("no byte either way for {limit:?}"),
             );
         }
+    }
+}
+
+/// Records why no endpoint could be connected to.
+fn failed(error: &ConnectError, log: &mut ConnectionLog) {
+    log.ended(error.flag(), error.to_string());
+    if let ConnectError::Failed {
+        endpoint,
+        attempts,
+        source,
+        ..
+    } = error
+    {
+        log.endpoint(endpoint.to_string());
+        log.upstream(|| UpstreamFacts {
+            attempts: u32::try_from(*attempts).unwrap_or(u32::MAX),
+            failure: Some(match source {
+                AttemptError::Dial(error) => refusal(error),
+                other => other.to_string(),
+            }),
+            ..UpstreamFacts::default()
+        });
+    }
+}
+
+/// A failed dial in Envoy's words, which have no number of the error.
+fn refusal(error: &io::Error) -> String {
+    let text = error.to_string();
+    let what = text.split_once(" (os error").map_or(&*text, |(what, _)| what);
+    format!("delayed connect error: {what}")
+}
+
+/// What an access log can tell of a connected stream.
+fn upstream_facts(stream: &UpstreamStream) -> UpstreamFacts {
+    let tls = match stream {
+        UpstreamStream::Plain(stream) => {
+            return UpstreamFacts {
+                local: stream.local_addr(),
+                attempts: 1,
+                ..UpstreamFacts::default()
+            };
+        }
+        UpstreamStream::Tls(stream) => stream,
+    };
+    UpstreamFacts {
+        local: tls.local_addr(),
+        tls: tls.agreed(),
+        peer: tls.peer_names().map(Arc::new),
+        attempts: 1,
+        ..UpstreamFacts::default()
     }
 }
 
@@ -126,5 +230,69 @@ async fn idle(counts: &Counts, limit: Duration) {
         if before == (counts.received.get(), counts.sent.get()) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::model::Cluster;
+    use crate::net::PlainStream;
+    use crate::telemetry::metrics::ListenerMetrics;
+
+    #[test]
+    fn weights_decide_among_clusters() {
+        let weighted = |name: &str, weight| WeightedCluster {
+            name: name.into(),
+            weight,
+        };
+        let clusters = [weighted("a", 1), weighted("b", 3), weighted("none", 0)];
+        let drawn: Vec<_> = (0..4000).filter_map(|_| choose(&clusters)).collect();
+        let b = drawn.iter().filter(|name| &***name == "b").count();
+        // 3,000 expected; ten standard deviations (27 each) either way.
+        assert!((2700..3300).contains(&b), "{b}");
+        assert!(drawn.len() == 4000 && !drawn.iter().any(|name| &**name == "none"));
+        assert!(choose(&[]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_at_its_longest_duration() {
+        let clusters = ClusterManager::for_tests(vec![Cluster {
+            name: "c".into(),
+            ..Cluster::default()
+        }]);
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let mut stream = PlainStream::Unix(ours);
+        let metrics = Rc::new(ListenerMetrics::new("test:127.0.0.1:1"));
+        let began = tokio::time::Instant::now();
+        // It waits for first endpoints, up to the connect timeout of 5 s; that counts too.
+        for (seconds, flag) in [(3, "DurationTimeout"), (7, "NoHealthyUpstream")] {
+            let proxy = TcpProxy {
+                max_duration: Some(Duration::from_secs(seconds)),
+                ..TcpProxy::to("c".into(), "c".into())
+            };
+            let mut log = ConnectionLog::open("l".into(), "d".to_owned(), Rc::clone(&metrics));
+            run(
+                &proxy,
+                None,
+                &mut stream,
+                &Downstream::default(),
+                &clusters,
+                &mut log,
+            )
+            .await;
+            assert!(format!("{log:?}").contains(flag), "{log:?}");
+        }
+        assert_eq!(began.elapsed().as_secs(), 3 + 5);
+    }
+
+    #[test]
+    fn a_failed_dial_is_told_in_envoys_words() {
+        let refused = io::Error::from_raw_os_error(nix::errno::Errno::ECONNREFUSED as i32);
+        assert_eq!(refusal(&refused), "delayed connect error: Connection refused");
+        let other = io::Error::other("no address");
+        assert_eq!(refusal(&other), "delayed connect error: no address");
     }
 }

@@ -5,8 +5,7 @@ use hyper::{Response, StatusCode};
 
 use super::body::ResponseBody;
 use crate::telemetry::ResponseFlag;
-use crate::upstream::ConnectError;
-use crate::upstream::connect::AttemptError;
+use crate::upstream::{AttemptError, ConnectError};
 
 /// What every failure of an upstream before its headers begins with.
 const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";

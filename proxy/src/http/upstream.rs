@@ -15,7 +15,7 @@ use super::io::{HyperIo, Side};
 use crate::model::Name;
 use crate::net::Duplex;
 use crate::upstream::connect::Lease;
-use crate::upstream::{ClusterManager, ConnectError, UpstreamStream, connect};
+use crate::upstream::{ClusterManager, ConnectError, LoadBalancerContext, UpstreamStream, connect};
 
 /// Where it waits between two requests.
 pub(super) type Slot = Rc<RefCell<Option<Upstream>>>;
@@ -93,7 +93,9 @@ impl Upstream {
         slot: &Slot,
         activity: &Rc<Activity>,
     ) -> Result<(Self, Endpoint), OpenError> {
-        let connected = connect(clusters, cluster).await.map_err(OpenError::Connect)?;
+        let connected = connect(clusters, cluster, LoadBalancerContext::default())
+            .await
+            .map_err(OpenError::Connect)?;
         let activity = Rc::clone(activity);
         let (sender, task) = match connected.stream {
             UpstreamStream::Plain(stream) => speak(stream, connected.lease, activity).await,

@@ -16,7 +16,7 @@ pub struct Cluster {
     pub alt_stat_name: Option<Name>,
     /// Where its endpoints come from.
     pub kind: ClusterKind,
-    /// Bounds one dial including its TLS handshake, and the wait for a first or returning endpoint.
+    /// Bounds one dial including its TLS handshake, and the wait for first endpoints.
     pub connect_timeout: Duration,
     /// TLS towards the endpoints; none is plaintext.
     pub transport: Option<Arc<UpstreamTls>>,
@@ -134,7 +134,8 @@ pub struct OutlierDetection {
     pub base_ejection_time: Duration,
     /// No ejection is longer.
     pub max_ejection_time: Duration,
-    /// Of a hundred endpoints no more are out at once, but always one may be.
+    /// Of a hundred endpoints no more are out at once: of fewer than ten none by Envoy's default of 10 (since
+    /// 1.31; before, one always could be).
     pub max_ejection_percent: u8,
 }
 

@@ -3,6 +3,7 @@
 //! Owns the socket; dropping it closes it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -18,6 +19,16 @@ pub enum PlainStream {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
+}
+
+impl PlainStream {
+    /// Our end's address; none on a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl Duplex for PlainStream {

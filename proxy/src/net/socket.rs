@@ -3,7 +3,7 @@
 //! Hands out sockets and keeps none.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::plain::PlainStream;
+use crate::model::cluster::Keepalive;
 use crate::model::listener::Address;
 
 /// Connections that may wait for `accept`. The kernel caps it at `net.core.somaxconn` (4096).
@@ -77,7 +78,7 @@ fn listen_tcp(address: SocketAddr, exclusive: bool) -> io::Result<std::net::TcpL
     }
     // Accepted sockets inherit these, which saves three system calls a connection.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_tcp_keepalive(&own_keepalive())?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -133,28 +134,63 @@ impl Drop for SocketFile {
     }
 }
 
-fn keepalive() -> TcpKeepalive {
+fn own_keepalive() -> TcpKeepalive {
     TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Dials; bounded by the caller.
+/// What is configured; the rest is the system's.
+fn configured(keepalive: &Keepalive) -> TcpKeepalive {
+    let mut options = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        options = options.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        options = options.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        options = options.with_retries(probes);
+    }
+    options
+}
+
+/// Dials; bounded by the caller. Without a `keepalive` it is Attaché's own.
 ///
 /// # Errors
-/// The kernel's.
-pub async fn dial(address: &Address) -> io::Result<PlainStream> {
+/// The kernel's, also for a keepalive that it does not take (more than 32,767 s, 127 probes).
+pub async fn dial(address: &Address, keepalive: Option<&Keepalive>) -> io::Result<PlainStream> {
     match address {
         Address::Socket(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive.map_or_else(own_keepalive, configured))?;
             stream.set_zero_linger()?;
             Ok(PlainStream::Tcp(stream))
         }
         Address::Pipe { path, .. } => Ok(PlainStream::Unix(UnixStream::connect(path).await?)),
     }
+}
+
+/// Whether `ip` is an address of this host (of this network namespace): only then may a socket have it.
+pub fn is_local(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Where a connection that netfilter redirected went (`SO_ORIGINAL_DST`). None of one that was not, or
+/// where the kernel does not say.
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let socket = SockRef::from(stream);
+    // A dual-stack socket's IPv4 connections are known to IPv4's table only.
+    let original = match local.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = original.ok()?.as_socket()?;
+    let same = original.ip() == local.ip().to_canonical() && original.port() == local.port();
+    (!same).then_some(original)
 }
 
 /// Makes closing `stream` an ordinary end again: listeners hand down, and [`dial`] sets, a linger time
@@ -199,6 +235,43 @@ mod tests {
             listen(&Address::Socket(free), 1, false).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
+    }
+
+    #[test]
+    fn a_local_address_is_told_from_others() {
+        // 192.0.2.0/24 is for documentation (RFC 5737): nobody has it.
+        for (ip, local) in [("127.0.0.1", true), ("127.9.9.9", true), ("192.0.2.1", false)] {
+            assert_eq!(is_local(ip.parse().unwrap()), local, "{ip}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dialled_socket_has_the_keepalive_that_is_configured() {
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Socket(listening.local_addr().unwrap());
+        let options = async |keepalive: Option<&Keepalive>| {
+            let PlainStream::Tcp(stream) = dial(&address, keepalive).await.unwrap() else {
+                panic!("TCP")
+            };
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            (
+                socket.tcp_keepalive_time().unwrap(),
+                socket.tcp_keepalive_interval().unwrap(),
+                socket.tcp_keepalive_retries().unwrap(),
+            )
+        };
+        assert_eq!(
+            options(None).await,
+            (KEEPALIVE_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES)
+        );
+        let keepalive = Keepalive {
+            time: Some(Duration::from_secs(33)),
+            interval: Some(Duration::from_secs(7)),
+            probes: Some(4),
+        };
+        let configured = (Duration::from_secs(33), Duration::from_secs(7), 4);
+        assert_eq!(options(Some(&keepalive)).await, configured);
     }
 
     #[test]

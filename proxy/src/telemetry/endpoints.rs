@@ -37,7 +37,8 @@ pub struct Counts {
     pub ejected: u64,
 }
 
-/// A thread's handles for an endpoint of a cluster.
+/// A thread's handles for an endpoint of a cluster: some half a kilobyte, so best had with the first dial.
+/// Endpoints of the snapshot are shown without, too.
 #[derive(Debug)]
 pub struct EndpointMetrics {
     /// Dials begun.

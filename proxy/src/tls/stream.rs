@@ -9,6 +9,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,11 +25,12 @@ use tokio::net::TcpStream;
 use super::client_hello::{ClientHello, Inspected, inspect};
 use super::config::ServerTls;
 use super::error::{HandshakeError, is_not_tls};
-use super::verifier;
+use super::{names, verifier};
 use crate::model::Peer;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
 use crate::net::socket::close_cleanly;
+use crate::telemetry::access_log::TlsSession;
 
 /// Record headers, tags and explicit nonces of one sealed slice are well below this; see
 /// [`crate::net::buffer::CIPHER_BLOCK_BYTES`].
@@ -155,6 +157,24 @@ impl TlsStream {
         };
         let leaf = certificates.and_then(|chain| chain.first());
         Ok(leaf.map(verifier::peer).transpose()?)
+    }
+
+    /// Our end's address.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()
+    }
+
+    /// What was agreed on in the handshake; none before.
+    pub fn agreed(&self) -> Option<TlsSession<'static>> {
+        match &self.session {
+            Session::Client(connection) => names::agreed(connection),
+            Session::Server(connection) => names::agreed(connection),
+        }
+    }
+
+    /// The names in the peer's certificate, verified; none where it presented none.
+    pub fn peer_names(&self) -> Option<Peer> {
+        self.peer().ok().flatten()
     }
 
     fn is_handshaking(&self) -> bool {

@@ -1,17 +1,24 @@
 //! One cluster as a worker holds it: configuration, endpoints with their live connections, TLS.
 //!
-//! Owned by the cluster manager; connections hold it by `Rc` and see it change under them.
+//! Owned by the cluster manager; connections hold it by `Rc` and see it change under them. Owns the tasks
+//! that resolve its host names and end its ejections; both end with it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Instant, sleep_until};
 
-use crate::limit::Limit;
-use crate::model::{Cluster, ClusterLoadAssignment, Endpoint, Name, Target, UpstreamTls};
+use super::dns;
+use super::endpoint::{EndpointSet, EndpointState};
+use super::outlier::Outliers;
+use crate::limit::{Limit, Limits};
+use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, UpstreamTls};
 use crate::telemetry::metrics::ClusterMetrics;
 use crate::tls::ConfigCache;
 use crate::tls::config::ConfigError;
@@ -25,11 +32,16 @@ pub struct ClusterState {
     pub metrics: ClusterMetrics,
     /// Live connections over all workers.
     pub connections: Limit,
-    /// Connections that wait for an endpoint, in this worker.
-    pub waiting: Cell<u32>,
+    /// Connections over all workers that are not made yet.
+    pub pending: Limit,
     config: RefCell<Arc<Cluster>>,
     transport: RefCell<Transport>,
-    endpoints: RefCell<Endpoints>,
+    endpoints: RefCell<Known>,
+    outliers: Arc<Outliers>,
+    /// Woken with every change that may bring an endpoint.
+    changed: Rc<Notify>,
+    resolver: Resolver,
+    sweeping: Cell<bool>,
 }
 
 /// How the cluster's endpoints are spoken to.
@@ -37,7 +49,7 @@ pub struct ClusterState {
 pub enum Transport {
     /// Without TLS.
     Plain,
-    /// Mutual TLS.
+    /// TLS, mutual where the context has an identity.
     Tls {
         /// Verifies the endpoint and presents us.
         config: Arc<ClientConfig>,
@@ -48,69 +60,68 @@ pub enum Transport {
     Unusable(Arc<str>),
 }
 
-/// One endpoint with its live connections; kept over updates that do not change its address.
-#[derive(Debug)]
-pub struct EndpointState {
-    /// Where it is dialled.
-    pub address: Target,
-    /// Relative share.
-    pub weight: Cell<u32>,
-    /// Whether it may be dialled.
-    pub healthy: Cell<bool>,
-    /// Connections of this worker that are being made or live.
-    pub active: Cell<u32>,
-}
-
 /// What is known of a cluster's endpoints.
-#[derive(Debug)]
-enum Endpoints {
-    /// No answer yet.
-    Unknown,
-    /// At least one healthy endpoint.
-    Some(Vec<Rc<EndpointState>>),
-    /// No healthy endpoint. `lost` is when the last one went; `None` if there never was one.
-    None {
-        all: Vec<Rc<EndpointState>>,
-        lost: Option<Instant>,
-    },
+#[derive(Debug, Default)]
+struct Known {
+    /// What they were made of last.
+    source: Option<(ClusterKind, Arc<ClusterLoadAssignment>)>,
+    /// None before the first answer.
+    set: Option<Rc<EndpointSet>>,
+    /// Of the outliers when the set was grouped.
+    generation: u64,
+    /// When the last one that can be dialled went; none while there is one or never was.
+    lost: Option<Instant>,
+    /// Why there is no answer yet, where that is known.
+    why: Option<Arc<str>>,
 }
 
-/// What can be dialled now.
-#[derive(Debug)]
+/// Aborts the task that resolves host names when another takes over or the cluster goes.
+#[derive(Debug, Default)]
+struct Resolver(RefCell<Option<AbortHandle>>);
+
+/// Whether anything can be dialled, and if not, what is to be expected.
+#[derive(Clone, Debug)]
 pub enum Availability {
-    /// These.
-    Endpoints(Vec<Rc<EndpointState>>),
-    /// Not known yet.
-    Unknown,
-    /// The last healthy endpoint went at this time.
+    /// Something can.
+    Endpoints,
+    /// Not known yet, and why.
+    Unknown(Arc<str>),
+    /// The last one that could be dialled went at this time.
     Lost(Instant),
     /// There never was one.
     Never,
 }
 
-impl EndpointState {
-    /// A fresh endpoint without connections.
-    pub fn new(endpoint: &Endpoint) -> Self {
-        Self {
-            address: endpoint.address.clone(),
-            weight: Cell::new(endpoint.weight),
-            healthy: Cell::new(endpoint.healthy),
-            active: Cell::new(0),
+impl Resolver {
+    fn replace(&self, task: Option<AbortHandle>) {
+        if let Some(before) = std::mem::replace(&mut *self.0.borrow_mut(), task) {
+            before.abort();
         }
     }
 }
 
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.replace(None);
+    }
+}
+
 impl ClusterState {
-    /// A cluster whose endpoints are not known yet.
-    pub fn new(config: &Arc<Cluster>, connections: Limit, tls: &mut ConfigCache) -> Self {
+    /// A cluster whose endpoints are not known yet. `limits` has what it shares with the other workers.
+    pub fn new(config: &Arc<Cluster>, limits: &Limits, changed: Rc<Notify>, tls: &mut ConfigCache) -> Self {
+        let name = &config.name;
         Self {
-            name: Arc::clone(&config.name),
-            metrics: ClusterMetrics::new(&config.name),
-            connections,
-            waiting: Cell::new(0),
+            name: Arc::clone(name),
+            metrics: ClusterMetrics::new(name),
+            connections: limits.get(&format!("cluster {name}")),
+            pending: limits.get(&format!("cluster {name}, pending")),
             transport: RefCell::new(transport(config, tls, None)),
             config: RefCell::new(Arc::clone(config)),
-            endpoints: RefCell::new(Endpoints::Unknown),
+            endpoints: RefCell::default(),
+            outliers: limits.shared(name),
+            changed,
+            resolver: Resolver::default(),
+            sweeping: Cell::new(false),
         }
     }
 
@@ -126,55 +137,179 @@ impl ClusterState {
 
     /// Takes a newer configuration; live connections keep what they have.
     pub fn update(&self, config: &Arc<Cluster>, tls: &mut ConfigCache) {
-        if Arc::ptr_eq(&self.config.borrow(), config) {
+        let before = self.config();
+        if Arc::ptr_eq(&before, config) {
             return;
         }
         let newer = transport(config, tls, Some(&self.transport.borrow()));
         *self.transport.borrow_mut() = newer;
         *self.config.borrow_mut() = Arc::clone(config);
+        if (before.panic_threshold, &before.load_balancer) != (config.panic_threshold, &config.load_balancer)
+        {
+            self.regroup();
+        }
     }
 
-    /// Takes newer endpoints; those that stay keep their counts, live connections stay on theirs.
-    pub fn update_endpoints(&self, assignment: Option<&ClusterLoadAssignment>) {
+    /// Takes newer endpoints; those that stay keep their counts, live connections stay on theirs. Must run
+    /// inside a `LocalRuntime` if the cluster has host names.
+    pub fn update_endpoints(self: &Rc<Self>, assignment: Option<&Arc<ClusterLoadAssignment>>) {
         // An assignment that goes away (a source that lost its memory) changes nothing.
         let Some(assignment) = assignment else { return };
-        let mut endpoints = self.endpoints.borrow_mut();
-        let (old, lost) = match &*endpoints {
-            Endpoints::Unknown => (&[][..], None),
-            Endpoints::Some(all) => (all.as_slice(), Some(Instant::now())),
-            Endpoints::None { all, lost } => (all.as_slice(), *lost),
-        };
-        let all: Vec<_> = assignment
-            .endpoints
-            .iter()
-            .map(|endpoint| keep(old, endpoint))
-            .collect();
-        *endpoints = if all.iter().any(|endpoint| endpoint.healthy.get()) {
-            Endpoints::Some(all)
-        } else {
-            Endpoints::None { all, lost }
-        };
+        let config = self.config();
+        {
+            let known = &mut self.endpoints.borrow_mut();
+            let same = known.source.as_ref().is_some_and(|(kind, before)| {
+                *kind == config.kind && (Arc::ptr_eq(before, assignment) || before == assignment)
+            });
+            if same {
+                return;
+            }
+            known.source = Some((config.kind.clone(), Arc::clone(assignment)));
+        }
+        match &config.kind {
+            ClusterKind::Endpoints => {
+                self.resolver.replace(None);
+                self.assign(assignment);
+            }
+            ClusterKind::Dns(dns) => {
+                let resolving = dns::resolve(Rc::downgrade(self), Arc::clone(assignment), *dns, dns::system);
+                self.resolver.replace(Some(spawn_local(resolving).abort_handle()));
+            }
+            ClusterKind::OriginalDestination | ClusterKind::Aggregate(_) => self.resolver.replace(None),
+        }
     }
 
-    /// What can be dialled now.
-    pub fn availability(&self) -> Availability {
-        match &*self.endpoints.borrow() {
-            Endpoints::Some(all) => Availability::Endpoints(all.clone()),
-            Endpoints::Unknown => Availability::Unknown,
-            Endpoints::None { lost: Some(at), .. } => Availability::Lost(*at),
-            Endpoints::None { lost: None, .. } => Availability::Never,
+    /// Takes the endpoints that host names stand for now.
+    pub(super) fn resolved(&self, assignment: &ClusterLoadAssignment) {
+        self.assign(assignment);
+        self.changed.notify_waiters();
+    }
+
+    /// Host names could not be resolved: said by connections that wait for a first answer.
+    pub(super) fn unresolved(&self, why: String) {
+        self.endpoints.borrow_mut().why = Some(why.into());
+    }
+
+    fn assign(&self, assignment: &ClusterLoadAssignment) {
+        let before = self.endpoints.borrow().set.clone().unwrap_or_default();
+        let generation = self.outliers.generation();
+        let threshold = self.config().panic_threshold;
+        let set = EndpointSet::new(assignment, &before, &self.outliers, threshold);
+        self.endpoints.borrow_mut().replace(set, generation);
+    }
+
+    /// Groups the endpoints anew by their health.
+    fn regroup(&self) {
+        let generation = self.outliers.generation();
+        let known = &mut self.endpoints.borrow_mut();
+        if let Some(set) = &known.set {
+            let set = set.regrouped(self.config().panic_threshold);
+            known.replace(set, generation);
         }
+        known.generation = generation;
+    }
+
+    /// The endpoints as their health is now; an empty set before the first answer.
+    pub fn endpoints(self: &Rc<Self>) -> Rc<EndpointSet> {
+        if self.take_ejections() {
+            // Another worker ejected it, maybe: here too somebody has to notice when it comes back.
+            self.sweep_until_quiet();
+        }
+        self.endpoints.borrow().set.clone().unwrap_or_default()
+    }
+
+    /// Sees what was ejected or came back since it last looked; true if there was anything. Whoever sees it
+    /// first wakes those that wait.
+    fn take_ejections(&self) -> bool {
+        let active = || {
+            self.endpoints
+                .borrow()
+                .set
+                .as_ref()
+                .map(|set| set.ejections.active)
+        };
+        if self.endpoints.borrow().generation == self.outliers.generation() {
+            return false;
+        }
+        let before = active();
+        self.regroup();
+        if active() < before {
+            tracing::info!(cluster = %self.name, still = active(), "ejected endpoints are back");
+        }
+        self.changed.notify_waiters();
+        true
+    }
+
+    /// Whether anything can be dialled now, as of [`Self::endpoints`].
+    pub fn availability(&self) -> Availability {
+        let known = self.endpoints.borrow();
+        match (&known.set, known.lost) {
+            (None, _) => {
+                let why = known.why.clone();
+                Availability::Unknown(why.unwrap_or_else(|| "its endpoints are not known yet".into()))
+            }
+            (Some(set), _) if set.can_be_dialled() => Availability::Endpoints,
+            (Some(_), Some(at)) => Availability::Lost(at),
+            (Some(_), None) => Availability::Never,
+        }
+    }
+
+    /// A connection to `endpoint` could not be made, which took `took` to find out: the endpoint is put last
+    /// for a moment, and ejected if it has failed often enough.
+    pub fn failed(self: &Rc<Self>, endpoint: &EndpointState, took: Duration) {
+        let now = Instant::now();
+        endpoint.put_last(now, took);
+        let config = self.config();
+        let Some(detection) = config.outlier_detection.filter(|_| !endpoint.is_gone()) else {
+            return;
+        };
+        let ejections = self.endpoints().ejections;
+        let (target, health) = (&endpoint.address, &endpoint.health);
+        if self.outliers.failed(&detection, target, health, ejections, now) {
+            tracing::warn!(cluster = %self.name, endpoint = %target, "ejected: it failed again and again");
+            self.take_ejections();
+            self.sweep_until_quiet();
+        }
+    }
+
+    /// Ends ejections in the background until none is left to end or to forget.
+    fn sweep_until_quiet(self: &Rc<Self>) {
+        if self.sweeping.replace(true) {
+            return;
+        }
+        let cluster = Rc::downgrade(self);
+        spawn_local(async move {
+            while let Some(cluster) = cluster.upgrade() {
+                let detection = cluster.config().outlier_detection;
+                let next = cluster.outliers.sweep(detection.as_ref(), Instant::now());
+                cluster.take_ejections();
+                let Some(next) = next else {
+                    cluster.sweeping.set(false);
+                    return;
+                };
+                drop(cluster);
+                sleep_until(next).await;
+            }
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests(config: Cluster) -> Rc<Self> {
+        let (limits, tls) = (Limits::default(), &mut ConfigCache::default());
+        Rc::new(Self::new(&Arc::new(config), &limits, Rc::default(), tls))
     }
 }
 
-fn keep(old: &[Rc<EndpointState>], endpoint: &Endpoint) -> Rc<EndpointState> {
-    match old.iter().find(|have| have.address == endpoint.address) {
-        Some(have) => {
-            have.weight.set(endpoint.weight);
-            have.healthy.set(endpoint.healthy);
-            Rc::clone(have)
+impl Known {
+    fn replace(&mut self, set: EndpointSet, generation: u64) {
+        let could = self.set.as_ref().is_some_and(|set| set.can_be_dialled());
+        match (could, set.can_be_dialled()) {
+            (_, true) => self.lost = None,
+            (true, false) => self.lost = Some(Instant::now()),
+            (false, false) => {}
         }
-        None => Rc::new(EndpointState::new(endpoint)),
+        self.set = Some(Rc::new(set));
+        self.generation = generation;
     }
 }
 
@@ -212,38 +347,38 @@ fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::Limits;
+    use crate::model::cluster::OutlierDetection;
     use crate::model::listener::Address;
+    use crate::model::{Endpoint, Target};
 
-    fn cluster() -> ClusterState {
-        let config = Arc::new(Cluster {
-            name: "c".into(),
-            ..Cluster::default()
-        });
-        ClusterState::new(&config, Limits::default().get("c"), &mut ConfigCache::default())
-    }
-
-    fn assignment(endpoints: &[(u16, bool)]) -> ClusterLoadAssignment {
+    fn assignment(endpoints: &[(u16, bool)]) -> Arc<ClusterLoadAssignment> {
         let endpoint = |&(port, healthy): &(u16, bool)| Endpoint {
             address: Target::Address(Address::Socket(([127, 0, 0, 1], port).into())),
             weight: 1,
             healthy,
             priority: 0,
         };
-        ClusterLoadAssignment {
+        Arc::new(ClusterLoadAssignment {
             endpoints: endpoints.iter().map(endpoint).collect(),
             ..ClusterLoadAssignment::default()
-        }
+        })
+    }
+
+    fn cluster() -> Rc<ClusterState> {
+        ClusterState::for_tests(Cluster {
+            panic_threshold: 0,
+            ..Cluster::default()
+        })
     }
 
     #[test]
     fn unknown_then_never_then_some_then_lost() {
         let cluster = cluster();
-        assert!(matches!(cluster.availability(), Availability::Unknown));
+        assert!(matches!(cluster.availability(), Availability::Unknown(_)));
         cluster.update_endpoints(Some(&assignment(&[])));
         assert!(matches!(cluster.availability(), Availability::Never));
         cluster.update_endpoints(Some(&assignment(&[(1, true)])));
-        assert!(matches!(cluster.availability(), Availability::Endpoints(_)));
+        assert!(matches!(cluster.availability(), Availability::Endpoints));
         cluster.update_endpoints(Some(&assignment(&[(1, false)])));
         assert!(matches!(cluster.availability(), Availability::Lost(_)));
         cluster.update_endpoints(None);
@@ -251,17 +386,76 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_keep_their_counts() {
+    fn endpoints_keep_their_counts_and_know_when_they_are_gone() {
         let cluster = cluster();
+        let endpoints = || cluster.endpoints().endpoints().cloned().collect::<Vec<_>>();
         cluster.update_endpoints(Some(&assignment(&[(1, true)])));
-        let Availability::Endpoints(before) = cluster.availability() else {
-            panic!("endpoints")
-        };
+        let before = endpoints();
         before[0].active.set(7);
         cluster.update_endpoints(Some(&assignment(&[(2, true), (1, true)])));
-        let Availability::Endpoints(after) = cluster.availability() else {
-            panic!("endpoints")
-        };
-        assert_eq!(after.iter().map(|e| e.active.get()).collect::<Vec<_>>(), [0, 7]);
+        assert_eq!(
+            endpoints().iter().map(|e| e.active.get()).collect::<Vec<_>>(),
+            [0, 7]
+        );
+        assert!(!before[0].is_gone());
+        cluster.update_endpoints(Some(&assignment(&[(2, true)])));
+        assert!(before[0].is_gone());
+    }
+
+    #[test]
+    fn a_changed_threshold_panics_at_once() {
+        let cluster = cluster();
+        cluster.update_endpoints(Some(&assignment(&[(1, false)])));
+        assert!(matches!(cluster.availability(), Availability::Never));
+        let panicky = Arc::new(Cluster {
+            panic_threshold: 50,
+            ..Cluster::default()
+        });
+        cluster.update(&panicky, &mut ConfigCache::default());
+        assert!(matches!(cluster.availability(), Availability::Endpoints));
+    }
+
+    #[test]
+    fn an_ejection_is_seen_by_every_worker_and_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let config = Arc::new(Cluster {
+                panic_threshold: 0,
+                outlier_detection: Some(OutlierDetection {
+                    consecutive_5xx: 2,
+                    max_ejection_percent: 100,
+                    ..OutlierDetection::default()
+                }),
+                ..Cluster::default()
+            });
+            let limits = Limits::default();
+            let worker = || {
+                let tls = &mut ConfigCache::default();
+                let cluster = Rc::new(ClusterState::new(&config, &limits, Rc::default(), tls));
+                cluster.update_endpoints(Some(&assignment(&[(1, true)])));
+                cluster
+            };
+            let (one, two) = (worker(), worker());
+            let began = Instant::now();
+            for cluster in [&one, &two] {
+                assert!(matches!(cluster.availability(), Availability::Endpoints));
+                let endpoint = Rc::clone(cluster.endpoints().endpoints().next().unwrap());
+                cluster.failed(&endpoint, Duration::ZERO);
+            }
+            for cluster in [&one, &two] {
+                assert_eq!(cluster.endpoints().ejections.active, 1);
+                assert!(matches!(cluster.availability(), Availability::Lost(_)));
+            }
+            for cluster in [one, two] {
+                while !matches!(cluster.availability(), Availability::Endpoints) {
+                    cluster.changed.notified().await;
+                }
+                assert_eq!(began.elapsed().as_secs(), 30);
+            }
+        });
     }
 }

@@ -1,45 +1,57 @@
-//! From a cluster's name to a connected stream: wait for an endpoint, choose, dial, handshake.
+//! From a cluster's name to a connected stream: wait for an endpoint, choose, dial, handshake; go elsewhere
+//! where that fails.
 //!
-//! Hands out a [`Connected`], which gives back the endpoint's and the cluster's counts when dropped.
+//! Hands out a [`Connected`], which gives back the endpoint's and the cluster's counts when dropped. What is
+//! done with one endpoint is `dial`'s.
 
-use std::cell::Cell;
-use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::cluster::{Availability, ClusterState, EndpointState, Transport};
-use super::load_balancer::least_loaded;
-use super::manager::ClusterManager;
+use super::cluster::{Availability, ClusterState, Transport};
+use super::dial::{UpstreamStream, attempt};
+use super::endpoint::EndpointState;
+use super::error::{AttemptError, Breaker, ConnectError, DestinationError};
+use super::manager::{ClusterManager, Resolved};
 use crate::limit::Permit;
-use crate::model::{Name, Target};
-use crate::net::{PlainStream, socket};
-use crate::telemetry::ResponseFlag;
-use crate::tls::{HandshakeError, TlsStream};
+use crate::model::listener::Address;
+use crate::model::{ClusterKind, Endpoint, Name, Target};
 
-/// Endpoints tried for one connection: enough to step over one that just died and one that is
-/// dying, few enough that a dead cluster costs a storm of connections little.
+/// Endpoints tried for one connection, unless configured: enough to step over one that just died and one
+/// that is dying, few enough that a dead cluster costs a storm of connections little. Endpoints that have
+/// left the cluster since do not count.
 const MAX_ATTEMPTS: usize = 3;
 
-/// How long after the loss of the last healthy endpoint a connection still waits for a returning
-/// one: an ordinary redeploy of a single instance on Nomad takes 5 to 12 s.
+/// Endpoints tried for one connection within its connect timeout, as long as there are some that have not
+/// failed a moment ago: a connection is not to fail while an endpoint lives, and those that fail are known to
+/// the next one.
+const MAX_FRESH_ATTEMPTS: usize = 10;
+
+/// How long after the loss of the last endpoint a connection still waits for a returning one: an ordinary
+/// redeploy of a single instance on Nomad takes 5 to 12 s.
 const RETURN_WINDOW: Duration = Duration::from_secs(15);
 
-/// Connections of one worker that may wait for an endpoint of a cluster, Envoy's default for pending
-/// requests: each holds its app's socket and a timer.
-const MAX_WAITING: u32 = 1024;
+/// How long after its start a connection that every endpoint has failed waits for newer endpoints. One that
+/// is stopped refuses before its source has said that it is gone: Consul's agent, servers and the stream
+/// take some hundred milliseconds for that, a second when busy.
+const NEWS_WINDOW: Duration = Duration::from_secs(2);
 
-/// Envoy's default for `circuit_breakers.max_connections`.
-const DEFAULT_MAX_CONNECTIONS: u32 = 1024;
+/// Envoy's default for `circuit_breakers.max_connections` and `max_pending_requests`.
+const DEFAULT_LIMIT: u32 = 1024;
 
-/// A stream to an endpoint.
-pub enum UpstreamStream {
-    /// Without TLS.
-    Plain(PlainStream),
-    /// Mutual TLS.
-    Tls(Box<TlsStream>),
+/// What a connection brings along (Envoy's `LoadBalancerContext`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadBalancerContext {
+    /// Where the downstream's connection went, for clusters of its original destination.
+    pub destination: Option<SocketAddr>,
+    /// Where a consistent hash leads it; none is anywhere.
+    pub hash: Option<u64>,
+    /// Endpoints tried at most, those that left included; none is Attaché's own number.
+    pub max_attempts: Option<u32>,
 }
 
 /// A connected stream with its place in the counts.
@@ -62,258 +74,328 @@ pub struct Lease {
     _permit: Permit,
 }
 
-/// Why no endpoint could be connected to.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The snapshot has no such cluster.
-    #[error("there is no cluster {0}")]
-    NoCluster(Name),
-    /// No healthy endpoint, and none came in time.
-    #[error("{cluster} has no healthy endpoint ({why})")]
-    NoHealthy {
-        /// The cluster.
-        cluster: Name,
-        /// Since when, and whether it was waited for.
-        why: String,
-    },
-    /// The circuit breaker is open.
-    #[error("{cluster} has its limit of {max} connections{}", if *.by_default { " (Envoy's default; set limits.max_connections for more)" } else { "" })]
-    Overflow {
-        /// The cluster.
-        cluster: Name,
-        /// The limit.
-        max: u32,
-        /// Whether nobody configured it.
-        by_default: bool,
-    },
-    /// Every endpoint tried failed; the last one's reason.
-    #[error("{attempts} endpoint(s) of {cluster} tried, the last {endpoint}: {source}")]
-    Failed {
-        /// The cluster.
-        cluster: Name,
-        /// The last endpoint tried.
-        endpoint: Target,
-        /// How many were tried.
-        attempts: usize,
-        /// Why the last failed.
-        source: AttemptError,
-    },
+/// One connection in search of an endpoint.
+struct Search<'a> {
+    clusters: &'a ClusterManager,
+    began: Instant,
+    hash: u64,
+    max_attempts: Option<usize>,
+    /// Not to be tried again.
+    tried: Vec<Rc<EndpointState>>,
+    attempts: usize,
+    /// The last attempt's.
+    failure: Option<ConnectError>,
+    waited: bool,
+    /// Its place among a cluster's connections that are not made yet.
+    pending: Option<(Name, Permit)>,
 }
 
-/// Why one endpoint could not be connected to.
-#[derive(Debug, thiserror::Error)]
-pub enum AttemptError {
-    /// The dial.
-    #[error("{0}")]
-    Dial(#[from] io::Error),
-    /// The handshake.
-    #[error("{0}")]
-    Handshake(Box<HandshakeError>),
-    /// Dial and handshake together took too long.
-    #[error("not connected within {0:?}")]
-    Timeout(Duration),
-    /// The cluster's TLS context is broken, so nothing is dialled.
-    #[error("the TLS context cannot be used: {0}")]
-    Unusable(Arc<str>),
-}
-
-impl ConnectError {
-    /// Envoy's flag for it.
-    pub fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::NoCluster(_) => ResponseFlag::NoClusterFound,
-            Self::NoHealthy { .. } => ResponseFlag::NoHealthyUpstream,
-            Self::Overflow { .. } => ResponseFlag::UpstreamOverflow,
-            Self::Failed { .. } => ResponseFlag::UpstreamConnectionFailure,
-        }
-    }
+/// Why there is nothing to dial, as far as waiting may help.
+#[derive(Debug)]
+enum Missing {
+    /// Endpoints are there, but all were tried, or enough of them; whether a source of them may still say
+    /// that they are gone.
+    Tried {
+        may_leave: bool,
+    },
+    /// As [`Availability`] has them.
+    Unknown(Arc<str>),
+    Lost(Instant),
+    Never,
 }
 
 /// Connects to an endpoint of the cluster called `name`.
 ///
 /// # Errors
-/// [`ConnectError`], after at most the cluster's connect timeout of waiting for an endpoint and as
-/// much again for each of [`MAX_ATTEMPTS`] dials.
-pub async fn connect(clusters: &ClusterManager, name: &Name) -> Result<Connected, ConnectError> {
-    let began = Instant::now();
-    let mut tried: Vec<Target> = Vec::new();
-    let mut failure: Option<ConnectError> = None;
-    let mut waited = false;
+/// [`ConnectError`], at once where nothing is to be hoped for. Else after at most a wait (the cluster's connect
+/// timeout for first endpoints, 15 s after the loss of the last one, 2 s where all have failed) and the connect
+/// timeout for each endpoint tried.
+pub async fn connect(
+    clusters: &ClusterManager,
+    name: &Name,
+    context: LoadBalancerContext,
+) -> Result<Connected, ConnectError> {
+    let mut search = Search {
+        clusters,
+        began: Instant::now(),
+        hash: context.hash.unwrap_or_else(|| fastrand::u64(..)),
+        max_attempts: context.max_attempts.map(|max| max as usize),
+        tried: Vec::new(),
+        attempts: 0,
+        failure: None,
+        waited: false,
+        pending: None,
+    };
     loop {
-        let (cluster, availability) = clusters
-            .resolve(name)
-            .ok_or_else(|| ConnectError::NoCluster(Arc::clone(name)))?;
-        let endpoints = match availability {
-            Availability::Endpoints(endpoints) => endpoints,
-            // An endpoint was there and failed: its reason says more than that it is gone now.
-            missing => match failure {
-                Some(failure) => return Err(failure),
-                None => {
-                    wait_for_endpoint(clusters, &cluster, &missing, began, &mut waited).await?;
-                    continue;
-                }
-            },
+        let Some(resolved) = clusters.resolve(name) else {
+            return Err(ConnectError::NoCluster(Arc::clone(name)));
         };
-        let Some(endpoint) = least_loaded(&endpoints, &tried) else {
-            return Err(
-                failure.unwrap_or_else(|| no_healthy(&cluster, "every endpoint was tried".to_owned()))
-            );
-        };
-        let lease = Lease::acquire(&cluster, &endpoint)?;
-        match attempt(&cluster, &endpoint.address).await {
-            Ok(stream) => {
-                let cluster = Arc::clone(&cluster.name);
-                return Ok(Connected {
-                    stream,
-                    endpoint: endpoint.address.to_string(),
-                    cluster,
-                    lease,
-                });
-            }
-            Err(source) => {
-                tried.push(endpoint.address.clone());
-                let error = ConnectError::Failed {
-                    cluster: Arc::clone(&cluster.name),
-                    endpoint: endpoint.address.clone(),
-                    attempts: tried.len(),
-                    source,
-                };
-                if tried.len() >= MAX_ATTEMPTS {
-                    return Err(error);
+        if resolved.cluster.config().kind == ClusterKind::OriginalDestination {
+            let endpoint = original_destination(clusters, &resolved.cluster, context.destination)?;
+            return match search.attempt(&resolved.cluster, &endpoint).await? {
+                Some(connected) => Ok(connected),
+                None => Err(search.give_up(&resolved.cluster, String::new())),
+            };
+        }
+        match search.choose(&resolved) {
+            Some((cluster, endpoint)) => {
+                let (cluster, endpoint) = (Rc::clone(cluster), Rc::clone(endpoint));
+                drop(resolved);
+                if let Some(connected) = search.attempt(&cluster, &endpoint).await? {
+                    return Ok(connected);
                 }
-                tracing::debug!(%error, "another endpoint is tried");
-                failure = Some(error);
             }
+            None => search.wait(&resolved).await?,
         }
     }
 }
 
-/// Waits for the next snapshot where that may bring an endpoint; errs at once where there has been
-/// none for longer than [`RETURN_WINDOW`]. `waited` becomes true, so that a connection counts once.
-async fn wait_for_endpoint(
+/// The endpoint that stands for a redirected connection's destination: made for it, known to no one else.
+fn original_destination(
     clusters: &ClusterManager,
     cluster: &ClusterState,
-    missing: &Availability,
-    began: Instant,
-    waited: &mut bool,
-) -> Result<(), ConnectError> {
-    let none = |why: String| {
-        cluster.metrics.none_healthy.increment(1);
-        no_healthy(cluster, why)
+    destination: Option<SocketAddr>,
+) -> Result<Rc<EndpointState>, ConnectError> {
+    let why = match destination {
+        None => DestinationError::Unknown,
+        Some(ourselves) if clusters.is_ourselves(ourselves) => DestinationError::Ourselves(ourselves),
+        Some(destination) => {
+            let endpoint = Endpoint {
+                address: Target::Address(Address::Socket(destination)),
+                weight: 1,
+                healthy: true,
+                priority: 0,
+            };
+            return Ok(Rc::new(EndpointState::new(&endpoint, Arc::default())));
+        }
     };
-    let why = match missing {
-        Availability::Endpoints(_) => return Ok(()),
-        Availability::Unknown => "its endpoints are not known yet".to_owned(),
-        Availability::Never => return Err(none("there was none since the start".to_owned())),
-        Availability::Lost(at) => {
-            let gone = format!("the last one went {:.1} s ago", at.elapsed().as_secs_f64());
-            // A wait that began within the window may end after it.
-            if at.elapsed().saturating_sub(began.elapsed()) > RETURN_WINDOW {
-                return Err(none(gone));
+    cluster.metrics.none_healthy.increment(1);
+    let cluster = Arc::clone(&cluster.name);
+    Err(ConnectError::OriginalDestination { cluster, why })
+}
+
+impl Search<'_> {
+    /// The next endpoint to try: one not tried that did not fail a moment ago, else one not tried. None when
+    /// enough were.
+    fn choose<'r>(&self, resolved: &'r Resolved) -> Option<(&'r Rc<ClusterState>, &'r Rc<EndpointState>)> {
+        let now = Instant::now();
+        let (fresh, any) = match self.max_attempts {
+            Some(max) => (self.attempts < max, self.attempts < max),
+            None => {
+                let failed = self.tried.iter().filter(|endpoint| !endpoint.is_gone());
+                let failed = failed.count();
+                let early = now - self.began < resolved.cluster.config().connect_timeout;
+                (failed < MAX_FRESH_ATTEMPTS && early, failed < MAX_ATTEMPTS)
             }
-            gone
+        };
+        if !fresh && !any {
+            return None;
         }
-    };
-    if cluster.waiting.get() >= MAX_WAITING {
-        return Err(none(format!("{why}; {MAX_WAITING} connections wait already")));
-    }
-    let limit = cluster.config().connect_timeout;
-    let Some(left) = limit.checked_sub(began.elapsed()) else {
-        return Err(none(format!("{why}; waited {limit:?}")));
-    };
-    if !std::mem::replace(waited, true) {
-        cluster.metrics.waited.increment(1);
-    }
-    let _place = Waiting::enter(&cluster.waiting);
-    match timeout(left, clusters.changed()).await {
-        Ok(()) => Ok(()),
-        Err(_) => Err(none(format!("{why}; waited {limit:?}"))),
-    }
-}
-
-fn no_healthy(cluster: &ClusterState, why: String) -> ConnectError {
-    ConnectError::NoHealthy {
-        cluster: Arc::clone(&cluster.name),
-        why,
-    }
-}
-
-/// A place among the waiting, given back however the wait ends.
-struct Waiting<'a>(&'a Cell<u32>);
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a Cell<u32>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-async fn attempt(cluster: &ClusterState, address: &Target) -> Result<UpstreamStream, AttemptError> {
-    let limit = cluster.config().connect_timeout;
-    let began = Instant::now();
-    cluster.metrics.dialled.increment(1);
-    let attempted = match timeout(limit, dial_and_shake(cluster.transport(), address)).await {
-        Ok(attempted) => attempted,
-        Err(_) => {
-            cluster.metrics.connect_timeout.increment(1);
-            Err(AttemptError::Timeout(limit))
+        let chosen = resolved.choose(self.hash, |endpoint| {
+            endpoint.is_last(now) || self.was_tried(endpoint)
+        });
+        match chosen {
+            None if any => resolved.choose(self.hash, |endpoint| self.was_tried(endpoint)),
+            chosen => chosen,
         }
-    };
-    match &attempted {
-        Ok(_) => cluster
-            .metrics
-            .connect_ms
-            .record(began.elapsed().as_secs_f64() * 1000.0),
-        Err(_) => cluster.metrics.connect_fail.increment(1),
     }
-    attempted
+
+    /// Whether the cluster has an endpoint to try once the one under way, which is gone, is given up.
+    fn has_another(&self, cluster: &Rc<ClusterState>) -> bool {
+        self.max_attempts.is_none_or(|max| self.attempts + 1 < max)
+            && cluster
+                .endpoints()
+                .to_dial()
+                .any(|endpoint| !self.was_tried(endpoint))
+    }
+
+    fn was_tried(&self, endpoint: &EndpointState) -> bool {
+        self.tried
+            .iter()
+            .any(|tried| std::ptr::eq(&raw const **tried, endpoint))
+    }
+
+    /// Tries one endpoint. None if that failed and another may be tried.
+    async fn attempt(
+        &mut self,
+        cluster: &Rc<ClusterState>,
+        endpoint: &Rc<EndpointState>,
+    ) -> Result<Option<Connected>, ConnectError> {
+        if cluster.config().circuit_breakers.max_pending_requests.is_some() {
+            self.pend(cluster)?;
+        }
+        let lease = Lease::acquire(cluster, endpoint)?;
+        let began = Instant::now();
+        let source = match self.attempt_until_gone(cluster, endpoint).await {
+            Ok(stream) => {
+                endpoint.succeeded();
+                return Ok(Some(Connected {
+                    stream,
+                    endpoint: endpoint.address.to_string(),
+                    cluster: Arc::clone(&cluster.name),
+                    lease,
+                }));
+            }
+            Err(source) => source,
+        };
+        match &source {
+            AttemptError::Dial(_) | AttemptError::Handshake(_) | AttemptError::Timeout(_) => {
+                cluster.failed(endpoint, began.elapsed());
+            }
+            // Not for anything that the endpoint did.
+            AttemptError::Left | AttemptError::Unusable(_) => {}
+        }
+        self.attempts += 1;
+        self.tried.push(Rc::clone(endpoint));
+        let error = ConnectError::Failed {
+            cluster: Arc::clone(&cluster.name),
+            endpoint: endpoint.address.clone(),
+            attempts: self.attempts,
+            source,
+        };
+        tracing::debug!(%error, "another endpoint is tried, if there is one");
+        self.failure = Some(error);
+        Ok(None)
+    }
+
+    /// An endpoint that leaves the cluster while it is dialled is given up for another.
+    async fn attempt_until_gone(
+        &self,
+        cluster: &Rc<ClusterState>,
+        endpoint: &Rc<EndpointState>,
+    ) -> Result<UpstreamStream, AttemptError> {
+        let mut attempting = pin!(attempt(cluster, endpoint));
+        loop {
+            tokio::select! {
+                biased;
+                attempted = &mut attempting => return attempted,
+                () = self.clusters.changed() => {
+                    if endpoint.is_gone() && self.has_another(cluster) {
+                        return Err(AttemptError::Left);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the next change where that may bring an endpoint; errs where it may not, or not any more.
+    async fn wait(&mut self, resolved: &Resolved) -> Result<(), ConnectError> {
+        let cluster = &resolved.cluster;
+        let missing = match &resolved.availability {
+            Availability::Endpoints => Missing::Tried {
+                // Mesh endpoints speak TLS and come from a catalog. A plain one is the local app or of a
+                // static list; there a refusal is news enough, and the peer is to know of it at once.
+                may_leave: !matches!(cluster.transport(), Transport::Plain),
+            },
+            Availability::Unknown(why) => Missing::Unknown(Arc::clone(why)),
+            Availability::Lost(at) => Missing::Lost(*at),
+            Availability::Never => Missing::Never,
+        };
+        let timeout = cluster.config().connect_timeout;
+        let now = Instant::now();
+        let Some(deadline) = missing
+            .deadline(self.began, timeout)
+            .filter(|deadline| now < *deadline)
+        else {
+            let waited = (now - self.began).as_secs_f64();
+            let waited = if self.waited {
+                format!("; waited {waited:.1} s")
+            } else {
+                String::new()
+            };
+            return Err(self.give_up(cluster, format!("{}{waited}", missing.why(now))));
+        };
+        self.pend(cluster)?;
+        if !std::mem::replace(&mut self.waited, true) {
+            cluster.metrics.waited.increment(1);
+        }
+        // Out of time or not: what there is now decides.
+        let _ = timeout_at(deadline, self.clusters.changed()).await;
+        if matches!(missing, Missing::Lost(_)) {
+            // What can be dialled after that is there anew, at the same address or not.
+            self.tried.clear();
+        }
+        Ok(())
+    }
+
+    /// The error of a search that ends: an endpoint's own failure says more than that none is left.
+    fn give_up(&mut self, cluster: &ClusterState, why: String) -> ConnectError {
+        self.failure.take().unwrap_or_else(|| {
+            cluster.metrics.none_healthy.increment(1);
+            let cluster = Arc::clone(&cluster.name);
+            ConnectError::NoHealthy { cluster, why }
+        })
+    }
+
+    /// Takes a place among the cluster's connections that are not made yet, unless it has one. Envoy counts
+    /// every connection that is being made; here Envoy's default counts only those that wait for an
+    /// endpoint, a configured limit all: a burst of short dials is the kernel's to queue.
+    fn pend(&mut self, cluster: &ClusterState) -> Result<(), ConnectError> {
+        if self
+            .pending
+            .as_ref()
+            .is_some_and(|(name, _)| *name == cluster.name)
+        {
+            return Ok(());
+        }
+        let configured = cluster.config().circuit_breakers.max_pending_requests;
+        let permit = acquire(cluster, Breaker::Pending, configured)?;
+        self.pending = Some((Arc::clone(&cluster.name), permit));
+        Ok(())
+    }
 }
 
-async fn dial_and_shake(transport: Transport, address: &Target) -> Result<UpstreamStream, AttemptError> {
-    if let Transport::Unusable(why) = transport {
-        return Err(AttemptError::Unusable(why));
-    }
-    let plain = match address {
-        Target::Address(address) => socket::dial(address).await?,
-        Target::Host { host, port } => {
-            let resolved = tokio::net::lookup_host((&**host, *port)).await?.next();
-            let resolved = resolved.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            socket::dial(&crate::model::listener::Address::Socket(resolved)).await?
+impl Missing {
+    /// Until when a connection that began at `began` waits; none does not wait.
+    fn deadline(&self, began: Instant, connect_timeout: Duration) -> Option<Instant> {
+        match self {
+            Self::Unknown(_) => Some(began + connect_timeout),
+            // Who comes after the window has nothing to hope for; who is in it when it closes may have come
+            // just before.
+            Self::Lost(at) => {
+                let closes = *at + RETURN_WINDOW;
+                (began <= closes).then(|| closes.max(began + connect_timeout))
+            }
+            Self::Tried { may_leave } => may_leave.then(|| began + NEWS_WINDOW),
+            Self::Never => None,
         }
+    }
+
+    fn why(&self, now: Instant) -> String {
+        match self {
+            Self::Unknown(why) => why.to_string(),
+            Self::Lost(at) => format!("the last one went {:.1} s ago", (now - *at).as_secs_f64()),
+            Self::Tried { .. } => "every endpoint was tried".to_owned(),
+            Self::Never => "there was none since the start".to_owned(),
+        }
+    }
+}
+
+fn acquire(
+    cluster: &ClusterState,
+    breaker: Breaker,
+    configured: Option<u32>,
+) -> Result<Permit, ConnectError> {
+    let max = configured.unwrap_or(DEFAULT_LIMIT);
+    let limit = match breaker {
+        Breaker::Connections => &cluster.connections,
+        Breaker::Pending => &cluster.pending,
     };
-    match (transport, plain) {
-        (Transport::Tls { config, sni }, PlainStream::Tcp(tcp)) => {
-            let stream = TlsStream::connect(tcp, config, sni)
-                .await
-                .map_err(|e| AttemptError::Handshake(Box::new(e)))?;
-            Ok(UpstreamStream::Tls(Box::new(stream)))
+    limit.acquire(u64::from(max)).ok_or_else(|| {
+        cluster.metrics.overflow.increment(1);
+        ConnectError::Overflow {
+            cluster: Arc::clone(&cluster.name),
+            breaker,
+            max,
+            by_default: configured.is_none(),
         }
-        (Transport::Tls { .. }, PlainStream::Unix(_)) => Err(AttemptError::Unusable(
-            "mutual TLS over a unix socket is not supported".into(),
-        )),
-        (Transport::Plain | Transport::Unusable(_), plain) => Ok(UpstreamStream::Plain(plain)),
-    }
+    })
 }
 
 impl Lease {
     fn acquire(cluster: &Rc<ClusterState>, endpoint: &Rc<EndpointState>) -> Result<Self, ConnectError> {
         let configured = cluster.config().circuit_breakers.max_connections;
-        let max = configured.unwrap_or(DEFAULT_MAX_CONNECTIONS);
-        let Some(permit) = cluster.connections.acquire(u64::from(max)) else {
-            cluster.metrics.overflow.increment(1);
-            let cluster = Arc::clone(&cluster.name);
-            return Err(ConnectError::Overflow {
-                cluster,
-                max,
-                by_default: configured.is_none(),
-            });
-        };
+        let permit = acquire(cluster, Breaker::Connections, configured)?;
         endpoint.active.set(endpoint.active.get() + 1);
         cluster.metrics.active.increment(1.0);
         Ok(Self {
@@ -330,3 +412,6 @@ impl Drop for Lease {
         self.cluster.metrics.active.decrement(1.0);
     }
 }
+
+#[cfg(test)]
+mod tests;

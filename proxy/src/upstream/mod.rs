@@ -1,11 +1,20 @@
 //! Where bytes go: clusters, their endpoints, the choice among them, dialling.
 //!
-//! One [`ClusterManager`] a worker; nothing here is shared between threads but counts against limits.
+//! One [`ClusterManager`] a worker; nothing here is shared between threads but counts against limits and
+//! what outlier detection knows.
 
 pub mod cluster;
 pub mod connect;
+pub mod dial;
+mod dns;
+pub mod endpoint;
+pub mod error;
 pub mod load_balancer;
 pub mod manager;
+pub mod outlier;
+pub mod priority;
 
-pub use connect::{ConnectError, Connected, UpstreamStream, connect};
+pub use connect::{Connected, LoadBalancerContext, connect};
+pub use dial::UpstreamStream;
+pub use error::{AttemptError, ConnectError};
 pub use manager::ClusterManager;

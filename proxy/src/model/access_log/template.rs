@@ -237,12 +237,22 @@ impl Layout {
     }
 }
 
-/// A number as Envoy writes it: a `Struct` has doubles only, and 1000.0 is written 1000.
+/// A number as Envoy writes it: a `Struct` has doubles only, so that 1000.0 is 1000; exponents have at
+/// least two digits, as C has them.
 fn literal_number(number: &serde_json::Number) -> String {
-    let value = number
+    let whole = number
         .as_f64()
         .filter(|value| value.fract() == 0.0 && value.abs() < 1e15);
-    value.map_or_else(|| number.to_string(), |value| format!("{value:.0}"))
+    if let Some(value) = whole {
+        return format!("{value:.0}");
+    }
+    let shortest = number.to_string();
+    let Some((mantissa, exponent)) = shortest.split_once('e') else {
+        return shortest;
+    };
+    let digits = exponent.trim_start_matches(['+', '-']);
+    let sign = if exponent.starts_with('-') { '-' } else { '+' };
+    format!("{mantissa}e{sign}{digits:0>2}")
 }
 
 #[cfg(test)]

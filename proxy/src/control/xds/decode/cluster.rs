@@ -322,7 +322,10 @@ fn load_balancer(cluster: &Wire, kind: &ClusterKind, at: &At<'_>) -> Result<Load
 }
 
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|d| d * d <= number).all(|d| number % d != 0)
+    number > 1
+        && (2..)
+            .take_while(|d| d * d <= number)
+            .all(|d| !number.is_multiple_of(d))
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn provider(wire: &WireProvider, at: &At<'_>, ctx: &mut Context<'_>) -> Result<J
     let jwks = match &wire.jwks_source_specifier {
         Some(JwksSourceSpecifier::LocalJwks(source)) => {
             let at = at.field("local_jwks");
-            let (bytes, _) = secret::data_source(Some(source), &at, ctx)?;
+            let bytes = secret::data_source(Some(source), &at, ctx)?.bytes;
             let text = std::str::from_utf8(&bytes).map_err(|_| at.refuse("is no text"))?;
             Jwks::Local(text.into())
         }

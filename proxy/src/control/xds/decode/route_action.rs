@@ -237,7 +237,7 @@ fn direct_response(
     let body_at = at.field("body");
     let body: Arc<[u8]> = match &wire.body {
         Some(body) => secret::data_source(Some(body), &body_at, ctx)?
-            .0
+            .bytes
             .as_slice()
             .into(),
         None => Arc::default(),

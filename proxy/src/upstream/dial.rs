@@ -1,0 +1,80 @@
+//! One endpoint: dial and handshake, bounded and counted.
+
+use std::io;
+use std::rc::Rc;
+
+use tokio::time::{Instant, timeout};
+
+use super::cluster::{ClusterState, Transport};
+use super::endpoint::EndpointState;
+use super::error::AttemptError;
+use crate::model::Target;
+use crate::model::cluster::Keepalive;
+use crate::model::listener::Address;
+use crate::net::{PlainStream, socket};
+use crate::tls::TlsStream;
+
+/// A stream to an endpoint.
+pub enum UpstreamStream {
+    /// Without TLS.
+    Plain(PlainStream),
+    /// Over TLS.
+    Tls(Box<TlsStream>),
+}
+
+/// Connects to one endpoint within the cluster's connect timeout.
+pub(super) async fn attempt(
+    cluster: &Rc<ClusterState>,
+    endpoint: &EndpointState,
+) -> Result<UpstreamStream, AttemptError> {
+    let config = cluster.config();
+    let limit = config.connect_timeout;
+    let began = Instant::now();
+    cluster.metrics.dialled.increment(1);
+    let dialling = dial_and_shake(cluster.transport(), &endpoint.address, config.keepalive.as_ref());
+    let attempted = match timeout(limit, dialling).await {
+        Ok(attempted) => attempted,
+        Err(_) => {
+            cluster.metrics.connect_timeout.increment(1);
+            Err(AttemptError::Timeout(limit))
+        }
+    };
+    match &attempted {
+        Ok(_) => cluster
+            .metrics
+            .connect_ms
+            .record(began.elapsed().as_secs_f64() * 1000.0),
+        Err(_) => cluster.metrics.connect_fail.increment(1),
+    }
+    attempted
+}
+
+async fn dial_and_shake(
+    transport: Transport,
+    target: &Target,
+    keepalive: Option<&Keepalive>,
+) -> Result<UpstreamStream, AttemptError> {
+    if let Transport::Unusable(why) = transport {
+        return Err(AttemptError::Unusable(why));
+    }
+    let plain = match target {
+        Target::Address(address) => socket::dial(address, keepalive).await?,
+        Target::Host { host, port } => {
+            let resolved = tokio::net::lookup_host((&**host, *port)).await?.next();
+            let resolved = resolved.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            socket::dial(&Address::Socket(resolved), keepalive).await?
+        }
+    };
+    match (transport, plain) {
+        (Transport::Tls { config, sni }, PlainStream::Tcp(tcp)) => {
+            let stream = TlsStream::connect(tcp, config, sni)
+                .await
+                .map_err(|e| AttemptError::Handshake(Box::new(e)))?;
+            Ok(UpstreamStream::Tls(Box::new(stream)))
+        }
+        (Transport::Tls { .. }, PlainStream::Unix(_)) => Err(AttemptError::Unusable(
+            "TLS over a unix socket is not supported".into(),
+        )),
+        (Transport::Plain | Transport::Unusable(_), plain) => Ok(UpstreamStream::Plain(plain)),
+    }
+}

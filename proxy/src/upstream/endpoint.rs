@@ -1,0 +1,225 @@
+//! The endpoints of one cluster as a worker sees them: each with its counts, all grouped by priority and
+//! health.
+//!
+//! An [`EndpointSet`] is immutable and shared by `Rc`; a change of endpoints, weights or health makes
+//! another, so that a connection neither copies nor groups anything.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::load_balancer::Pool;
+use super::outlier::{Ejections, EndpointHealth, Outliers};
+use super::priority::{Health, Load, spread};
+use crate::model::{ClusterLoadAssignment, Endpoint, Target};
+
+/// How long an endpoint that could not be connected to is put last, without being ejected: time enough for
+/// its source to say that it is gone, short enough for one that restarts.
+const PUT_LAST: Duration = Duration::from_secs(2);
+
+/// One endpoint with its live connections; kept over updates that do not change its address.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// Where it is dialled.
+    pub address: Target,
+    /// Relative share.
+    pub weight: Cell<u32>,
+    /// Connections of this worker that are being made or live.
+    pub active: Cell<u32>,
+    /// What all workers know of it.
+    pub health: Arc<EndpointHealth>,
+    healthy: Cell<bool>,
+    priority: Cell<u32>,
+    gone: Cell<bool>,
+    last_until: Cell<Option<Instant>>,
+}
+
+/// The endpoints of a cluster, by priority.
+#[derive(Debug, Default)]
+pub struct EndpointSet {
+    /// The priorities that have endpoints, the preferred one first.
+    pub levels: Vec<Level>,
+    /// Ejected endpoints, and all of them.
+    pub ejections: Ejections,
+}
+
+/// The endpoints of one priority.
+#[derive(Debug)]
+pub struct Level {
+    /// What the spreading over priorities asks.
+    pub health: Health,
+    /// What the spreading within the cluster gave it.
+    pub load: Load,
+    usable: Rc<Pool>,
+    all: Rc<Pool>,
+}
+
+impl EndpointState {
+    /// A fresh endpoint without connections.
+    pub fn new(endpoint: &Endpoint, health: Arc<EndpointHealth>) -> Self {
+        Self {
+            address: endpoint.address.clone(),
+            weight: Cell::new(endpoint.weight),
+            active: Cell::new(0),
+            health,
+            healthy: Cell::new(endpoint.healthy),
+            priority: Cell::new(endpoint.priority),
+            gone: Cell::new(false),
+            last_until: Cell::new(None),
+        }
+    }
+
+    /// Whether it is dialled outside of a panic.
+    fn is_usable(&self) -> bool {
+        self.healthy.get() && !self.health.is_ejected()
+    }
+
+    /// Whether it has left the cluster: its connections go on, nothing new is to be expected of it.
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// Whether it failed so recently that any other is preferred.
+    pub fn is_last(&self, now: Instant) -> bool {
+        self.last_until.get().is_some_and(|until| now < until)
+    }
+
+    /// A connection was made.
+    pub fn succeeded(&self) {
+        self.last_until.set(None);
+        self.health.succeeded();
+    }
+
+    /// A connection could not be made, which took `took` to find out. It is put last for as long again, so
+    /// that one that does not answer at all costs no second connection its whole timeout soon.
+    pub fn put_last(&self, now: Instant, took: Duration) {
+        self.last_until.set(Some(now + took.max(PUT_LAST)));
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests(port: u16, weight: u32) -> Self {
+        let address = crate::model::listener::Address::Socket(([127, 0, 0, 1], port).into());
+        let endpoint = Endpoint {
+            address: Target::Address(address),
+            weight,
+            healthy: true,
+            priority: 0,
+        };
+        Self::new(&endpoint, Arc::default())
+    }
+}
+
+impl EndpointSet {
+    /// The endpoints of an assignment; those of `before` that stay keep their counts.
+    pub fn new(
+        assignment: &ClusterLoadAssignment,
+        before: &Self,
+        outliers: &Outliers,
+        panic_threshold: u8,
+    ) -> Self {
+        let mut old: HashMap<&Target, &Rc<EndpointState>> =
+            before.endpoints().map(|state| (&state.address, state)).collect();
+        let watched = outliers.watch(assignment.endpoints.iter().map(|endpoint| &endpoint.address));
+        let states = assignment
+            .endpoints
+            .iter()
+            .zip(watched)
+            .map(|(endpoint, health)| match old.remove(&endpoint.address) {
+                Some(have) => {
+                    have.weight.set(endpoint.weight);
+                    have.healthy.set(endpoint.healthy);
+                    have.priority.set(endpoint.priority);
+                    Rc::clone(have)
+                }
+                None => Rc::new(EndpointState::new(endpoint, health)),
+            });
+        let states: Vec<_> = states.collect();
+        for gone in old.values() {
+            gone.gone.set(true);
+        }
+        Self::group(&states, assignment.overprovisioning_factor, panic_threshold)
+    }
+
+    /// The same endpoints after a change of health or of the threshold.
+    pub fn regrouped(&self, panic_threshold: u8) -> Self {
+        let states: Vec<_> = self.endpoints().cloned().collect();
+        let factor = self
+            .levels
+            .first()
+            .map_or(0, |level| level.health.overprovisioning_factor);
+        Self::group(&states, factor, panic_threshold)
+    }
+
+    fn group(states: &[Rc<EndpointState>], overprovisioning_factor: u32, panic_threshold: u8) -> Self {
+        let mut by_priority: BTreeMap<u32, Vec<Rc<EndpointState>>> = BTreeMap::new();
+        for state in states {
+            by_priority
+                .entry(state.priority.get())
+                .or_default()
+                .push(Rc::clone(state));
+        }
+        let mut levels: Vec<Level> = by_priority
+            .into_values()
+            .map(|all| Level::new(all, overprovisioning_factor))
+            .collect();
+        let health: Vec<Health> = levels.iter().map(|level| level.health).collect();
+        for (level, load) in levels.iter_mut().zip(spread(&health, panic_threshold)) {
+            level.load = load;
+        }
+        let active = states.iter().filter(|state| state.health.is_ejected()).count();
+        Self {
+            levels,
+            ejections: Ejections {
+                active,
+                of: states.len(),
+            },
+        }
+    }
+
+    /// Every endpoint.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Rc<EndpointState>> {
+        self.levels.iter().flat_map(|level| level.all.endpoints())
+    }
+
+    /// Those that may be dialled now.
+    pub fn to_dial(&self) -> impl Iterator<Item = &Rc<EndpointState>> {
+        self.levels.iter().flat_map(|level| level.pool().endpoints())
+    }
+
+    /// Whether any may be dialled now.
+    pub fn can_be_dialled(&self) -> bool {
+        self.to_dial().next().is_some()
+    }
+}
+
+impl Level {
+    fn new(all: Vec<Rc<EndpointState>>, overprovisioning_factor: u32) -> Self {
+        let usable: Vec<_> = all.iter().filter(|state| state.is_usable()).cloned().collect();
+        let health = Health {
+            usable: usable.len(),
+            total: all.len(),
+            overprovisioning_factor,
+        };
+        let all = Rc::new(Pool::new(all));
+        let usable = if health.usable == health.total {
+            Rc::clone(&all)
+        } else {
+            Rc::new(Pool::new(usable))
+        };
+        Self {
+            health,
+            load: Load::default(),
+            usable,
+            all,
+        }
+    }
+
+    /// Those to choose from: all in a panic.
+    pub fn pool(&self) -> &Pool {
+        if self.load.panic { &self.all } else { &self.usable }
+    }
+}
