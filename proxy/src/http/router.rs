@@ -7,8 +7,8 @@ use std::future::{Future, pending};
 use std::pin::Pin;
 use std::rc::Rc;
 
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Uri};
 use hyper::{Request, Response, StatusCode};
@@ -84,17 +84,22 @@ impl<'a> Router<'a> {
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, LocalReply> {
         let (mut parts, body) = request.into_parts();
-        let host = check(&parts)?;
+        // Nothing reads a body that is answered before it is read: the connection ends after the answer.
+        let unread = !body.is_end_stream();
+        let early = |reply: LocalReply| if unread { reply.closing() } else { reply };
+        let host = check(&parts).map_err(early)?;
         let generate_id = manager.request_id.generate;
         headers::received_request(&mut parts.headers, &host, self.connection.encrypted, generate_id);
         let Routes::Inline(routes) = &manager.routes else {
-            return Err(LocalReply::not_carried("its routes come by RDS"));
+            return Err(early(LocalReply::not_carried("its routes come by RDS")));
         };
         let head = RequestHead::new(&parts, &host);
-        let (_, route) = routes.find(&host, &head).ok_or_else(LocalReply::no_route)?;
+        let (_, route) = routes
+            .find(&host, &head)
+            .ok_or_else(|| early(LocalReply::no_route()))?;
         match &route.action {
-            RouteDecision::DirectResponse(direct) => Ok(direct_response(direct)),
-            RouteDecision::Redirect(_) => Err(LocalReply::not_carried("a redirect")),
+            RouteDecision::DirectResponse(direct) => Ok(direct_response(direct, unread)),
+            RouteDecision::Redirect(_) => Err(early(LocalReply::not_carried("a redirect"))),
             RouteDecision::Route(action) => {
                 let rewritten = rewrite(&head, route, action);
                 let original = rewritten.is_some().then(|| head.target().to_owned());
@@ -217,12 +222,16 @@ fn route_timeout(action: &RouteAction, end: &Rc<RequestEnd>) -> Timeout {
     })
 }
 
-fn direct_response(direct: &DirectResponse) -> Response<ResponseBody> {
+fn direct_response(direct: &DirectResponse, close: bool) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::full(Bytes::copy_from_slice(&direct.body)));
     *response.status_mut() = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if !direct.body.is_empty() {
         let text = HeaderValue::from_static("text/plain");
         response.headers_mut().insert(CONTENT_TYPE, text);
+    }
+    if close {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
     }
     response
 }

@@ -60,6 +60,28 @@ fn what_cannot_be_understood_is_answered_and_ends() {
 }
 
 #[test]
+fn a_body_that_nobody_reads_ends_the_connection_and_the_answer_arrives() {
+    run(async {
+        let rig = Rig::start(usual()).await;
+        for (path, status) in [("/nowhere", 404), ("/teapot", 418)] {
+            let mut client = rig.client().await;
+            let body = "a".repeat(100_000);
+            client
+                .send(format!(
+                    "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 100000\r\n\r\n{body}"
+                ))
+                .await;
+            let answer = client.answer("POST").await;
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (status, Some("close"))
+            );
+            assert_eq!(client.rest().await.unwrap(), b"", "no reset");
+        }
+    });
+}
+
+#[test]
 fn headers_below_the_limit_pass() {
     run(async {
         let rig = Rig::start(usual()).await;

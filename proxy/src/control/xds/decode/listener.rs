@@ -63,7 +63,7 @@ pub fn decode(listener: &Wire, ctx: &mut Context<'_>) -> Result<Listener, Decode
     }
     if !ctx.every_http_chain {
         for chain in filter_chains.iter().chain(&default_filter_chain) {
-            not_yet::check(chain, direction == TrafficDirection::Outbound, &chains_at)?;
+            not_yet::check(chain, direction == TrafficDirection::Outbound, &chains_at, ctx)?;
         }
     }
     let access_log = access_log::decode(&listener.access_log, &at.field("access_log"), ctx)?;

@@ -1,5 +1,6 @@
 //! What of HTTP decodes into the model but cannot run yet: until it can, a listener with it is refused by name.
 
+use super::context::Context;
 use super::error::{At, DecodeError};
 use crate::model::http::Forwarding;
 use crate::model::http::{
@@ -10,18 +11,31 @@ use crate::model::route::{
 };
 use crate::model::{FilterChain, Terminal};
 
-/// Refuses a chain that cannot run yet.
+/// Refuses a chain that cannot run yet, and notes what of one that can has no effect yet.
 ///
 /// # Errors
 /// Says what about it.
-pub(super) fn check(chain: &FilterChain, outbound: bool, at: &At<'_>) -> Result<(), DecodeError> {
+pub(super) fn check(
+    chain: &FilterChain,
+    outbound: bool,
+    at: &At<'_>,
+    ctx: &mut Context<'_>,
+) -> Result<(), DecodeError> {
     let Terminal::HttpConnectionManager(manager) = &chain.terminal else {
         return Ok(());
     };
+    let prefix = &manager.stat_prefix;
+    if !manager.upgrade_types.is_empty() {
+        let what = format!("have upgrade_configs ({prefix:?}): upgrades are answered with 403 as yet");
+        ctx.notice(at, &what);
+    }
+    if !manager.access_log.is_empty() {
+        let what = format!("have an access_log for requests ({prefix:?}), which is not written as yet");
+        ctx.notice(at, &what);
+    }
     match not_yet(manager, outbound) {
         Some(what) => Err(at.refuse(format!(
-            "have the HttpConnectionManager {:?} with {what}, which is not supported yet",
-            manager.stat_prefix
+            "have the HttpConnectionManager {prefix:?} with {what}, which is not supported yet"
         ))),
         None => Ok(()),
     }
