@@ -24,6 +24,10 @@ mod refusals;
 mod rotation;
 mod static_file;
 mod xds;
+mod xds_mesh;
+mod xds_refused;
+mod xds_start;
+mod xds_token;
 
 /// The sidecar under test.
 const ATTACHE: &str = env!("CARGO_BIN_EXE_attache-under-test");
