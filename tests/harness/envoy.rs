@@ -155,7 +155,16 @@ impl Static {
 
     /// As [`Self::start`], with other arguments.
     pub async fn start_with(program: Program, resources: &Value, arguments: &[&str]) -> Option<Self> {
-        let (name, program) = program.found()?;
+        let (_, path) = program.found()?;
+        Some(Self::run((path, Vec::new()), resources, arguments).await)
+    }
+
+    /// As [`Self::start`], by another program that is given these arguments before the proxy's.
+    pub async fn start_by(by: (String, Vec<String>), resources: &Value) -> Self {
+        Self::run(by, resources, &["--concurrency", "1"]).await
+    }
+
+    async fn run((program, before): (String, Vec<String>), resources: &Value, arguments: &[&str]) -> Self {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let config = json!({
             "node": { "id": "scenario", "cluster": "scenario" },
@@ -164,15 +173,16 @@ impl Static {
         });
         let config = config.to_string();
         let common = ["--config-yaml", &config, "--disable-hot-restart", "-l", "info"];
-        let arguments: Vec<String> = common.iter().chain(arguments).map(|&a| a.to_owned()).collect();
-        let process = Process::start(name, &program, &arguments, &[]);
+        let given = common.iter().chain(arguments).map(|&a| a.to_owned());
+        let arguments: Vec<String> = before.into_iter().chain(given).collect();
+        let process = Process::start("the proxy", &program, &arguments, &[]);
         let ready = tokio::time::timeout(crate::PATIENCE, async {
             while get(admin, "/ready").await.is_none_or(|(status, _)| status != 200) {
                 tokio::time::sleep(crate::LOOK).await;
             }
         });
-        assert!(ready.await.is_ok(), "{name} is not ready:\n{}", process.log());
-        Some(Self { admin, process })
+        assert!(ready.await.is_ok(), "it is not ready:\n{}", process.log());
+        Self { admin, process }
     }
 
     /// The sum of a metric's series that have all of `labels` in their text; `None` without any.

@@ -227,6 +227,17 @@ async fn a_killed_consul_takes_nothing_away_and_is_obeyed_again_when_it_is_back(
     }
     load.goes_on().await;
     let figures = load.finish().await;
-    assert!(figures.failures.is_empty(), "{figures:#?}");
+    assert!(
+        figures.failures.is_empty(),
+        "{:#?}\n{}",
+        figures.failures.first(),
+        plain(&pair.web_sidecar.log())
+    );
     obeys_intentions(&pair).await;
+}
+
+/// A log without the access log's ordinary lines.
+pub(crate) fn plain(log: &str) -> String {
+    let ordinary = |line: &&str| !(line.contains("access: ") && line.contains("flags=\"-\""));
+    log.lines().filter(ordinary).collect::<Vec<_>>().join("\n")
 }

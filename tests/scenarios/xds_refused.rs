@@ -95,6 +95,9 @@ async fn refused(filter: Value, words: &[&str]) {
 
     let before = api_sidecar.lines();
     api.register(&agent, json!({})).await;
+    // What Consul has to say of listeners now is what it believes to be here already: nothing. The next
+    // change brings a response.
+    agent.intentions("api", &[("nobody", "deny")]).await;
     let again = ["what the control plane sends is accepted again"];
     api_sidecar.says_after(before, &again).await;
     load.goes_on().await;

@@ -7,7 +7,7 @@ use attache_tests::mesh::get;
 use attache_tests::once::{Ended, once};
 use attache_tests::sidecar::{Service, Xds, consul};
 use attache_tests::tools::on_path;
-use attache_tests::{Folder, Process, eventually, free_port};
+use attache_tests::{Folder, Process, free_port};
 use serde_json::{Value, json};
 
 use crate::ATTACHE;
@@ -298,26 +298,20 @@ async fn a_broken_bootstrap_does_not_start() {
     assert_eq!(ended.code, Some(i32::from(exit::CONFIG)), "{ended:?}");
 }
 
-/// Without a control plane that answers it lives, says what it waits for, and serves what is static.
+/// It lives, and says what it waits for.
 #[tokio::test]
-async fn without_a_control_plane_the_static_resources_serve() {
+async fn without_a_control_plane_that_answers_the_process_says_so() {
     let folder = Folder::new();
     let bootstrap = whole();
     let file = folder.write("bootstrap.json", &bootstrap.to_string());
-    let port = |pointer: &str| {
-        let port = bootstrap.pointer(pointer).and_then(Value::as_u64).unwrap();
-        std::net::SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
-    };
-    let admin = port("/admin/address/socket_address/port_value");
-    let listener = port("/static_resources/listeners/0/address/socket_address/port_value");
+    let port = bootstrap["admin"]["address"]["socket_address"]["port_value"].as_u64();
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], u16::try_from(port.unwrap()).unwrap()));
     let sidecar = Process::start("attache", ATTACHE, &["-c".to_owned(), file], &[]);
     sidecar
         .says(&["no ADS stream; waiting for the first configuration"])
         .await;
-    eventually("the static listener accepts", || async {
-        tokio::net::TcpStream::connect(listener).await.ok()
-    })
-    .await;
+    let (status, _) = get(admin, "/ready").await.unwrap();
+    assert_eq!(status, 503);
     let (_, source) = get(admin, "/attache/source").await.unwrap();
     assert!(source.contains("unreachable"), "{source}");
 }
