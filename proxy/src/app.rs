@@ -91,6 +91,7 @@ where
     metrics::install(&serve.stats)?;
     raise_descriptor_limit();
     let mut signals = Signals::new()?;
+    let _written_at_the_end = access_log::sink::FlushAtEnd;
     let reopening = tokio::task::spawn_local(reopen_logs(signal(SignalKind::user_defined1())?));
     let (phase, phase_reader) = phases();
     let (publisher, reader) = channel();
@@ -174,9 +175,6 @@ where
     serving_admin.abort();
     sinks.abort();
     reopening.abort();
-    if !access_log::sink::flush(access_log::FLUSH_LIMIT) {
-        tracing::warn!("the end of an access log could not be written in time");
-    }
     Ok(())
 }
 

@@ -15,42 +15,57 @@ use crate::net::Duplex;
 use crate::net::relay::{Counts, Cut, Side, relay};
 use crate::telemetry::access_log::UpstreamFacts;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-
 use crate::upstream::{
-    AttemptError, ClusterManager, ConnectError, LoadBalancerContext, UpstreamStream, connect,
+    AttemptError, ClusterManager, ConnectError, Connected, LoadBalancerContext, UpstreamStream, connect,
 };
 
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
 const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
 
-/// Carries one connection, which `downstream` describes. The reason it ended is in `log`.
+/// Carries one connection, which `downstream` describes, over `early` if an endpoint is connected already.
+/// Whether one was connected to; the reason it ended is in `log`.
 pub async fn run<D: Duplex>(
     proxy: &TcpProxy,
+    early: Option<Connected>,
     stream: &mut D,
     downstream: &Downstream,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
-) {
-    let Some(limit) = proxy.max_duration else {
-        return connect_and_carry(proxy, stream, downstream, clusters, log).await;
+) -> bool {
+    let mut reached = early.is_some();
+    let carried = async {
+        let connected = match early {
+            Some(connected) => Some(connected),
+            None => dial(proxy, downstream, clusters, log).await,
+        };
+        if let Some(connected) = connected {
+            reached = true;
+            run_connected(proxy, connected, stream, log).await;
+        }
     };
-    let carried = timeout(limit, connect_and_carry(proxy, stream, downstream, clusters, log)).await;
-    if carried.is_err() {
-        log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
+    match proxy.max_duration {
+        None => carried.await,
+        Some(limit) => {
+            if timeout(limit, carried).await.is_err() {
+                log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
+            }
+        }
     }
+    reached
 }
 
-async fn connect_and_carry<D: Duplex>(
+/// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is
+/// in `log`.
+pub async fn dial(
     proxy: &TcpProxy,
-    stream: &mut D,
     downstream: &Downstream,
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
-) {
+) -> Option<Connected> {
     log.reached_tcp_proxy(None);
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
-        return;
+        return None;
     };
     log.cluster(cluster.clone());
     let context = LoadBalancerContext {
@@ -58,13 +73,21 @@ async fn connect_and_carry<D: Duplex>(
         hash: None,
         max_attempts: proxy.max_connect_attempts,
     };
-    let connected = match connect(clusters, &cluster, context).await {
-        Ok(connected) => connected,
+    match connect(clusters, &cluster, context).await {
+        Ok(connected) => Some(connected),
         Err(error) => {
             failed(&error, log);
-            return;
+            None
         }
-    };
+    }
+}
+
+async fn run_connected<D: Duplex>(
+    proxy: &TcpProxy,
+    connected: Connected,
+    stream: &mut D,
+    log: &mut ConnectionLog,
+) {
     log.cluster(connected.cluster);
     log.endpoint(connected.endpoint);
     log.upstream(|| upstream_facts(&connected.stream));
@@ -251,9 +274,25 @@ mod tests {
                 ..TcpProxy::to("c".into(), "c".into())
             };
             let mut log = ConnectionLog::open("l".into(), "d".to_owned(), Rc::clone(&metrics));
-            run(&proxy, &mut stream, &Downstream::default(), &clusters, &mut log).await;
+            run(
+                &proxy,
+                None,
+                &mut stream,
+                &Downstream::default(),
+                &clusters,
+                &mut log,
+            )
+            .await;
             assert!(format!("{log:?}").contains(flag), "{log:?}");
         }
         assert_eq!(began.elapsed().as_secs(), 3 + 5);
+    }
+
+    #[test]
+    fn a_failed_dial_is_told_in_envoys_words() {
+        let refused = io::Error::from_raw_os_error(nix::errno::Errno::ECONNREFUSED as i32);
+        assert_eq!(refusal(&refused), "delayed connect error: Connection refused");
+        let other = io::Error::other("no address");
+        assert_eq!(refusal(&other), "delayed connect error: no address");
     }
 }

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::balance::Balance;
+use super::filters;
 use super::live::{CutReason, LiveConnections};
+use super::local_app::LocalApps;
+use crate::filter::network::NetworkFilters;
 use crate::filter::rbac;
-use crate::limit::Limit;
+use crate::model::listener::ListenerFilters;
 use crate::model::{Action, Downstream, FilterChain, Listener, Name};
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerTls;
@@ -31,8 +34,8 @@ pub struct ActiveListener {
     pub metrics: Rc<ListenerMetrics>,
     /// Authorised connections of this worker.
     pub live: LiveConnections,
-    /// Connections of all workers, for the connection limit.
-    pub connections: Limit,
+    /// The worker's local apps.
+    pub apps: Rc<LocalApps>,
     /// Connections by worker, for `exact_balance`.
     pub balance: Balance,
     config: RefCell<Rc<ActiveConfig>>,
@@ -48,6 +51,8 @@ pub struct ActiveConfig {
     pub listener: Arc<Listener>,
     /// Its chains, in the order of [`Listener::chains`].
     pub chains: Vec<Rc<ActiveChain>>,
+    /// The listener filters to run ([`filters::needed`]).
+    pub filters: ListenerFilters,
 }
 
 /// A filter chain with what was made from it once.
@@ -55,6 +60,8 @@ pub struct ActiveConfig {
 pub struct ActiveChain {
     /// The chain.
     pub config: Arc<FilterChain>,
+    /// Its network filters.
+    pub filters: NetworkFilters,
     /// TLS, or why it cannot be had: then connections are refused.
     pub transport: Option<Result<ServerTls, String>>,
 }
@@ -76,13 +83,18 @@ pub struct ServingGuard(Rc<Serving>);
 
 impl ActiveListener {
     /// A listener with its first configuration; `serving` is the worker's count.
-    pub fn new(connections: Limit, balance: Balance, config: Rc<ActiveConfig>, serving: Rc<Serving>) -> Self {
+    pub fn new(
+        apps: Rc<LocalApps>,
+        balance: Balance,
+        config: Rc<ActiveConfig>,
+        serving: Rc<Serving>,
+    ) -> Self {
         let name = Arc::clone(&config.listener.name);
         Self {
             metrics: Rc::new(ListenerMetrics::of(&config.listener)),
             name,
             live: LiveConnections::default(),
-            connections,
+            apps,
             balance,
             config: RefCell::new(config),
             handshakes: Cell::new(0),
@@ -128,6 +140,15 @@ impl ActiveListener {
 }
 
 impl ActiveConfig {
+    /// `chains` in the order of [`Listener::chains`].
+    pub fn new(listener: &Arc<Listener>, chains: Vec<Rc<ActiveChain>>) -> Self {
+        Self {
+            filters: filters::needed(listener),
+            listener: Arc::clone(listener),
+            chains,
+        }
+    }
+
     /// The chain that takes a connection.
     pub fn find(&self, downstream: &Downstream) -> Option<Rc<ActiveChain>> {
         let found = self.listener.find_filter_chain(downstream)?;

@@ -1,25 +1,29 @@
-//! The life of one accepted connection, as named phases: TLS, verdict, terminal filter, record.
+//! The life of one accepted connection, as named phases: listener filters, TLS, network filters, terminal
+//! filter, record.
 //!
 //! Owns the socket from `accept` to its close, and the record ([`ConnectionLog`]) that is written
 //! however the connection ends.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
-use super::active::{ActiveChain, ActiveListener, MAX_HANDSHAKES};
+use super::active::{ActiveChain, ActiveConfig, ActiveListener, Handshake, MAX_HANDSHAKES};
+use super::filters::{self, FilterError};
 use super::live::CutReason;
-use crate::filter::rbac;
 use crate::filter::tcp_proxy;
-use crate::limit::Permit;
-use crate::model::listener::{NetworkFilter, Terminal};
-use crate::model::{Action, Downstream};
+use crate::http;
+use crate::model::Downstream;
+use crate::model::http::HttpConnectionManager;
+use crate::model::listener::{TcpProxy, Terminal};
 use crate::net::{Duplex, PlainStream};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::tls::{Greeting, HandshakeError, TlsStream};
-use crate::upstream::ClusterManager;
+use crate::tls::{Greeting, HandshakeError, ServerTls, TlsStream};
+use crate::upstream::{ClusterManager, Connected};
 
 /// A peer that has not finished its handshake after this long holds a socket for nothing. Envoy has
 /// no limit unless configured; a handshake across the world with retransmissions takes a few seconds.
@@ -28,64 +32,51 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Serves one accepted connection to its end. `downstream` has the addresses, of the socket.
 pub async fn serve(
     socket: PlainStream,
-    mut downstream: Downstream,
+    downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
 ) {
-    let from = downstream
-        .source
-        .map_or_else(|| "unix".to_owned(), |source| source.to_string());
-    let mut log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
-    let config = listener.config();
-    let found = config.find(&downstream);
-    log.access_logs(
+    let from = source_of(&downstream);
+    let log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
+    let mut connection = Connection {
+        downstream,
+        listener,
+        clusters,
+        log,
+    };
+    let config = connection.listener.config();
+    // Nearly no listener has any: they must not make every connection's task larger.
+    if (config.filters.original_dst || config.filters.wait_for_bytes())
+        && !Box::pin(connection.inspect(&config, &socket)).await
+    {
+        return;
+    }
+    let found = config.find(&connection.downstream);
+    connection.log.access_logs(
         &config.listener,
         found.as_ref().map(|chain| &chain.config),
-        &downstream,
+        &connection.downstream,
     );
     let Some(chain) = found else {
-        log.ended(ResponseFlag::NoRouteFound, "no filter chain takes it");
+        connection.listener.metrics.no_filter_chain_match.increment(1);
+        connection
+            .log
+            .ended(ResponseFlag::NoRouteFound, "no filter chain takes it");
         return;
     };
     match (&chain.transport, socket) {
-        (None, socket) => run_filters(socket, downstream, &listener, &clusters, &mut log).await,
-        (Some(Ok(config)), PlainStream::Tcp(socket)) => {
-            let Some(place) = listener.handshake() else {
-                log.ended(
-                    ResponseFlag::OverloadManager,
-                    format!("{MAX_HANDSHAKES} handshakes are under way"),
-                );
-                return;
-            };
-            let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, config)).await;
-            drop(place);
-            match handshake.unwrap_or(Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT))) {
-                Ok((stream, Greeting { hello, peer })) => {
-                    listener.metrics.handshakes.increment(1);
-                    if let Some(id) = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()) {
-                        log.peer(id.clone());
-                    }
-                    downstream.server_name = hello.server_name.map(Arc::from);
-                    downstream.peer = peer.map(Arc::new);
-                    log.shaken(&downstream, || stream.agreed());
-                    run_filters(stream, downstream, &listener, &clusters, &mut log).await;
-                }
-                Err(HandshakeError::Silent) => log.silent(),
-                Err(error) => {
-                    listener.metrics.handshake_errors.increment(1);
-                    log.downstream_failed(&error);
-                    log.ended(ResponseFlag::DownstreamProtocolError, error.to_string());
-                }
-            }
+        (None, socket) => connection.run_filters(socket, None).await,
+        (Some(Ok(tls)), PlainStream::Tcp(socket)) => {
+            connection.shake_hands(&config, &chain, tls, socket).await;
         }
         (Some(Ok(_)), PlainStream::Unix(_)) => {
-            log.ended(
+            connection.log.ended(
                 ResponseFlag::DownstreamProtocolError,
                 "mutual TLS over a unix socket is not supported",
             );
         }
         (Some(Err(why)), _) => {
-            log.ended(
+            connection.log.ended(
                 ResponseFlag::LocalReset,
                 format!("the listener's TLS context cannot be used: {why}"),
             );
@@ -93,85 +84,242 @@ pub async fn serve(
     }
 }
 
-/// The network filters, then the terminal one, under the listener's *newest* rules: they may have
-/// changed during the handshake.
-async fn run_filters<D: Duplex>(
-    mut stream: D,
+/// What every phase knows.
+struct Connection {
     downstream: Downstream,
-    listener: &ActiveListener,
-    clusters: &ClusterManager,
-    log: &mut ConnectionLog,
-) {
-    let Some(chain) = listener.config().find(&downstream) else {
-        log.ended(ResponseFlag::NoRouteFound, "no filter chain takes it any more");
-        return;
-    };
-    let Some(_permits) = admit(&chain, &downstream, listener, log) else {
-        return;
-    };
-    let downstream = Rc::new(downstream);
-    let live = listener.live.enter(Rc::clone(&downstream));
-    let carried = match &chain.config.terminal {
-        Terminal::TcpProxy(proxy) => {
-            live.until_cut(tcp_proxy::run(proxy, &mut stream, &downstream, clusters, log))
-                .await
+    listener: Rc<ActiveListener>,
+    clusters: Rc<ClusterManager>,
+    log: ConnectionLog,
+}
+
+/// What is found before a handshake.
+enum Before {
+    /// It may begin.
+    Begin,
+    /// It may begin; the app was dialled already.
+    Dialled(Connected),
+    /// It must not: the app refuses.
+    Refused,
+}
+
+impl Connection {
+    /// The listener filters. Whether the connection goes on.
+    async fn inspect(&mut self, config: &ActiveConfig, socket: &PlainStream) -> bool {
+        let listener = Rc::clone(&self.listener);
+        let place = match config.filters.wait_for_bytes() {
+            true => Some(listener.handshake()),
+            false => None,
+        };
+        if matches!(place, Some(None)) {
+            self.refuse_handshake();
+            return false;
         }
-        Terminal::HttpConnectionManager(_) => {
-            log.ended(ResponseFlag::LocalReset, "HTTP is not carried yet");
+        let found = filters::run(&config.filters, socket, &mut self.downstream).await;
+        drop(place);
+        let goes_on = found.is_ok();
+        match found {
+            Ok(()) if self.downstream.source.is_some() => self.log.downstream(source_of(&self.downstream)),
+            Ok(()) => {}
+            Err(FilterError::Silent) => self.log.silent(),
+            Err(error @ (FilterError::Ended | FilterError::Socket(_))) => self
+                .log
+                .ended(ResponseFlag::DownstreamConnectionTermination, error.to_string()),
+            Err(error) => self
+                .log
+                .ended(ResponseFlag::DownstreamProtocolError, error.to_string()),
+        }
+        goes_on
+    }
+
+    /// TLS, and what follows it.
+    async fn shake_hands(
+        mut self,
+        config: &ActiveConfig,
+        chain: &ActiveChain,
+        tls: &ServerTls,
+        socket: TcpStream,
+    ) {
+        let listener = Rc::clone(&self.listener);
+        let Some(place) = listener.handshake() else {
+            self.refuse_handshake();
             return;
+        };
+        let early = match self.before_handshake(config, chain).await {
+            Before::Begin => None,
+            Before::Dialled(connected) => Some(connected),
+            // The socket's linger time makes this a reset.
+            Before::Refused => return,
+        };
+        match self.accept(socket, tls, place).await {
+            Ok((stream, Greeting { hello, peer })) => {
+                if let Some(id) = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()) {
+                    self.log.peer(id.clone());
+                }
+                self.downstream.server_name = hello.server_name.map(Arc::from);
+                self.downstream.peer = peer.map(Arc::new);
+                self.log.shaken(&self.downstream, || stream.agreed());
+                self.run_filters(stream, early).await;
+            }
+            Err(HandshakeError::Silent) => self.log.silent(),
+            Err(error) => {
+                listener.metrics.handshake_errors.increment(1);
+                self.log.downstream_failed(&error);
+                self.log
+                    .ended(ResponseFlag::DownstreamProtocolError, error.to_string());
+            }
         }
-    };
-    match carried {
-        Ok(()) => {}
-        Err(CutReason::Denied(policy)) => {
-            listener.metrics.cut.increment(1);
-            log.ended(
-                ResponseFlag::UnauthorizedDetails,
-                format!("cut: newer rules deny it ({policy})"),
-            );
-            log.policy(policy);
+    }
+
+    async fn accept(
+        &self,
+        socket: TcpStream,
+        tls: &ServerTls,
+        place: Handshake<'_>,
+    ) -> Result<(TlsStream, Greeting), HandshakeError> {
+        let handshake = timeout(HANDSHAKE_TIMEOUT, TlsStream::accept(socket, tls)).await;
+        drop(place);
+        let metrics = &self.listener.metrics;
+        let Ok(shaken) = handshake else {
+            metrics.handshake_timeout.increment(1);
+            return Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT));
+        };
+        let shaken = shaken?;
+        metrics.handshakes.increment(1);
+        Ok(shaken)
+    }
+
+    fn refuse_handshake(&mut self) {
+        self.listener.metrics.overload_reject.increment(1);
+        self.log.ended(
+            ResponseFlag::OverloadManager,
+            format!("{MAX_HANDSHAKES} handshakes are under way"),
+        );
+    }
+
+    /// While it is in doubt whether the app takes connections, it is dialled before the peer gets a byte: a
+    /// peer that is refused now goes elsewhere.
+    async fn before_handshake(&mut self, config: &ActiveConfig, chain: &ActiveChain) -> Before {
+        let apps = Rc::clone(&self.listener.apps);
+        let Some(app) = apps.of(&config.listener, &chain.config) else {
+            return Before::Begin;
+        };
+        let Terminal::TcpProxy(proxy) = &chain.config.terminal else {
+            return Before::Begin;
+        };
+        if !apps.is_doubtful(&app) {
+            return Before::Begin;
         }
-        Err(CutReason::DrainDeadline) => {
-            log.ended(
-                ResponseFlag::LocalReset,
-                "cut: still open at the end of the drain",
-            );
+        let clusters = Rc::clone(&self.clusters);
+        let dialled = Box::pin(tcp_proxy::dial(proxy, &self.downstream, &clusters, &mut self.log)).await;
+        apps.dialled(&app, dialled.is_some());
+        dialled.map_or(Before::Refused, Before::Dialled)
+    }
+
+    /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
+    /// changed during the handshake. `early` is the upstream where it is connected already.
+    async fn run_filters<D: Duplex + Unpin>(mut self, mut stream: D, early: Option<Connected>) {
+        let listener = Rc::clone(&self.listener);
+        let config = listener.config();
+        let Some(chain) = config.find(&self.downstream) else {
+            listener.metrics.no_filter_chain_match.increment(1);
+            self.log
+                .ended(ResponseFlag::NoRouteFound, "no filter chain takes it any more");
+            return;
+        };
+        let admitted = chain
+            .filters
+            .admit(&chain.config, &self.downstream, &mut self.log);
+        let downstream = Rc::new(std::mem::take(&mut self.downstream));
+        let live = listener.live.enter(Rc::clone(&downstream));
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                if let Some(delay) = refused.delay {
+                    // Cut or not: it is closed now, and why is in the record.
+                    let _ = live.until_cut(sleep(delay)).await;
+                }
+                return;
+            }
+        };
+        let carried = match &chain.config.terminal {
+            Terminal::TcpProxy(proxy) => {
+                let proxy = match admitted.cluster.clone() {
+                    None => Cow::Borrowed(proxy),
+                    Some(cluster) => Cow::Owned(TcpProxy {
+                        clusters: TcpProxy::to(cluster, Arc::clone(&proxy.stat_prefix)).clusters,
+                        ..proxy.clone()
+                    }),
+                };
+                let carried = self.carry(&config, &chain, &proxy, &downstream, &mut stream, early);
+                live.until_cut(carried).await
+            }
+            Terminal::HttpConnectionManager(first) => {
+                let newest = || newest(&listener, &downstream, first);
+                let connection = http::Connection {
+                    limits: &first.limits,
+                    manager: &newest,
+                    encrypted: chain.transport.is_some(),
+                    clusters: &self.clusters,
+                };
+                live.until_cut(http::serve(connection, stream, live.draining(), &mut self.log))
+                    .await
+            }
+        };
+        if let Err(reason) = carried {
+            self.cut(reason);
+        }
+    }
+
+    async fn carry<D: Duplex>(
+        &mut self,
+        config: &ActiveConfig,
+        chain: &ActiveChain,
+        proxy: &TcpProxy,
+        downstream: &Downstream,
+        stream: &mut D,
+        early: Option<Connected>,
+    ) {
+        let reached = tcp_proxy::run(proxy, early, stream, downstream, &self.clusters, &mut self.log).await;
+        if !reached && let Some(app) = self.listener.apps.of(&config.listener, &chain.config) {
+            self.listener.apps.dialled(&app, false);
+        }
+    }
+
+    fn cut(&mut self, reason: CutReason) {
+        match reason {
+            CutReason::Denied(policy) => {
+                self.listener.metrics.cut.increment(1);
+                self.log.ended(
+                    ResponseFlag::UnauthorizedDetails,
+                    format!("cut: newer rules deny it ({policy})"),
+                );
+                self.log.policy(policy);
+            }
+            CutReason::DrainDeadline => {
+                self.log.ended(
+                    ResponseFlag::LocalReset,
+                    "cut: still open at the end of the drain",
+                );
+            }
         }
     }
 }
 
-/// Runs the filters that may refuse. `None`: refused, and the log says why.
-fn admit(
-    chain: &ActiveChain,
-    downstream: &Downstream,
+/// The connection manager that would take a connection now: each request asks. `first` where none would.
+fn newest(
     listener: &ActiveListener,
-    log: &mut ConnectionLog,
-) -> Option<Vec<Permit>> {
-    if let Some(verdict) = rbac::check(&chain.config, downstream) {
-        log.policy(verdict.policy.clone());
-        if verdict.action == Action::Deny {
-            listener.metrics.denied.increment(1);
-            log.ended(
-                ResponseFlag::UnauthorizedDetails,
-                format!("denied by {}", verdict.policy),
-            );
-            return None;
-        }
-        listener.metrics.allowed.increment(1);
+    downstream: &Downstream,
+    first: &Arc<HttpConnectionManager>,
+) -> Arc<HttpConnectionManager> {
+    let chain = listener.config().find(downstream);
+    match chain.as_ref().map(|chain| &chain.config.terminal) {
+        Some(Terminal::HttpConnectionManager(manager)) => Arc::clone(manager),
+        Some(Terminal::TcpProxy(_)) | None => Arc::clone(first),
     }
-    let mut permits = Vec::new();
-    for filter in &chain.config.filters {
-        let NetworkFilter::ConnectionLimit { max_connections, .. } = filter else {
-            continue;
-        };
-        let Some(permit) = listener.connections.acquire(*max_connections) else {
-            log.ended(
-                ResponseFlag::OverloadManager,
-                format!("the listener has its limit of {max_connections} connections"),
-            );
-            return None;
-        };
-        permits.push(permit);
-    }
-    Some(permits)
+}
+
+fn source_of(downstream: &Downstream) -> String {
+    downstream
+        .source
+        .map_or_else(|| "unix".to_owned(), |source| source.to_string())
 }

@@ -7,9 +7,17 @@ pub mod active;
 pub mod balance;
 pub mod connection;
 pub mod dispatch;
+pub mod filters;
 pub mod live;
+pub mod local_app;
 pub mod manager;
 pub mod worker;
 
 #[cfg(test)]
+mod connection_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transparent_tests;

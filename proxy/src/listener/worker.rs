@@ -17,6 +17,8 @@ use super::active::{ActiveChain, ActiveConfig, ActiveListener, Serving};
 use super::balance::Balances;
 use super::dispatch::{Dispatch, HandedOver};
 use super::live::CutReason;
+use super::local_app::LocalApps;
+use crate::filter::network::NetworkFilters;
 use crate::limit::Limits;
 use crate::model::listener::{Address, Direction, Listener};
 use crate::model::{Name, Snapshot};
@@ -121,6 +123,7 @@ struct Worker {
     tls: ConfigCache,
     limits: Limits,
     balances: Balances,
+    apps: Rc<LocalApps>,
 }
 
 impl Worker {
@@ -145,6 +148,7 @@ impl Worker {
             tls: ConfigCache::default(),
             limits,
             balances,
+            apps: Rc::default(),
         }
     }
 
@@ -168,6 +172,7 @@ impl Worker {
     fn apply(&mut self, snapshot: &Snapshot, sockets: Sockets) {
         // Clusters first: a listener must not accept for a cluster that is not there yet.
         self.clusters.apply(snapshot, &mut self.tls);
+        self.apps.apply(snapshot);
         self.listeners.retain(|name, listener| {
             let stays = snapshot.listeners.contains_key(name);
             if !stays {
@@ -229,9 +234,9 @@ impl Worker {
         }
         let active = Rc::new(self.activate(config, old.as_deref()));
         let Some(listener) = self.listeners.get(&config.name) else {
-            let connections = self.limits.get(&format!("listener {}", config.name));
             let balance = self.balances.get(&config.name);
-            let listener = ActiveListener::new(connections, balance, active, Rc::clone(&self.serving));
+            let apps = Rc::clone(&self.apps);
+            let listener = ActiveListener::new(apps, balance, active, Rc::clone(&self.serving));
             self.listeners.insert(Arc::clone(&config.name), Rc::new(listener));
             return;
         };
@@ -276,13 +281,15 @@ impl Worker {
                     }
                 })
             });
-            let config = Arc::clone(config);
-            chains.push(Rc::new(ActiveChain { config, transport }));
+            // What a chain takes tells it from every other one of its listener.
+            let key = format!("listener {} chain {:?}", listener.name, config.matches);
+            chains.push(Rc::new(ActiveChain {
+                filters: NetworkFilters::new(config, &key, &self.limits),
+                config: Arc::clone(config),
+                transport,
+            }));
         }
-        ActiveConfig {
-            listener: Arc::clone(listener),
-            chains,
-        }
+        ActiveConfig::new(listener, chains)
     }
 
     /// Newer rules go on reaching live connections. Gives the sender of a second command, if one cut it
@@ -294,6 +301,9 @@ impl Worker {
     ) -> (Drained, Option<oneshot::Sender<Drained>>) {
         for acceptor in std::mem::take(&mut self.acceptors).into_values() {
             acceptor.close(Rc::clone(&self.dispatch));
+        }
+        for listener in self.listeners.values().chain(&self.retired) {
+            listener.live.drain();
         }
         let serving = Rc::clone(&self.serving);
         let mut deadline = pin!(sleep(deadline));

@@ -13,6 +13,8 @@ pub struct Downstream {
     /// Where to: the local address, or what it was before a redirection (`original_dst`). None on a unix
     /// socket.
     pub destination: Option<SocketAddr>,
+    /// [`Self::destination`] is not the socket's own address: a redirection or a PROXY header says it.
+    pub destination_restored: bool,
     /// The first bytes are a TLS ClientHello; only the TLS inspector finds out.
     pub tls: bool,
     /// The ClientHello's server name, lower case; of the TLS inspector or the handshake.
@@ -37,6 +39,18 @@ pub struct Peer {
 }
 
 impl Downstream {
+    /// Takes another destination than the socket's own address.
+    pub fn restore_destination(&mut self, destination: SocketAddr) {
+        self.destination = Some(destination);
+        self.destination_restored = true;
+    }
+
+    /// Where it went before a redirection. None if it was not redirected: dialling its destination
+    /// ([`super::ClusterKind::OriginalDestination`]) would be dialling ourselves, again and again.
+    pub fn original_destination(&self) -> Option<SocketAddr> {
+        self.destination.filter(|_| self.destination_restored)
+    }
+
     /// The peer's SPIFFE ID, if it has one.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         self.peer.as_ref()?.spiffe_id.as_ref()

@@ -70,7 +70,8 @@ pub struct HeaderMatcher {
     pub check: HeaderCheck,
     /// Turns the answer round.
     pub invert: bool,
-    /// A header that is not there is taken as an empty one; else it never matches before inversion.
+    /// A header that is not there is taken as an empty one; else, asked for its value, it never matches:
+    /// turned round neither.
     pub missing_as_empty: bool,
 }
 
@@ -219,7 +220,8 @@ impl HeaderMatcher {
             (HeaderCheck::Present(wanted), value) => value.is_some() == *wanted,
             (check, Some(value)) => check.holds(&value),
             (check, None) if self.missing_as_empty => check.holds(""),
-            (_, None) => false,
+            // Envoy does not invert this: a rule for "not admin" does not let in who says nothing.
+            (_, None) => return false,
         };
         matched != self.invert
     }
@@ -273,6 +275,45 @@ mod tests {
                 .unwrap()
                 .matches("spiffe://td.consul/ns/default/dc/dc1/svc/web")
         );
+    }
+
+    /// A request of which nothing is known but one header.
+    struct Only(&'static str);
+
+    impl Request for Only {
+        fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+            (name == "x-role").then_some(self.0.into())
+        }
+
+        fn path(&self) -> &str {
+            ""
+        }
+
+        fn metadata(&self, _: &str, _: &[Arc<str>]) -> Vec<Cow<'_, str>> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_missing_header_has_no_value_to_match() {
+        let matcher = |name: &str, check, invert, missing_as_empty| HeaderMatcher {
+            name: name.into(),
+            check,
+            invert,
+            missing_as_empty,
+        };
+        let admin = || HeaderCheck::Value(StringMatcher::exact("admin"));
+        let user = Only("user");
+        assert!(matcher("x-role", admin(), true, false).matches(&user));
+        assert!(!matcher("x-role", admin(), true, false).matches(&Only("admin")));
+        for invert in [false, true] {
+            assert!(!matcher("x-other", admin(), invert, false).matches(&user));
+            assert_eq!(matcher("x-other", admin(), invert, true).matches(&user), invert);
+            let present = matcher("x-other", HeaderCheck::Present(true), invert, false);
+            assert_eq!(present.matches(&user), invert);
+            let absent = matcher("x-other", HeaderCheck::Present(false), invert, false);
+            assert_eq!(absent.matches(&user), !invert);
+        }
     }
 
     #[test]

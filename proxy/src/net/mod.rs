@@ -6,6 +6,7 @@ pub mod buffer;
 pub mod closing;
 pub mod duplex;
 pub mod holder;
+pub mod peek;
 pub mod plain;
 pub mod relay;
 pub mod sock_diag;

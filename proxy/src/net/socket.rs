@@ -178,6 +178,21 @@ pub fn is_local(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
+/// Where a connection that netfilter redirected went (`SO_ORIGINAL_DST`). None of one that was not, or
+/// where the kernel does not say.
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let socket = SockRef::from(stream);
+    // A dual-stack socket's IPv4 connections are known to IPv4's table only.
+    let original = match local.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = original.ok()?.as_socket()?;
+    let same = original.ip() == local.ip().to_canonical() && original.port() == local.port();
+    (!same).then_some(original)
+}
+
 /// Makes closing `stream` an ordinary end again: listeners hand down, and [`dial`] sets, a linger time
 /// of zero, with which any other end of the process or the connection is a reset. A socket that is
 /// already dead needs nothing, so a failure is fine.

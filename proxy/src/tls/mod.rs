@@ -19,6 +19,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 pub use client_hello::ClientHello;
 pub use config::{ConfigCache, ServerTls};
 pub use error::HandshakeError;
+pub use names::tls12_suites;
 pub use stream::{Greeting, TlsStream};
 
 /// One provider a process: aws-lc-rs, with AES-128 before AES-256 as Envoy and linkerd order them

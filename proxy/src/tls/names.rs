@@ -15,6 +15,18 @@ pub(super) fn agreed(connection: &CommonState) -> Option<TlsSession<'static>> {
     Some(TlsSession { version, cipher })
 }
 
+/// The TLS 1.2 suites that are spoken here: OpenSSL's name, in which Envoy and Consul write them, and the
+/// IANA name.
+pub fn tls12_suites() -> Vec<(&'static str, &'static str)> {
+    let provider = super::provider();
+    let tls12 = provider
+        .cipher_suites
+        .iter()
+        .filter(|suite| suite.tls13().is_none());
+    let names = |suite: CipherSuite| Some((cipher(suite)?, suite.as_str()?));
+    tls12.filter_map(|suite| names(suite.suite())).collect()
+}
+
 /// TLS 1.3's suites have their names of RFC 8446, those of TLS 1.2 OpenSSL's.
 fn cipher(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {

@@ -94,6 +94,11 @@ impl ConnectionLog {
         }
     }
 
+    /// Who connected, where a PROXY header says more than the socket.
+    pub fn downstream(&mut self, downstream: String) {
+        self.downstream = downstream;
+    }
+
     /// The verified peer.
     pub fn peer(&mut self, peer: SpiffeId) {
         self.peer = Some(peer);

@@ -14,9 +14,6 @@ use crate::model::{Downstream, FilterChain, Peer, ResponseFlag};
 #[cfg(test)]
 pub(super) mod recorded_tests;
 
-/// How long the last lines may take to be written when the process ends.
-pub const FLUSH_LIMIT: Duration = Duration::from_millis(250);
-
 /// What is known of the upstream end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamFacts {

@@ -12,5 +12,5 @@ pub mod sink;
 mod time;
 
 pub use connection::ConnectionLog;
-pub use facts::{FLUSH_LIMIT, UpstreamFacts};
+pub use facts::UpstreamFacts;
 pub use record::{Record, RecordKind, TlsSession};

@@ -259,6 +259,65 @@ mod tests {
         line(&AccessLogFormat::Text(Template::parse(format).unwrap()), record)
     }
 
+    /// A format, its line of a record that has every fact, and of one that has none.
+    const LINES: [(&str, &str, &str); 23] = [
+        (
+            "%RESPONSE_FLAGS%|%RESPONSE_FLAGS_LONG%",
+            "UF,URX|UpstreamConnectionFailure,UpstreamRetryLimitExceeded",
+            "-|-",
+        ),
+        ("%DOWNSTREAM_REMOTE_ADDRESS%", "[2001:db8::1]:80", "-"),
+        ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "2001:db8::1", "-"),
+        ("%DOWNSTREAM_REMOTE_PORT%", "80", "-"),
+        ("%DOWNSTREAM_LOCAL_ADDRESS%", "/run/app.sock", "-"),
+        ("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "/run/app.sock", "-"),
+        ("%DOWNSTREAM_LOCAL_PORT%", "-", "-"),
+        (
+            "%UPSTREAM_HOST% %UPSTREAM_REMOTE_PORT%",
+            "10.0.0.1:443 443",
+            "- -",
+        ),
+        ("%UPSTREAM_HOST_NAME%", "db.example:5432", "-"),
+        ("%UPSTREAM_HOST_NAME_WITHOUT_PORT%", "db.example", "-"),
+        ("%DOWNSTREAM_PEER_URI_SAN%", "spiffe://a/b,spiffe://a/c", "-"),
+        ("%UPSTREAM_PEER_DNS_SAN%", "web.example", "-"),
+        ("%DOWNSTREAM_PEER_SUBJECT%", "CN=web", "-"),
+        (
+            "%DOWNSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER%",
+            "TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256",
+            "- -",
+        ),
+        ("%CONNECTION_TERMINATION_DETAILS%", "a_reason", "-"),
+        ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "a_reason", "-"),
+        (
+            "%DURATION% %CONNECTION_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+            "1500 7 2",
+            "1500 7 2",
+        ),
+        (
+            "%UPSTREAM_WIRE_BYTES_RECEIVED% %UPSTREAM_WIRE_BYTES_SENT%",
+            "3 4",
+            "3 4",
+        ),
+        (
+            "%START_TIME% %EMIT_TIME(%s.%1f)%",
+            "1970-01-01T00:00:00.000Z 1.5",
+            "1970-01-01T00:00:00.000Z 1.5",
+        ),
+        (
+            "%STREAM_ID%",
+            "00000000-0000-4000-8000-000000000000",
+            "00000000-0000-4000-8000-000000000000",
+        ),
+        ("%ACCESS_LOG_TYPE%", "TcpConnectionEnd", "TcpConnectionEnd"),
+        (
+            "%REQ(A?B):3% %GRPC_STATUS% %TLS_JA3_FINGERPRINT%",
+            "- - -",
+            "- - -",
+        ),
+        ("%RESPONSE_CODE% %REQUEST_HEADERS_BYTES%%%", "0 0%", "0 0%"),
+    ];
+
     #[test]
     fn facts_are_written_as_envoy_writes_them() {
         let peer = Peer {
@@ -286,63 +345,7 @@ mod tests {
             ..record(Some(&peer), "a reason")
         };
         let bare = record(None, "");
-        for (format, of_full, of_bare) in [
-            (
-                "%RESPONSE_FLAGS%|%RESPONSE_FLAGS_LONG%",
-                "UF,URX|UpstreamConnectionFailure,UpstreamRetryLimitExceeded",
-                "-|-",
-            ),
-            ("%DOWNSTREAM_REMOTE_ADDRESS%", "[2001:db8::1]:80", "-"),
-            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "2001:db8::1", "-"),
-            ("%DOWNSTREAM_REMOTE_PORT%", "80", "-"),
-            ("%DOWNSTREAM_LOCAL_ADDRESS%", "/run/app.sock", "-"),
-            ("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "/run/app.sock", "-"),
-            ("%DOWNSTREAM_LOCAL_PORT%", "-", "-"),
-            (
-                "%UPSTREAM_HOST% %UPSTREAM_REMOTE_PORT%",
-                "10.0.0.1:443 443",
-                "- -",
-            ),
-            ("%UPSTREAM_HOST_NAME%", "db.example:5432", "-"),
-            ("%UPSTREAM_HOST_NAME_WITHOUT_PORT%", "db.example", "-"),
-            ("%DOWNSTREAM_PEER_URI_SAN%", "spiffe://a/b,spiffe://a/c", "-"),
-            ("%UPSTREAM_PEER_DNS_SAN%", "web.example", "-"),
-            ("%DOWNSTREAM_PEER_SUBJECT%", "CN=web", "-"),
-            (
-                "%DOWNSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER%",
-                "TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256",
-                "- -",
-            ),
-            ("%CONNECTION_TERMINATION_DETAILS%", "a_reason", "-"),
-            ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "a_reason", "-"),
-            (
-                "%DURATION% %CONNECTION_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-                "1500 7 2",
-                "1500 7 2",
-            ),
-            (
-                "%UPSTREAM_WIRE_BYTES_RECEIVED% %UPSTREAM_WIRE_BYTES_SENT%",
-                "3 4",
-                "3 4",
-            ),
-            (
-                "%START_TIME% %EMIT_TIME(%s.%1f)%",
-                "1970-01-01T00:00:00.000Z 1.5",
-                "1970-01-01T00:00:00.000Z 1.5",
-            ),
-            (
-                "%STREAM_ID%",
-                "00000000-0000-4000-8000-000000000000",
-                "00000000-0000-4000-8000-000000000000",
-            ),
-            ("%ACCESS_LOG_TYPE%", "TcpConnectionEnd", "TcpConnectionEnd"),
-            (
-                "%REQ(A?B):3% %GRPC_STATUS% %TLS_JA3_FINGERPRINT%",
-                "- - -",
-                "- - -",
-            ),
-            ("%RESPONSE_CODE% %REQUEST_HEADERS_BYTES%%%", "0 0%", "0 0%"),
-        ] {
+        for (format, of_full, of_bare) in LINES {
             assert_eq!(text_of(format, &full), of_full, "{format}");
             assert_eq!(text_of(format, &bare), of_bare, "{format}");
         }

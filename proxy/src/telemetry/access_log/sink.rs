@@ -24,6 +24,10 @@ const FLUSH_AT: usize = 64 * 1024;
 /// Lines beyond this are dropped: seconds of lines at full speed, and little of the 128 MB of a sidecar.
 const LIMIT: usize = 1024 * 1024;
 
+/// How long the last lines may take to be written when the process ends: within the 5 s that Nomad gives
+/// it, after the drain.
+const FLUSH_LIMIT: Duration = Duration::from_millis(250);
+
 /// The kernel does not mix writes to a pipe up to this size with others' (`PIPE_BUF`, pipe(7)): logs of
 /// the process and of its access log may share one.
 const ATOMIC: usize = 4096;
@@ -107,6 +111,18 @@ pub fn flush(limit: Duration) -> bool {
     flushed.fold(true, |others, (sink, asked)| {
         sink.is_flushed(asked, until) && others
     })
+}
+
+/// Writes out what waits when it is dropped, so that no way out of a process loses lines.
+#[derive(Debug)]
+pub struct FlushAtEnd;
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        if !flush(FLUSH_LIMIT) {
+            tracing::warn!("the end of an access log could not be written in time");
+        }
+    }
 }
 
 impl Sink {
@@ -429,5 +445,57 @@ mod tests {
         }
         assert_eq!(written, lines.as_bytes());
         assert_eq!(whole_lines(b"no end"), 6);
+    }
+
+    /// The other process of the test below.
+    #[test]
+    #[ignore = "started by another test"]
+    fn writes_to_standard_output() {
+        // Ends the line that the test harness may have begun.
+        println!();
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                std::thread::spawn(move || {
+                    for number in 0..500 {
+                        // As every connection does it: by the name of the sink.
+                        of(&AccessLogSink::Stdout).write(&format!("access {thread} {number:0300}\n"));
+                    }
+                })
+            })
+            .collect();
+        // Other output of the process goes the same way.
+        for number in 0..500 {
+            println!("other {number}");
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(flush(LONG));
+    }
+
+    #[test]
+    fn lines_on_standard_output_are_whole_beside_other_output() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--nocapture"])
+            .arg("telemetry::access_log::sink::tests::writes_to_standard_output")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut next = [0; 4];
+        for line in text.lines().filter(|line| line.contains("access ")) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let ["access", thread, number] = words[..] else {
+                panic!("a mixed line: {line}");
+            };
+            let (thread, number): (usize, u32) = (thread.parse().unwrap(), number.parse().unwrap());
+            assert_eq!(number, next[thread], "in order");
+            next[thread] += 1;
+        }
+        assert_eq!(next, [500; 4]);
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("other ")).count(),
+            500
+        );
     }
 }

@@ -287,6 +287,7 @@ mod tests {
         assert_eq!(bad.path, "[0].typed_config.log_format.json_format");
         assert!(bad.to_string().contains("NO_SUCH"), "{bad}");
         let mut deep = Kind::StringValue("x".to_owned());
+        // Deeper than 16, and still within what prost decodes.
         for _ in 0..20 {
             let fields = [("a".to_owned(), value(deep))].into_iter().collect();
             deep = Kind::StructValue(Struct { fields });

@@ -18,9 +18,9 @@ const MAX_PIPE_PATH: usize = 107;
 /// Whether host names may stand where an address does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostNames {
-    /// Only in `STRICT_DNS` and `LOGICAL_DNS` clusters.
+    /// In what a cluster itself says of its endpoints.
     Resolved,
-    /// Envoy refuses them everywhere else.
+    /// Over EDS and where a listener binds.
     Refused,
 }
 
@@ -163,7 +163,7 @@ fn pipe(pipe: &core::Pipe, at: &At<'_>) -> Result<Address, DecodeError> {
 
 fn not_an_ip(address: &str, at: &At<'_>) -> DecodeError {
     at.field("address").refuse(format!(
-        "{address:?} is no IP address; host names are resolved in clusters of STRICT_DNS and LOGICAL_DNS only"
+        "{address:?} is no IP address; host names may stand in a cluster of STRICT_DNS or LOGICAL_DNS only"
     ))
 }
 

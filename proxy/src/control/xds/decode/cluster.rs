@@ -25,7 +25,7 @@ use super::context::Context;
 use super::error::{At, DecodeError};
 use super::{cluster_fields, endpoint, tls};
 use crate::model::cluster::{Dns, DnsFamily, LoadBalancer};
-use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name};
+use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, Target};
 
 /// Envoy's defaults.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,8 +74,14 @@ pub fn decode(cluster: &Wire, ctx: &mut Context<'_>) -> Result<DecodedCluster, D
     let name: Name = need(&cluster.name, &at.field("name"))?.into();
     cluster_fields::refuse_unsupported(cluster, &at)?;
     cluster_fields::note_without_effect(cluster, &at, ctx);
-    let (kind, eds) = kind(cluster, &name, &at)?;
+    let (mut kind, eds) = kind(cluster, &name, &at)?;
     let endpoints = endpoints(cluster, &kind, eds.is_some(), &at, ctx)?;
+    // Consul makes a STATIC cluster of a JWT provider's host name, if it is told so.
+    if kind == ClusterKind::Endpoints && endpoints.as_ref().is_some_and(has_host_names) {
+        let what = "has host names, which are resolved as of a STRICT_DNS cluster; Envoy refuses them";
+        ctx.notice(&at.field("load_assignment"), what);
+        kind = ClusterKind::Dns(dns(cluster, true, &at)?);
+    }
     let socket = cluster.transport_socket.as_ref();
     let timeout_at = at.field("connect_timeout");
     let decoded = Cluster {
@@ -216,20 +222,25 @@ fn endpoints(
     ctx: &mut Context<'_>,
 ) -> Result<Option<ClusterLoadAssignment>, DecodeError> {
     let at = at.field("load_assignment");
-    let names = match kind {
-        ClusterKind::Dns(_) => HostNames::Resolved,
-        ClusterKind::Endpoints if !is_eds => HostNames::Refused,
+    match kind {
+        ClusterKind::Dns(_) => {}
+        ClusterKind::Endpoints if !is_eds => {}
         _ if cluster.load_assignment.is_none() => return Ok(None),
         _ => return Err(at.refuse("stands in a cluster whose endpoints come from elsewhere")),
-    };
+    }
     let Some(assignment) = &cluster.load_assignment else {
         return Ok(Some(ClusterLoadAssignment::default()));
     };
-    let decoded = endpoint::decode(assignment, names, &at, ctx)?;
+    let decoded = endpoint::decode(assignment, HostNames::Resolved, &at, ctx)?;
     if matches!(kind, ClusterKind::Dns(dns) if !dns.strict) && decoded.endpoints.len() != 1 {
         return Err(at.refuse("of a LOGICAL_DNS cluster has not exactly one endpoint"));
     }
     Ok(Some(decoded))
+}
+
+fn has_host_names(assignment: &ClusterLoadAssignment) -> bool {
+    let mut addresses = assignment.endpoints.iter().map(|endpoint| &endpoint.address);
+    addresses.any(|address| matches!(address, Target::Host { .. }))
 }
 
 fn load_balancer(cluster: &Wire, kind: &ClusterKind, at: &At<'_>) -> Result<LoadBalancer, DecodeError> {
@@ -311,7 +322,10 @@ fn load_balancer(cluster: &Wire, kind: &ClusterKind, at: &At<'_>) -> Result<Load
 }
 
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|d| d * d <= number).all(|d| number % d != 0)
+    number > 1
+        && (2..)
+            .take_while(|d| d * d <= number)
+            .all(|d| !number.is_multiple_of(d))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use attache_proto::TypeUrl;
 use attache_proto::envoy::config::cluster::v3::{
-    Cluster as Wire, cluster::ClusterProtocolSelection, cluster::LbConfig,
+    Cluster as Wire, OutlierDetection as WireOutliers, cluster::ClusterProtocolSelection, cluster::LbConfig,
 };
 use attache_proto::envoy::config::core::v3::{
     HttpProtocolOptions as CommonHttp, RoutingPriority, UpstreamHttpProtocolOptions,
@@ -206,10 +206,53 @@ pub(super) fn outlier_detection(
     };
     let at = at.field("outlier_detection");
     unsupported(&at, &[(!wire.monitors.is_empty(), "monitors")])?;
-    // Ejection by rates is not done; that it is switched off is no news.
+    note_ejection_by_rates(wire, &at, ctx);
+    let default = OutlierDetection::default();
+    let share = |value, default, field: &str| percent(value, default, &at.field(field));
+    let time = |value: &Option<prost_types::Duration>, default: Duration, field: &str| {
+        positive(value.as_ref(), default, &at.field(field))
+    };
+    let base = time(
+        &wire.base_ejection_time,
+        default.base_ejection_time,
+        "base_ejection_time",
+    )?;
+    Ok(Some(OutlierDetection {
+        consecutive_5xx: wire.consecutive_5xx.unwrap_or(default.consecutive_5xx),
+        enforcing_consecutive_5xx: share(
+            wire.enforcing_consecutive_5xx,
+            default.enforcing_consecutive_5xx,
+            "enforcing_consecutive_5xx",
+        )?,
+        consecutive_gateway_failure: (wire.consecutive_gateway_failure)
+            .unwrap_or(default.consecutive_gateway_failure),
+        enforcing_consecutive_gateway_failure: share(
+            wire.enforcing_consecutive_gateway_failure,
+            default.enforcing_consecutive_gateway_failure,
+            "enforcing_consecutive_gateway_failure",
+        )?,
+        interval: time(&wire.interval, default.interval, "interval")?,
+        base_ejection_time: base,
+        // Envoy's default grows with the base.
+        max_ejection_time: time(
+            &wire.max_ejection_time,
+            default.max_ejection_time.max(base),
+            "max_ejection_time",
+        )?,
+        max_ejection_percent: share(
+            wire.max_ejection_percent,
+            default.max_ejection_percent,
+            "max_ejection_percent",
+        )?,
+    }))
+}
+
+/// Endpoints are ejected for failures in a row only.
+fn note_ejection_by_rates(wire: &WireOutliers, at: &At<'_>, ctx: &mut Context<'_>) {
+    // That it is switched off is no news.
     let on = |share: Option<u32>| share.is_some_and(|share| share > 0);
     without_effect(
-        &at,
+        at,
         ctx,
         &[
             (on(wire.enforcing_success_rate), "enforcing_success_rate"),
@@ -273,44 +316,6 @@ pub(super) fn outlier_detection(
             (wire.detect_degraded_hosts == Some(true), "detect_degraded_hosts"),
         ],
     );
-    let default = OutlierDetection::default();
-    let share = |value, default, field: &str| percent(value, default, &at.field(field));
-    let time = |value: &Option<prost_types::Duration>, default: Duration, field: &str| {
-        positive(value.as_ref(), default, &at.field(field))
-    };
-    let base = time(
-        &wire.base_ejection_time,
-        default.base_ejection_time,
-        "base_ejection_time",
-    )?;
-    Ok(Some(OutlierDetection {
-        consecutive_5xx: wire.consecutive_5xx.unwrap_or(default.consecutive_5xx),
-        enforcing_consecutive_5xx: share(
-            wire.enforcing_consecutive_5xx,
-            default.enforcing_consecutive_5xx,
-            "enforcing_consecutive_5xx",
-        )?,
-        consecutive_gateway_failure: (wire.consecutive_gateway_failure)
-            .unwrap_or(default.consecutive_gateway_failure),
-        enforcing_consecutive_gateway_failure: share(
-            wire.enforcing_consecutive_gateway_failure,
-            default.enforcing_consecutive_gateway_failure,
-            "enforcing_consecutive_gateway_failure",
-        )?,
-        interval: time(&wire.interval, default.interval, "interval")?,
-        base_ejection_time: base,
-        // Envoy's default grows with the base.
-        max_ejection_time: time(
-            &wire.max_ejection_time,
-            default.max_ejection_time.max(base),
-            "max_ejection_time",
-        )?,
-        max_ejection_percent: share(
-            wire.max_ejection_percent,
-            default.max_ejection_percent,
-            "max_ejection_percent",
-        )?,
-    }))
 }
 
 pub(super) fn keepalive(cluster: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Option<Keepalive> {

@@ -130,7 +130,7 @@ fn endpoints_from_eds() {
 }
 
 #[test]
-fn names_are_resolved_in_dns_clusters_only() {
+fn names_are_resolved_in_dns_clusters() {
     let strict = read(&at(wire(DiscoveryType::StrictDns), "db.local")).unwrap();
     let dns = Dns {
         strict: true,
@@ -155,10 +155,6 @@ fn names_are_resolved_in_dns_clusters_only() {
         .lb_endpoints
         .push(host("x", 1));
     assert_eq!(refused(&logical), "load_assignment");
-    assert_eq!(
-        refused(&at(wire(DiscoveryType::Static), "db.local")),
-        "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address"
-    );
     let with = |change: fn(&mut Wire)| {
         let mut cluster = at(wire(DiscoveryType::StrictDns), "db.local");
         change(&mut cluster);
@@ -174,6 +170,18 @@ fn names_are_resolved_in_dns_clusters_only() {
         "dns_resolvers"
     );
     assert_eq!(with(|c| c.dns_lookup_family = 9), "dns_lookup_family");
+}
+
+#[test]
+fn a_static_cluster_of_a_host_name_resolves_it() {
+    let (decoded, notices) = noticed(&at(wire(DiscoveryType::Static), "db.local"));
+    assert!(matches!(decoded.unwrap().cluster.kind, ClusterKind::Dns(dns) if dns.strict));
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    let (decoded, notices) = noticed(&at(wire(DiscoveryType::Static), "10.0.0.1"));
+    assert_eq!(
+        (decoded.unwrap().cluster.kind, notices.len()),
+        (ClusterKind::Endpoints, 0)
+    );
 }
 
 #[test]

@@ -80,15 +80,7 @@ fn locality(
     ctx: &mut Context<'_>,
 ) -> Result<(), DecodeError> {
     unsupported(at, &[(locality.lb_config.is_some(), "lb_config")])?;
-    // Envoy looks at it only where a cluster balances by locality, which none may here.
-    without_effect(
-        at,
-        ctx,
-        &[
-            (locality.load_balancing_weight.is_some(), "load_balancing_weight"),
-            (locality.proximity.is_some(), "proximity"),
-        ],
-    );
+    // The locality's own weight and proximity are for clusters that balance by locality, which are refused.
     if locality.priority > MAX_PRIORITY {
         return Err(at.field("priority").refuse(format!("is above {MAX_PRIORITY}")));
     }
@@ -140,11 +132,11 @@ fn one(
         &at,
         &[(!host.additional_addresses.is_empty(), "additional_addresses")],
     )?;
+    // `health_check_config` is for clusters that probe, which are refused.
     without_effect(
         &at,
         ctx,
         &[
-            (host.health_check_config.is_some(), "health_check_config"),
             (!host.hostname.is_empty(), "hostname"),
             (!host.observability_name.is_empty(), "observability_name"),
         ],

@@ -19,10 +19,16 @@ pub mod endpoint;
 pub mod error;
 mod filter_chain;
 mod http_connection_manager;
+mod http_filters;
+mod http_tracing;
+mod jwt;
 pub mod listener;
 pub mod matcher;
 mod network_filters;
+mod not_yet;
 pub mod rbac;
+pub mod route;
+mod route_action;
 pub mod secret;
 pub mod tls;
 mod tls_params;
@@ -32,5 +38,7 @@ pub use context::{Context, Disk, Files, Shared};
 pub use error::{At, DecodeError, Why};
 pub use secret::Secret;
 
+#[cfg(test)]
+mod recorded_tests;
 #[cfg(test)]
 mod testing;

@@ -56,7 +56,7 @@ fn the_last_filter_carries_the_bytes() {
     assert_eq!(terminal, Terminal::TcpProxy(tcp));
 
     assert_eq!(read(&[]).unwrap_err().path, "");
-    assert!(read(&[rbac.clone()]).is_err());
+    assert!(read(std::slice::from_ref(&rbac)).is_err());
     assert_eq!(read(&[to_cluster("a"), rbac]).unwrap_err().path, "[1]");
     assert_eq!(read(&[to_cluster("a"), to_cluster("b")]).unwrap_err().path, "[1]");
 }

@@ -104,8 +104,8 @@ pub(super) fn certificate(
     );
     watch(certificate.watched_directory.as_ref(), ctx);
     let (chain_at, key_at) = (at.field("certificate_chain"), at.field("private_key"));
-    let (chain, path) = data_source(certificate.certificate_chain.as_ref(), &chain_at, ctx)?;
-    let (key, _) = data_source(certificate.private_key.as_ref(), &key_at, ctx)?;
+    let Content { bytes: chain, path } = data_source(certificate.certificate_chain.as_ref(), &chain_at, ctx)?;
+    let key = data_source(certificate.private_key.as_ref(), &key_at, ctx)?.bytes;
     let origin = path.as_deref().unwrap_or_default().as_bytes();
     let mut bytes = Zeroizing::new(Vec::with_capacity(chain.len() + key.len() + origin.len() + 2));
     for part in [&chain[..], &[0], &key, &[0], origin] {
@@ -270,7 +270,7 @@ fn spiffe(
             return Err(at.field("name").refuse(format!("{name:?} stands there twice")));
         }
         let source_at = at.field("trust_bundle");
-        let (pem, _) = data_source(domain.trust_bundle.as_ref(), &source_at, ctx)?;
+        let pem = data_source(domain.trust_bundle.as_ref(), &source_at, ctx)?.bytes;
         let bundle = TrustBundle::from_pem(name, [utf8(&pem, &source_at)?])
             .map_err(|error| source_at.refuse(format!("cannot be used: {error}")))?;
         bundles.push(ctx.shared.bundle(bundle));
@@ -282,7 +282,7 @@ fn spiffe(
 }
 
 fn roots(source: &DataSource, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<Roots>, DecodeError> {
-    let (pem, path) = data_source(Some(source), at, ctx)?;
+    let Content { bytes: pem, path } = data_source(Some(source), at, ctx)?;
     let mut bytes = pem.to_vec();
     bytes.push(0);
     bytes.extend_from_slice(path.as_deref().unwrap_or_default().as_bytes());
@@ -297,34 +297,43 @@ fn roots(source: &DataSource, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<
     Ok(roots)
 }
 
-/// The bytes of a source, and its path if it is a file.
-fn data_source(
+/// What a source holds.
+pub(super) struct Content {
+    pub(super) bytes: Zeroizing<Vec<u8>>,
+    /// Of a file.
+    path: Option<Arc<str>>,
+}
+
+pub(super) fn data_source(
     source: Option<&DataSource>,
     at: &At<'_>,
     ctx: &mut Context<'_>,
-) -> Result<(Zeroizing<Vec<u8>>, Option<Arc<str>>), DecodeError> {
+) -> Result<Content, DecodeError> {
     let source = source.ok_or_else(|| at.refuse("is missing"))?;
     watch(source.watched_directory.as_ref(), ctx);
-    match &source.specifier {
-        Some(Specifier::InlineString(text)) => Ok((Zeroizing::new(text.clone().into_bytes()), None)),
-        Some(Specifier::InlineBytes(bytes)) => Ok((Zeroizing::new(bytes.clone()), None)),
-        Some(Specifier::Filename(path)) => {
+    let mut path = None;
+    let bytes = match &source.specifier {
+        Some(Specifier::InlineString(text)) => Zeroizing::new(text.clone().into_bytes()),
+        Some(Specifier::InlineBytes(bytes)) => Zeroizing::new(bytes.clone()),
+        Some(Specifier::Filename(name)) => {
             let at = at.field("filename");
-            need(path, &at)?;
+            need(name, &at)?;
             // Before it is read: where it cannot be, its change is what to wait for.
-            ctx.watched.insert(path.into());
-            let content = ctx.files.read(path.as_ref());
-            let content = content.map_err(|why| at.refuse(format!("{path:?} {why}")))?;
-            Ok((content, Some(path.as_str().into())))
+            ctx.watched.insert(name.into());
+            path = Some(name.as_str().into());
+            let content = ctx.files.read(name.as_ref());
+            content.map_err(|why| at.refuse(format!("{name:?} {why}")))?
         }
         Some(Specifier::EnvironmentVariable(name)) => match ctx.files.variable(name) {
-            Some(value) => Ok((Zeroizing::new(value.into_bytes()), None)),
-            None => Err(at
-                .field("environment_variable")
-                .refuse(format!("{name:?} is not set"))),
+            Some(value) => Zeroizing::new(value.into_bytes()),
+            None => {
+                let at = at.field("environment_variable");
+                return Err(at.refuse(format!("{name:?} is not set")));
+            }
         },
-        None => Err(at.refuse("has no content")),
-    }
+        None => return Err(at.refuse("has no content")),
+    };
+    Ok(Content { bytes, path })
 }
 
 fn watch(directory: Option<&WatchedDirectory>, ctx: &mut Context<'_>) {

@@ -8,35 +8,7 @@ use super::common::{enumeration, unsupported};
 use super::context::Context;
 use super::error::{At, DecodeError};
 use crate::model::listener::{TlsParams, TlsVersion};
-
-/// The TLS 1.2 suites that are spoken here: OpenSSL's name, in which Envoy and Consul write them, and the IANA
-/// name.
-const SUITES: [(&str, &str); 6] = [
-    (
-        "ECDHE-ECDSA-AES128-GCM-SHA256",
-        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-    ),
-    (
-        "ECDHE-ECDSA-AES256-GCM-SHA384",
-        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-    ),
-    (
-        "ECDHE-ECDSA-CHACHA20-POLY1305",
-        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-    ),
-    (
-        "ECDHE-RSA-AES128-GCM-SHA256",
-        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-    ),
-    (
-        "ECDHE-RSA-AES256-GCM-SHA384",
-        "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-    ),
-    (
-        "ECDHE-RSA-CHACHA20-POLY1305",
-        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-    ),
-];
+use crate::tls::tls12_suites;
 
 /// Suites that Envoy knows and that are not spoken here: no forward secrecy, or CBC.
 const UNSPOKEN: [&str; 9] = [
@@ -95,20 +67,25 @@ pub(super) fn decode(
     // They limit TLS 1.2 only, so that from 1.3 on there is nothing to limit.
     if decoded.cipher_suites.is_empty() && !params.cipher_suites.is_empty() && decoded.min < TlsVersion::V1_3
     {
-        let spoken: Vec<&str> = SUITES.iter().map(|(openssl, _)| *openssl).collect();
+        let spoken: Vec<&str> = tls12_suites().into_iter().map(|(openssl, _)| openssl).collect();
         return Err(at.refuse(format!("leaves none of those spoken here: {}", spoken.join(", "))));
     }
     Ok(decoded)
 }
 
 fn suites(names: &[String], at: &At<'_>, ctx: &mut Context<'_>) -> Result<Vec<String>, DecodeError> {
+    let spoken = if names.is_empty() {
+        Vec::new()
+    } else {
+        tls12_suites()
+    };
     let mut suites = Vec::new();
     for (index, entry) in names.iter().enumerate() {
         let at = at.index(index);
         // `[A|B]`: of equal preference. The order is the provider's here anyway.
         let group = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']'));
         for name in group.unwrap_or(entry).split('|') {
-            let known = SUITES
+            let known = spoken
                 .iter()
                 .find(|(openssl, iana)| *openssl == name || *iana == name);
             if let Some((_, iana)) = known {
