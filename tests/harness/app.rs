@@ -66,8 +66,17 @@ impl App {
         }
     }
 
+    /// As [`Self::echo`], at this address.
+    pub async fn echo_at(address: SocketAddr, name: &str) -> Self {
+        Self::start_at(address, Some(Manner::Echo(name.to_owned()))).await
+    }
+
     async fn start(manner: Option<Manner>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
+    }
+
+    async fn start_at(address: SocketAddr, manner: Option<Manner>) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (hand, by_hand) = mpsc::unbounded_channel();
         let manner = manner.unwrap_or(Manner::ByHand(hand));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::mesh::get;
 use crate::process::Process;
-use crate::{eventually, free_port, tools};
+use crate::{free_port, tools};
 
 /// The type URLs of extensions begin so.
 const TYPE: &str = "type.googleapis.com/envoy.extensions";
@@ -127,18 +127,84 @@ impl Identity<'_> {
     }
 }
 
+impl Program {
+    /// Its name and path; `None` for an Envoy that is not on PATH.
+    pub fn found(self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Envoy => Some(("envoy", tools::on_path("envoy")?.to_string_lossy().into_owned())),
+            Self::Attache(path) => Some(("attache", path.to_owned())),
+        }
+    }
+}
+
+/// A running proxy on static resources; it ends with its handle.
+#[derive(Debug)]
+pub struct Static {
+    /// Its admin API.
+    pub admin: SocketAddr,
+    /// Its process.
+    pub process: Process,
+}
+
+impl Static {
+    /// Runs `program` on a file of these `static_resources` alone and waits until it is ready. `None`
+    /// without an Envoy where one is wanted.
+    pub async fn start(program: Program, resources: &Value) -> Option<Self> {
+        Self::start_with(program, resources, &["--concurrency", "1"]).await
+    }
+
+    /// As [`Self::start`], with other arguments.
+    pub async fn start_with(program: Program, resources: &Value, arguments: &[&str]) -> Option<Self> {
+        let (_, path) = program.found()?;
+        Some(Self::run((path, Vec::new()), resources, arguments).await)
+    }
+
+    /// As [`Self::start`], by another program that is given these arguments before the proxy's.
+    pub async fn start_by(by: (String, Vec<String>), resources: &Value) -> Self {
+        Self::run(by, resources, &["--concurrency", "1"]).await
+    }
+
+    async fn run((program, before): (String, Vec<String>), resources: &Value, arguments: &[&str]) -> Self {
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let config = json!({
+            "node": { "id": "scenario", "cluster": "scenario" },
+            "admin": { "address": place(admin) },
+            "static_resources": resources,
+        });
+        let config = config.to_string();
+        let common = ["--config-yaml", &config, "--disable-hot-restart", "-l", "info"];
+        let given = common.iter().chain(arguments).map(|&a| a.to_owned());
+        let arguments: Vec<String> = before.into_iter().chain(given).collect();
+        let process = Process::start("the proxy", &program, &arguments, &[]);
+        let ready = tokio::time::timeout(crate::PATIENCE, async {
+            while get(admin, "/ready").await.is_none_or(|(status, _)| status != 200) {
+                tokio::time::sleep(crate::LOOK).await;
+            }
+        });
+        assert!(ready.await.is_ok(), "it is not ready:\n{}", process.log());
+        Self { admin, process }
+    }
+
+    /// The sum of a metric's series that have all of `labels` in their text; `None` without any.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let (_, page) = get(self.admin, "/stats/prometheus").await?;
+        let named = page.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let of = named.filter(|line| labels.iter().all(|label| line.contains(label)));
+        let values = of.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        values.reduce(|sum, value| sum + value)
+    }
+}
+
 async fn start(
     program: Program,
     listener_tls: Option<Value>,
     mut filters: Vec<Value>,
     cluster: Value,
 ) -> Option<Envoy> {
-    let (name, program) = match program {
-        Program::Envoy => ("envoy", tools::on_path("envoy")?.to_string_lossy().into_owned()),
-        Program::Attache(path) => ("attache", path.to_owned()),
-    };
-    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let (address, admin) = (loopback(free_port()), loopback(free_port()));
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     filters.push(
         json!({ "name": "envoy.filters.network.tcp_proxy", "typed_config": {
             "@type": format!("{TYPE}.filters.network.tcp_proxy.v3.TcpProxy"),
@@ -153,27 +219,8 @@ async fn start(
     let listener = json!({
         "name": "listener", "address": place(address), "filter_chains": [chain],
     });
-    let config = json!({
-        "node": { "id": "scenario", "cluster": "scenario" },
-        "admin": { "address": place(admin) },
-        "static_resources": { "listeners": [listener], "clusters": [cluster] },
-    });
-    let arguments = [
-        "--config-yaml",
-        &config.to_string(),
-        "--disable-hot-restart",
-        "--concurrency",
-        "1",
-        "-l",
-        "warning",
-    ]
-    .map(str::to_owned);
-    let process = Process::start(name, &program, &arguments, &[]);
-    eventually("the proxy is ready", || async {
-        let (status, _) = get(admin, "/ready").await?;
-        (status == 200).then_some(())
-    })
-    .await;
+    let resources = json!({ "listeners": [listener], "clusters": [cluster] });
+    let Static { admin, process } = Static::start(program, &resources).await?;
     Some(Envoy {
         address,
         admin,
@@ -194,6 +241,7 @@ fn cluster(endpoint: SocketAddr, tls: Option<Value>) -> Value {
     cluster
 }
 
-fn place(address: SocketAddr) -> Value {
+/// An address as Envoy writes it.
+pub fn place(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }

@@ -25,6 +25,7 @@ pub mod once;
 pub mod peer;
 pub mod process;
 pub mod real;
+pub mod sidecar;
 pub mod tools;
 
 use std::future::Future;

@@ -23,7 +23,14 @@ mod real_consul;
 mod refusals;
 mod rotation;
 mod static_file;
+mod static_tcp;
+mod stop;
+mod transparent;
 mod xds;
+mod xds_mesh;
+mod xds_refused;
+mod xds_start;
+mod xds_token;
 
 /// The sidecar under test.
 const ATTACHE: &str = env!("CARGO_BIN_EXE_attache-under-test");

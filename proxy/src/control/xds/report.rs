@@ -9,6 +9,7 @@ use super::ResourceKind;
 use super::leg::Failure;
 use super::subscription::Outcome;
 use crate::control::StatusPublisher;
+use crate::telemetry::metrics::{ControlPlaneMetrics, Counter, Scope, registry};
 
 /// The watch of the stream that serves.
 const STREAM: &str = "ads";
@@ -21,33 +22,75 @@ pub(super) struct Reporter {
     status: StatusPublisher,
     /// What was refused last and not accepted since.
     refused: BTreeMap<ResourceKind, String>,
+    control_plane: ControlPlaneMetrics,
+    clusters: UpdateMetrics,
+    listeners: UpdateMetrics,
+}
+
+/// `….update_…` of CDS or LDS.
+struct UpdateMetrics {
+    attempt: Counter,
+    success: Counter,
+    failure: Counter,
+    rejected: Counter,
+    _scope: Scope,
+}
+
+impl UpdateMetrics {
+    fn new(service: &str) -> Self {
+        let scope = registry().scope(service);
+        Self {
+            attempt: scope.counter("update_attempt"),
+            success: scope.counter("update_success"),
+            failure: scope.counter("update_failure"),
+            rejected: scope.counter("update_rejected"),
+            _scope: scope,
+        }
+    }
 }
 
 impl Reporter {
     pub(super) fn new(status: StatusPublisher) -> Self {
         status.waiting(STREAM, "the first response");
-        for kind in ResourceKind::ALL {
-            count(kind, "attempt");
-        }
-        connected(false);
-        Self {
+        let reporter = Self {
             status,
             refused: BTreeMap::new(),
+            control_plane: ControlPlaneMetrics::new(),
+            clusters: UpdateMetrics::new("cluster_manager.cds."),
+            listeners: UpdateMetrics::new("listener_manager.lds."),
+        };
+        for service in [&reporter.clusters, &reporter.listeners] {
+            service.attempt.increment(1);
         }
+        reporter.connected(false);
+        reporter
+    }
+
+    /// What is counted for a whole service; what is counted for a cluster, route or secret is not ours.
+    fn updates(&self, kind: ResourceKind) -> Option<&UpdateMetrics> {
+        match kind {
+            ResourceKind::Cluster => Some(&self.clusters),
+            ResourceKind::Listener => Some(&self.listeners),
+            ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => None,
+        }
+    }
+
+    fn connected(&self, is_connected: bool) {
+        self.control_plane.connected_state.set(u64::from(is_connected));
     }
 
     pub(super) fn opened(&self, place: &str) {
         tracing::debug!(place, "an ADS stream is open");
-        connected(true);
+        self.connected(true);
     }
 
     pub(super) fn failed(&self, failure: &Failure, holds_something: bool) {
         let (kind, why) = (failure.kind(), failure.to_string());
-        connected(false);
+        self.connected(false);
         ended(kind);
-        for resources in ResourceKind::ALL {
-            count(resources, "attempt");
-            count(resources, "failure");
+        for service in [&self.clusters, &self.listeners] {
+            service.attempt.increment(1);
+            service.failure.increment(1);
         }
         let news = self.status.failing(STREAM, kind, &why);
         if !news.changed {
@@ -79,7 +122,7 @@ impl Reporter {
     pub(super) fn next_took_over(&self, place: &str) {
         tracing::info!(place, "the new token or target is used from now on");
         self.status.forget(NEXT);
-        connected(true);
+        self.connected(true);
     }
 
     pub(super) fn next_is_gone(&self) {
@@ -103,8 +146,10 @@ impl Reporter {
                 changed,
                 removed,
             } => {
-                count(*kind, "attempt");
-                count(*kind, "success");
+                if let Some(updates) = self.updates(*kind) {
+                    updates.attempt.increment(1);
+                    updates.success.increment(1);
+                }
                 let xds = kind.abbreviation();
                 tracing::debug!(xds, changed, removed, "a response is accepted");
                 if self.refused.remove(kind).is_some() {
@@ -113,8 +158,10 @@ impl Reporter {
                 }
             }
             Outcome::Refused { kind, refused } => {
-                count(*kind, "attempt");
-                count(*kind, "rejected");
+                if let Some(updates) = self.updates(*kind) {
+                    updates.attempt.increment(1);
+                    updates.rejected.increment(1);
+                }
                 let (xds, why) = (kind.abbreviation(), &refused.message);
                 self.status.failing(&watch(*kind), REFUSED, why);
                 if self.refused.insert(*kind, why.clone()).as_ref() != Some(why) {
@@ -138,19 +185,6 @@ fn watch(kind: ResourceKind) -> String {
     format!("{STREAM} {kind}")
 }
 
-fn connected(is_connected: bool) {
-    metrics::gauge!("envoy_control_plane_connected_state").set(f64::from(u8::from(is_connected)));
-}
-
 fn ended(kind: &'static str) {
     metrics::counter!("attache_xds_stream_failed_total", "reason" => kind).increment(1);
-}
-
-fn count(kind: ResourceKind, what: &str) {
-    let service = match kind {
-        ResourceKind::Cluster => "cluster_manager_cds",
-        ResourceKind::Listener => "listener_manager_lds",
-        ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => return,
-    };
-    metrics::counter!(format!("envoy_{service}_update_{what}")).increment(1);
 }

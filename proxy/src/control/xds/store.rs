@@ -67,7 +67,7 @@ pub(super) struct Store {
     pub(super) listeners: All<Arc<Listener>>,
     pub(super) routes: All<Arc<RouteConfiguration>>,
     pub(super) secrets: All<Secret>,
-    /// The last refusal by resource, until a good version comes.
+    /// The last refusal by resource, until a response of its kind is good.
     pub(super) rejected: BTreeMap<(ResourceKind, String), Rejected>,
     known_secrets: BTreeMap<Name, Secret>,
     /// Kinds that the control plane has answered at least once; all of them where there is none.
@@ -316,9 +316,6 @@ impl Store {
                 }
             }
         }
-        for (name, _) in &all {
-            self.rejected.remove(&(kind, name.to_string()));
-        }
         Ok(all)
     }
 
@@ -413,6 +410,8 @@ impl Resources for Store {
         removed: Vec<String>,
     ) -> Result<(), Refused> {
         self.take(kind, changed, &removed)?;
+        // As in Envoy: what was refused and is not sent again is not wanted any more.
+        self.rejected.retain(|(of, _), _| *of != kind);
         self.answered.insert(kind);
         self.publish();
         Ok(())
