@@ -1,5 +1,4 @@
 //! Transparent proxy with real redirections by iptables, in a network namespace of the test's own.
-#![expect(clippy::print_stdout, reason = "says that it was skipped, and why")]
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
