@@ -20,11 +20,13 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ),
     ("upstream", &["limit", "model", "net", "telemetry", "tls"]),
     ("filter", &["limit", "model", "net", "telemetry", "upstream"]),
+    ("http", &["model", "net", "telemetry", "upstream"]),
     (
         "listener",
         &[
             "drain",
             "filter",
+            "http",
             "limit",
             "model",
             "net",
@@ -162,7 +164,7 @@ fn generated_and_foreign_types_stay_where_they_belong() {
         if source.contains("UnbufferedServerConnection") {
             assert_eq!(relative, "tls/stream.rs");
         }
-        let data_path = ["filter", "listener", "net", "upstream"]
+        let data_path = ["filter", "http", "listener", "net", "upstream"]
             .iter()
             .any(|m| relative.starts_with(m));
         assert!(

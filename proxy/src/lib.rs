@@ -15,6 +15,7 @@ pub mod demo;
 pub mod drain;
 pub mod dump;
 pub mod filter;
+pub mod http;
 pub mod limit;
 pub mod listener;
 pub mod model;

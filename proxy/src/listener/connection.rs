@@ -16,7 +16,9 @@ use super::active::{ActiveChain, ActiveConfig, ActiveListener, Handshake, MAX_HA
 use super::filters::{self, FilterError};
 use super::live::CutReason;
 use crate::filter::tcp_proxy;
+use crate::http;
 use crate::model::Downstream;
+use crate::model::http::HttpConnectionManager;
 use crate::model::listener::{TcpProxy, Terminal};
 use crate::net::{Duplex, PlainStream};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
@@ -215,7 +217,7 @@ impl Connection {
 
     /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
     /// changed during the handshake. `early` is the upstream where it is connected already.
-    async fn run_filters<D: Duplex>(mut self, mut stream: D, early: Option<Connected>) {
+    async fn run_filters<D: Duplex + Unpin>(mut self, mut stream: D, early: Option<Connected>) {
         let listener = Rc::clone(&self.listener);
         let config = listener.config();
         let Some(chain) = config.find(&self.downstream) else {
@@ -239,21 +241,30 @@ impl Connection {
                 return;
             }
         };
-        let Terminal::TcpProxy(proxy) = &chain.config.terminal else {
-            self.log
-                .ended(ResponseFlag::LocalReset, "HTTP is not carried yet");
-            return;
+        let carried = match &chain.config.terminal {
+            Terminal::TcpProxy(proxy) => {
+                let proxy = match admitted.cluster.clone() {
+                    None => Cow::Borrowed(proxy),
+                    Some(cluster) => Cow::Owned(TcpProxy {
+                        clusters: TcpProxy::to(cluster, Arc::clone(&proxy.stat_prefix)).clusters,
+                        ..proxy.clone()
+                    }),
+                };
+                let carried = self.carry(&config, &chain, &proxy, &downstream, &mut stream, early);
+                live.until_cut(carried).await
+            }
+            Terminal::HttpConnectionManager(first) => {
+                let newest = || newest(&listener, &downstream, first);
+                let connection = http::Connection {
+                    limits: &first.limits,
+                    manager: &newest,
+                    encrypted: chain.transport.is_some(),
+                    clusters: &self.clusters,
+                };
+                live.until_cut(http::serve(connection, stream, live.draining(), &mut self.log))
+                    .await
+            }
         };
-        let proxy = match admitted.cluster.clone() {
-            None => Cow::Borrowed(proxy),
-            Some(cluster) => Cow::Owned(TcpProxy {
-                clusters: TcpProxy::to(cluster, Arc::clone(&proxy.stat_prefix)).clusters,
-                ..proxy.clone()
-            }),
-        };
-        let carried = live
-            .until_cut(self.carry(&config, &chain, &proxy, &downstream, &mut stream, early))
-            .await;
         if let Err(reason) = carried {
             self.cut(reason);
         }
@@ -291,6 +302,19 @@ impl Connection {
                 );
             }
         }
+    }
+}
+
+/// The connection manager that would take a connection now: each request asks. `first` where none would.
+fn newest(
+    listener: &ActiveListener,
+    downstream: &Downstream,
+    first: &Arc<HttpConnectionManager>,
+) -> Arc<HttpConnectionManager> {
+    let chain = listener.config().find(downstream);
+    match chain.as_ref().map(|chain| &chain.config.terminal) {
+        Some(Terminal::HttpConnectionManager(manager)) => Arc::clone(manager),
+        Some(Terminal::TcpProxy(_)) | None => Arc::clone(first),
     }
 }
 

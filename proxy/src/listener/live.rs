@@ -3,13 +3,15 @@
 //! A connection is in the set from its first verdict to its end. Checking again costs one pure
 //! evaluation a connection, only when the rules changed; a relay pays one load of a cell a poll.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+
+use tokio::sync::Notify;
 
 use crate::model::Downstream;
 
@@ -26,7 +28,9 @@ pub enum CutReason {
 #[derive(Debug, Default)]
 pub struct LiveConnections {
     entries: RefCell<HashMap<u64, Rc<Entry>>>,
-    next: std::cell::Cell<u64>,
+    next: Cell<u64>,
+    draining: Cell<bool>,
+    drain: Notify,
 }
 
 #[derive(Debug)]
@@ -58,6 +62,12 @@ impl LiveConnections {
         Live { set: self, id, entry }
     }
 
+    /// Asks every connection, and those to come, to end where their protocol allows it.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.drain.notify_waiters();
+    }
+
     /// Cuts every connection for which `verdict` gives a reason.
     pub fn cut(&self, verdict: impl Fn(&Downstream) -> Option<CutReason>) {
         for entry in self.entries.borrow().values() {
@@ -72,6 +82,14 @@ impl LiveConnections {
 }
 
 impl Live<'_> {
+    /// Ready once the set drains.
+    pub async fn draining(&self) {
+        let told = self.set.drain.notified();
+        if !self.set.draining.get() {
+            told.await;
+        }
+    }
+
     /// Runs `connection` to its end or until it is cut; a cut drops it where it stands.
     ///
     /// # Errors

@@ -302,6 +302,9 @@ impl Worker {
         for acceptor in std::mem::take(&mut self.acceptors).into_values() {
             acceptor.close(Rc::clone(&self.dispatch));
         }
+        for listener in self.listeners.values().chain(&self.retired) {
+            listener.live.drain();
+        }
         let serving = Rc::clone(&self.serving);
         let mut deadline = pin!(sleep(deadline));
         let again = loop {

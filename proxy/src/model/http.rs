@@ -20,6 +20,8 @@ pub struct HttpConnectionManager {
     pub stat_prefix: Name,
     /// Which versions of HTTP are spoken.
     pub codec: Codec,
+    /// `http2_protocol_options`. Consul gives them (empty) where the service's protocol is `http2` or `grpc`.
+    pub http2: Option<Http2Options>,
     /// Where its routes are.
     pub routes: Routes,
     /// Run in order before the router.
@@ -58,6 +60,17 @@ pub enum Codec {
     Http1,
     /// HTTP/2 with prior knowledge or by ALPN.
     Http2,
+}
+
+/// Envoy's `Http2ProtocolOptions`, as far as Attaché heeds them; none is its own number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Http2Options {
+    /// `max_concurrent_streams` of a connection.
+    pub max_concurrent_streams: Option<u32>,
+    /// `initial_stream_window_size`: bytes.
+    pub initial_stream_window_size: Option<u32>,
+    /// `initial_connection_window_size`: bytes.
+    pub initial_connection_window_size: Option<u32>,
 }
 
 /// Where a connection manager's routes are.
@@ -194,12 +207,6 @@ pub struct HttpLimits {
     pub max_headers_count: u32,
     /// `max_requests_per_connection`; the last response closes the connection.
     pub max_requests_per_connection: Option<u32>,
-    /// `max_concurrent_streams` of an HTTP/2 connection.
-    pub max_concurrent_streams: Option<u32>,
-    /// `initial_stream_window_size`: bytes.
-    pub initial_stream_window_size: Option<u32>,
-    /// `initial_connection_window_size`: bytes.
-    pub initial_connection_window_size: Option<u32>,
     /// `stream_idle_timeout`: a stream on which nothing moves.
     pub stream_idle_timeout: Option<Duration>,
     /// `request_timeout`: until the whole request is there.
@@ -473,9 +480,6 @@ impl Default for HttpLimits {
             max_request_headers_kb: 60,
             max_headers_count: 100,
             max_requests_per_connection: None,
-            max_concurrent_streams: None,
-            initial_stream_window_size: None,
-            initial_connection_window_size: None,
             stream_idle_timeout: Some(Duration::from_secs(300)),
             request_timeout: None,
             request_headers_timeout: None,
@@ -515,6 +519,7 @@ impl HttpConnectionManager {
         Self {
             stat_prefix,
             codec: Codec::default(),
+            http2: None,
             routes,
             http_filters: Vec::new(),
             forward_client_cert: ForwardClientCert::default(),

@@ -2,7 +2,6 @@
 //! asked of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,12 +128,8 @@ pub struct JwtClaimToHeader {
 /// Where a provider's keys are (a JSON Web Key Set, RFC 7517).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Jwks {
-    /// Here.
-    Inline(Arc<str>),
-    /// In a file.
-    File(PathBuf),
-    /// In an environment variable.
-    Environment(Arc<str>),
+    /// `local_jwks`, as it was read.
+    Local(Arc<str>),
     /// At a URL.
     Remote(RemoteJwks),
 }

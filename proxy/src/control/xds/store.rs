@@ -468,8 +468,8 @@ fn endpoints_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<ClusterLoa
     decode::endpoint::decode_bytes(body, context).map(|(_, endpoints)| Arc::new(endpoints))
 }
 
-fn routes_of(_: &[u8], _: &mut Context<'_>) -> Result<Arc<RouteConfiguration>, DecodeError> {
-    Err(decode::At::resource("RouteConfiguration", "").refuse("is not carried out by this version yet"))
+fn routes_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<RouteConfiguration>, DecodeError> {
+    decode::route::decode_bytes(body, context).map(Arc::new)
 }
 
 fn listener_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<Listener>, DecodeError> {

@@ -15,6 +15,7 @@ use super::error::{At, DecodeError};
 use crate::model::matcher::{
     HeaderCheck, HeaderMatcher, MetadataMatcher, SafeRegex, StringMatcher, StringPattern,
 };
+use crate::model::rewrite::RegexRewrite;
 
 /// A matcher of text.
 ///
@@ -57,6 +58,17 @@ pub fn regex(matcher: &wire::RegexMatcher, at: &At<'_>) -> Result<SafeRegex, Dec
     let source = need(&matcher.regex, &at)?;
     // The engine and its limit are not the configuration's choice: Envoy itself has deprecated both.
     SafeRegex::new(source).map_err(|error| at.refuse(format!("is refused: {error}")))
+}
+
+/// A rewrite by a regular expression.
+///
+/// # Errors
+/// As [`regex`]; a substitution that names a group which is not there.
+pub fn rewrite(rewrite: &wire::RegexMatchAndSubstitute, at: &At<'_>) -> Result<RegexRewrite, DecodeError> {
+    let pattern_at = at.field("pattern.regex");
+    let pattern = rewrite.pattern.as_ref().map_or("", |pattern| &pattern.regex);
+    RegexRewrite::new(need(pattern, &pattern_at)?, &rewrite.substitution)
+        .map_err(|error| at.refuse(format!("is refused: {error}")))
 }
 
 /// A matcher of a request's path.

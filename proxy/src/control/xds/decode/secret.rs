@@ -298,13 +298,13 @@ fn roots(source: &DataSource, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<
 }
 
 /// What a source holds.
-struct Content {
-    bytes: Zeroizing<Vec<u8>>,
+pub(super) struct Content {
+    pub(super) bytes: Zeroizing<Vec<u8>>,
     /// Of a file.
     path: Option<Arc<str>>,
 }
 
-fn data_source(
+pub(super) fn data_source(
     source: Option<&DataSource>,
     at: &At<'_>,
     ctx: &mut Context<'_>,

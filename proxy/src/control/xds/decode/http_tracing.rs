@@ -1,0 +1,119 @@
+//! `HttpConnectionManager.Tracing`, custom tags, and Zipkin, the one provider.
+
+use attache_proto::TypeUrl;
+use attache_proto::envoy::config::trace::v3::{
+    ZipkinConfig,
+    tracing::{Http, http::ConfigType},
+    zipkin_config::{CollectorEndpointVersion, TraceContextOption},
+};
+use attache_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::Tracing as Wire;
+use attache_proto::envoy::r#type::tracing::v3::{self as tag, custom_tag::Type};
+use attache_proto::envoy::r#type::v3::Percent;
+
+use super::common::{enumeration, need, type_name, unpack, without_effect};
+use super::context::Context;
+use super::error::{At, DecodeError};
+use crate::model::http::{
+    CustomTag, CustomTagValue, Sampling, Tracing, TracingProvider, Zipkin, ZipkinFormat,
+};
+
+/// Envoy's default of `max_path_tag_length`.
+const MAX_PATH_TAG_LENGTH: u32 = 256;
+
+/// How spans are made.
+///
+/// # Errors
+/// Names the field that is invalid or not supported.
+pub(super) fn decode(wire: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Tracing, DecodeError> {
+    without_effect(
+        at,
+        ctx,
+        &[
+            (!wire.operation.is_empty(), "operation"),
+            (!wire.upstream_operation.is_empty(), "upstream_operation"),
+        ],
+    );
+    let sampling = |percent: Option<&Percent>, field: &str| match percent {
+        None => Ok(Sampling::ALL),
+        Some(percent) => Sampling::from_percent(percent.value)
+            .ok_or_else(|| at.field(field).refuse("is not between 0 and 100")),
+    };
+    let tags_at = at.field("custom_tags");
+    let mut custom_tags = Vec::with_capacity(wire.custom_tags.len());
+    for (index, tag) in wire.custom_tags.iter().enumerate() {
+        custom_tags.push(custom_tag(tag, &tags_at.index(index))?);
+    }
+    Ok(Tracing {
+        client_sampling: sampling(wire.client_sampling.as_ref(), "client_sampling")?,
+        random_sampling: sampling(wire.random_sampling.as_ref(), "random_sampling")?,
+        overall_sampling: sampling(wire.overall_sampling.as_ref(), "overall_sampling")?,
+        verbose: wire.verbose,
+        max_path_tag_length: wire.max_path_tag_length.unwrap_or(MAX_PATH_TAG_LENGTH),
+        custom_tags,
+        provider: match &wire.provider {
+            Some(provider) => Some(self::provider(provider, &at.field("provider"), ctx)?),
+            None => None,
+        },
+        spawn_upstream_span: wire.spawn_upstream_span == Some(true),
+        no_context_propagation: wire.no_context_propagation,
+    })
+}
+
+fn custom_tag(wire: &tag::CustomTag, at: &At<'_>) -> Result<CustomTag, DecodeError> {
+    let value = match &wire.r#type {
+        Some(Type::Literal(literal)) => {
+            CustomTagValue::Literal(need(&literal.value, &at.field("literal.value"))?.into())
+        }
+        Some(Type::Environment(variable)) => CustomTagValue::Environment {
+            name: need(&variable.name, &at.field("environment.name"))?.into(),
+            default: variable.default_value.as_str().into(),
+        },
+        Some(Type::RequestHeader(header)) => CustomTagValue::RequestHeader {
+            name: need(&header.name, &at.field("request_header.name"))?
+                .to_ascii_lowercase()
+                .into(),
+            default: header.default_value.as_str().into(),
+        },
+        Some(Type::Value(format)) => CustomTagValue::Format(format.as_str().into()),
+        None => return Err(at.refuse("has no value that is supported")),
+    };
+    let tag = need(&wire.tag, &at.field("tag"))?.into();
+    Ok(CustomTag { tag, value })
+}
+
+fn provider(wire: &Http, at: &At<'_>, ctx: &mut Context<'_>) -> Result<TracingProvider, DecodeError> {
+    let Some(ConfigType::TypedConfig(config)) = &wire.config_type else {
+        return Err(at.refuse(format!("{:?} has no typed_config", wire.name)));
+    };
+    let at = at.field("typed_config");
+    let name = type_name(config);
+    if name != ZipkinConfig::TYPE_NAME {
+        return Err(at.refuse(format!("is a {name:?}: Zipkin alone is supported")));
+    }
+    zipkin(&unpack(config, &at)?, &at, ctx).map(TracingProvider::Zipkin)
+}
+
+fn zipkin(wire: &ZipkinConfig, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Zipkin, DecodeError> {
+    without_effect(at, ctx, &[(wire.timestamp_trace_ids, "timestamp_trace_ids")]);
+    let version_at = at.field("collector_endpoint_version");
+    let context_at = at.field("trace_context_option");
+    Ok(Zipkin {
+        collector_cluster: need(&wire.collector_cluster, &at.field("collector_cluster"))?.into(),
+        collector_endpoint: need(&wire.collector_endpoint, &at.field("collector_endpoint"))?.into(),
+        collector_hostname: wire.collector_hostname.as_str().into(),
+        format: match enumeration(wire.collector_endpoint_version, &version_at)? {
+            CollectorEndpointVersion::HttpJson => ZipkinFormat::Json,
+            CollectorEndpointVersion::HttpProto => ZipkinFormat::Proto,
+            CollectorEndpointVersion::Grpc | CollectorEndpointVersion::DeprecatedAndUnavailableDoNotUse => {
+                return Err(version_at.refuse("is neither HTTP_JSON nor HTTP_PROTO"));
+            }
+        },
+        trace_id_128bit: wire.trace_id_128bit,
+        shared_span_context: wire.shared_span_context != Some(false),
+        split_spans_for_request: wire.split_spans_for_request,
+        w3c_propagation: match enumeration(wire.trace_context_option, &context_at)? {
+            TraceContextOption::UseB3 => false,
+            TraceContextOption::UseB3WithW3cPropagation => true,
+        },
+    })
+}

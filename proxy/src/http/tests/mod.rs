@@ -1,0 +1,5 @@
+//! The connection manager over real loopback sockets, against an upstream that does as its paths say.
+
+mod proxying;
+mod rig;
+mod strangers;

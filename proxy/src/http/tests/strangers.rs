@@ -1,0 +1,133 @@
+//! What those see who break the rules, or take their time.
+
+use std::time::Duration;
+
+use super::rig::{Rig, run, usual};
+
+#[test]
+fn what_cannot_be_understood_is_answered_and_ends() {
+    run(async {
+        let rig = Rig::start(usual()).await;
+        for (request, status) in [
+            ("GET /ready HTTP/1.0\r\nhost: h\r\n\r\n".to_owned(), 426),
+            ("GET /ready HTTP/1.1\r\n\r\n".to_owned(), 400),
+            (
+                "GET /ready HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(),
+                400,
+            ),
+            ("FOO /ready HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 400),
+            ("blah\r\n\r\n".to_owned(), 400),
+            ("GET /ready HTTP/1.1\r\nhost: a\r\nx a: 1\r\n\r\n".to_owned(), 400),
+            (
+                "POST /up/echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"
+                    .to_owned(),
+                400,
+            ),
+            ("CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), 404),
+            (
+                "GET /ready HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+                    .to_owned(),
+                403,
+            ),
+            (
+                format!(
+                    "GET /ready HTTP/1.1\r\nhost: a\r\nx-big: {}\r\n\r\n",
+                    "a".repeat(70_000)
+                ),
+                431,
+            ),
+            (
+                format!("GET /ready HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: 1\r\n".repeat(101)),
+                431,
+            ),
+        ] {
+            let mut client = rig.client().await;
+            client.send(&request).await;
+            let answer = client.answer("GET").await;
+            let begin = &request[..request.len().min(60)];
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (status, Some("close")),
+                "{begin}"
+            );
+            assert_eq!(client.rest().await.unwrap(), b"", "{begin}");
+        }
+        assert!(
+            rig.upstream.requests.borrow().is_empty(),
+            "nothing reached the upstream"
+        );
+    });
+}
+
+#[test]
+fn headers_below_the_limit_pass() {
+    run(async {
+        let rig = Rig::start(usual()).await;
+        let mut client = rig.client().await;
+        let big = "a".repeat(55 * 1024);
+        client
+            .send(format!("GET /up/a HTTP/1.1\r\nhost: h\r\nx-big: {big}\r\n\r\n"))
+            .await;
+        assert_eq!(client.answer("GET").await.status, 200);
+        assert!(rig.last().contains(&big));
+    });
+}
+
+#[test]
+fn headers_that_trickle_are_cut_off() {
+    run(async {
+        let mut manager = usual();
+        manager.limits.request_headers_timeout = Some(Duration::from_millis(60));
+        let rig = Rig::start(manager).await;
+        let mut client = rig.client().await;
+        assert_eq!(client.get("/ready").await.status, 200);
+        client.send("GET /ready HTTP/1.1\r\nhost:").await;
+        assert!(client.rest().await.is_err(), "reset");
+        assert!(
+            rig.client().await.rest().await.is_err(),
+            "as is one that says nothing"
+        );
+    });
+}
+
+#[test]
+fn a_body_that_stops_is_cut_off() {
+    run(async {
+        let mut manager = usual();
+        manager.limits.stream_idle_timeout = Some(Duration::from_millis(60));
+        let rig = Rig::start(manager).await;
+        let mut client = rig.client().await;
+        client
+            .send("POST /up/echo HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+            .await;
+        assert!(client.rest().await.is_err());
+    });
+}
+
+#[test]
+fn an_idle_connection_ends_cleanly() {
+    run(async {
+        let mut manager = usual();
+        manager.limits.idle_timeout = Some(Duration::from_millis(60));
+        let rig = Rig::start(manager).await;
+        let mut client = rig.client().await;
+        assert_eq!(client.get("/ready").await.status, 200);
+        assert_eq!(client.rest().await.unwrap(), b"");
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_request_along() {
+    run(async {
+        let rig = Rig::start(usual()).await;
+        let mut client = rig.client().await;
+        client.send("GET /up/silent HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        while rig.upstream.requests.borrow().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        while rig.last() != "gone" {
+            tokio::task::yield_now().await;
+        }
+    });
+}
