@@ -103,6 +103,12 @@ impl App {
         }
     }
 
+    /// Listens no more, as an app that was stopped; what it has accepted goes on.
+    pub async fn stop(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// Connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)

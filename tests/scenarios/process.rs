@@ -198,3 +198,71 @@ async fn a_drain_without_connections_is_over_at_once() {
     web.sidecar.signal("INT").await;
     assert_eq!(web.sidecar.ended().await.code(), Some(0));
 }
+
+/// Connects from many threads until refused: how many were served. Panics at a reset.
+fn storm(at: std::net::SocketAddr) -> Vec<tokio::task::JoinHandle<u32>> {
+    let client = move || {
+        let mut served = 0;
+        loop {
+            match std::net::TcpStream::connect(at) {
+                Ok(mut stream) => {
+                    use std::io::{Read, Write};
+                    stream.write_all(b"hi\n").unwrap();
+                    let mut heard = [0; 9];
+                    stream.read_exact(&mut heard).unwrap();
+                    assert_eq!(&heard, b"api-1: hi");
+                    served += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+                    return served;
+                }
+            }
+        }
+    };
+    (0..16).map(|_| tokio::task::spawn_blocking(client)).collect()
+}
+
+async fn stops_under_a_storm(workers: &str) {
+    let (_mesh, _api, mut web, line) = live(&["--concurrency", workers, "--drain-time-s", "30"]).await;
+    drop(line);
+    let clients = storm(web.upstreams["api"]);
+    eventually("the storm is served", || async {
+        let opened = web.metric("envoy_listener_downstream_cx_total", &[]).await;
+        (opened > 100.0).then_some(())
+    })
+    .await;
+    web.sidecar.signal("TERM").await;
+    for client in clients {
+        assert!(client.await.unwrap() > 0);
+    }
+    assert_eq!(web.sidecar.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stop_serves_or_refuses_and_resets_nobody() {
+    stops_under_a_storm("1").await;
+}
+
+#[tokio::test]
+async fn a_stop_of_two_workers_serves_or_refuses_and_resets_nobody() {
+    stops_under_a_storm("2").await;
+}
+
+#[tokio::test]
+async fn a_stopped_app_is_not_waited_for_by_its_callers() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let (mut first, second) = (
+        mesh.service("api").id("api-1").start().await,
+        mesh.service("api").id("api-2").start().await,
+    );
+    let web = mesh.service("web").upstream("api").start().await;
+    web.eventually_hears("api", "api-1").await;
+    web.eventually_hears("api", "api-2").await;
+    // As Nomad does: the app first, its sidecar later. Consul says nothing yet.
+    first.app.stop().await;
+    for _ in 0..20 {
+        assert_eq!(web.ask("api", "hi").await, "api-2: hi");
+    }
+    drop((first, second));
+}

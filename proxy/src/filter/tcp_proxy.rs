@@ -69,7 +69,7 @@ pub async fn dial(
     };
     log.cluster(cluster.clone());
     let context = LoadBalancerContext {
-        destination: downstream.destination,
+        destination: downstream.original_destination(),
         hash: None,
         max_attempts: proxy.max_connect_attempts,
     };

@@ -46,3 +46,33 @@ pub fn refuse_tcp(socket: &SockRef<'_>) -> io::Result<()> {
 pub fn refuse_unix(socket: &SockRef<'_>) -> io::Result<()> {
     socket.shutdown(Shutdown::Read)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn what_has_begun_is_served_and_the_rest_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut early = TcpStream::connect(address).unwrap();
+        refuse_tcp(&SockRef::from(&listener)).unwrap();
+        // Its SYN is sent again after a second, when nobody listens any more.
+        let late = std::thread::spawn(move || TcpStream::connect(address).unwrap_err().kind());
+        let (mut accepted, _) = listener.accept().unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // On loopback a SYN that is not dropped makes a whole connection within the call.
+        assert!(socket.connect(&address.into()).is_err());
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(listener);
+        assert_eq!(late.join().unwrap(), ErrorKind::ConnectionRefused);
+        accepted.write_all(b"x").unwrap();
+        early.read_exact(&mut [0]).unwrap();
+    }
+}
