@@ -11,7 +11,7 @@ use attache_tests::bytes::to_end;
 use attache_tests::envoy::{Program, Static, place};
 use attache_tests::{App, Folder, Mesh, eventually, free_port, peer};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::xds_mesh::OURS;
@@ -168,7 +168,7 @@ async fn an_endpoint_that_refuses_is_left_out() {
         let Some(proxy) = Static::start(program, &resources).await else {
             continue;
         };
-        eventually("it is ejected", || async {
+        eventually(&format!("{program:?} ejects it"), || async {
             ask(at).await;
             let ejected = proxy
                 .metric("envoy_cluster_outlier_detection_ejections_active", &["api"])
@@ -242,43 +242,44 @@ async fn no_more_connections_than_the_limit() {
     }
 }
 
-/// What the app hears first, in version 1 (a line) and 2 (binary) of HAProxy's header.
+/// Version 1 (a line) and 2 (binary) of HAProxy's header, and none.
 #[tokio::test]
-async fn the_proxy_protocol_tells_the_app_who_calls() {
-    for (version, length) in [("V1", None), ("V2", Some(28))] {
-        for program in BOTH {
-            let (app, at) = (App::by_hand().await, loopback());
-            let mut api = cluster("api", &[app.address]);
-            api["transport_socket"] = json!({ "name": "envoy.transport_sockets.upstream_proxy_protocol", "typed_config": {
-                "@type": format!("{TYPE}.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"),
-                "config": { "version": version },
-                "transport_socket": { "name": "envoy.transport_sockets.raw_buffer", "typed_config": {
-                    "@type": format!("{TYPE}.transport_sockets.raw_buffer.v3.RawBuffer"),
-                }},
-            }});
-            let resources = json!({
-                "listeners": [listener(at, &[tcp_proxy(json!({ "cluster": "api" }))])],
-                "clusters": [api],
-            });
-            let Some(_proxy) = Static::start(program, &resources).await else {
-                continue;
-            };
-            let client = TcpStream::connect(at).await.unwrap();
-            let from = client.local_addr().unwrap();
-            let mut heard = app.accept().await;
-            let line = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", from.port(), at.port());
-            let mut header = vec![0; length.unwrap_or(line.len())];
-            heard.read_exact(&mut header).await.unwrap();
-            if length.is_some() {
-                let mut wanted = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
-                wanted.extend([127, 0, 0, 1, 127, 0, 0, 1]);
-                wanted.extend(from.port().to_be_bytes());
-                wanted.extend(at.port().to_be_bytes());
-                assert_eq!(header, wanted, "{program:?}");
-            } else {
-                assert_eq!(String::from_utf8(header).unwrap(), line, "{program:?}");
-            }
+async fn a_proxy_header_tells_who_calls() {
+    for program in BOTH {
+        let folder = Folder::new();
+        let (app, at) = (App::echo("app").await, loopback());
+        let log = json!({ "name": "envoy.access_loggers.file", "typed_config": {
+            "@type": format!("{TYPE}.access_loggers.file.v3.FileAccessLog"),
+            "path": folder.file("log"),
+            "log_format": { "text_format_source": { "inline_string":
+                "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS%\n" } },
+        }});
+        let mut listening = listener(at, &[tcp_proxy(json!({ "cluster": "api", "access_log": [log] }))]);
+        listening["listener_filters"] = json!([{ "name": "envoy.filters.listener.proxy_protocol",
+            "typed_config": { "@type": format!("{TYPE}.filters.listener.proxy_protocol.v3.ProxyProtocol") } }]);
+        let resources = json!({
+            "listeners": [listening],
+            "clusters": [cluster("api", &[app.address])],
+        });
+        let arguments = ["--concurrency", "1", "--file-flush-interval-msec", "50"];
+        let Some(_proxy) = Static::start_with(program, &resources, &arguments).await else {
+            continue;
+        };
+        let first = b"PROXY TCP4 10.1.2.3 10.1.2.4 77 88\r\n".to_vec();
+        let mut second = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+        second.extend([10, 1, 2, 5, 10, 1, 2, 6, 0, 99, 0, 100]);
+        for header in [first, second] {
+            let mut line = Line::connect(at).await.unwrap();
+            line.stream().write_all(&header).await.unwrap();
+            assert_eq!(line.ask("hi").await.unwrap(), "app: hi", "{program:?}");
         }
+        assert_eq!(ask(at).await, "closed", "{program:?}: without a header");
+        let wanted = ["10.1.2.3:77 10.1.2.4:88\n", "10.1.2.5:99 10.1.2.6:100\n"].concat();
+        eventually(&format!("{program:?} writes both"), || async {
+            let text = std::fs::read_to_string(folder.path("log")).ok()?;
+            text.starts_with(&wanted).then_some(())
+        })
+        .await;
     }
 }
 
