@@ -163,15 +163,16 @@ async fn validation_says_ok_without_listening() {
     assert!((ended.out + &ended.err).contains("OK"));
 }
 
-/// A row: where the value is put (`null` takes it out), and what the message must say.
-#[tokio::test]
-async fn each_broken_bootstrap_is_refused_with_the_field() {
+/// Where a value is put (`null` takes it out), and what the message must say.
+type Break = (String, Value, &'static [&'static str]);
+
+fn breaks() -> Vec<Break> {
     let chain = "/static_resources/listeners/0/filter_chains/0/filters/0";
     let filter = |rest: &str| format!("{chain}{rest}");
     let cluster = |rest: &str| format!("/static_resources/clusters/0{rest}");
     let services = "/dynamic_resources/ads_config/grpc_services";
     let lua = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua";
-    let rows: Vec<(String, Value, &[&str])> = vec![
+    vec![
         (
             "/admin/address/socket_address/address".into(),
             json!("nowhere"),
@@ -250,8 +251,12 @@ async fn each_broken_bootstrap_is_refused_with_the_field() {
             json!("none"),
             &["cluster_name", "none"],
         ),
-    ];
-    for (pointer, value, words) in rows {
+    ]
+}
+
+#[tokio::test]
+async fn each_broken_bootstrap_is_refused_with_the_field() {
+    for (pointer, value, words) in breaks() {
         let mut broken = whole();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         let parent = broken.pointer_mut(parent).unwrap();

@@ -104,6 +104,7 @@ impl<C: Connector, R: Resources> Running<C, R> {
         match event {
             Event::Opened => {
                 self.reporter.opened(&self.main.place());
+                self.resources.stream_began();
                 begin(&self.subscriptions, &mut self.main);
             }
             Event::Received(response) => {
@@ -139,7 +140,10 @@ impl<C: Connector, R: Resources> Running<C, R> {
             return;
         };
         match event {
-            Event::Opened => begin(&self.subscriptions, &mut next),
+            Event::Opened => {
+                self.resources.stream_began();
+                begin(&self.subscriptions, &mut next);
+            }
             Event::Failed(failure) => self.reporter.next_failed(&failure),
             Event::Received(response) => {
                 let stream = next.stream();

@@ -14,6 +14,7 @@ pub mod decode;
 mod grpc;
 mod leg;
 mod report;
+mod settling;
 mod source;
 mod stats;
 mod status;
@@ -135,6 +136,9 @@ pub struct Refused {
 ///
 /// It keeps its resources when a stream ends: on the next one only differences come.
 pub trait Resources {
+    /// A stream is open: what comes now is from a server that may have been started a moment ago.
+    fn stream_began(&mut self) {}
+
     /// Takes all of one response or nothing of it. Both lists may be empty: the control plane then
     /// says that it has answered. Names that were not asked for are left out already, and no name
     /// comes twice.

@@ -379,6 +379,10 @@ fn addresses(cluster: &Cluster, folders: &TaskFolders, field: &str) -> Result<Ve
 }
 
 impl Resources for Shared {
+    fn stream_began(&mut self) {
+        self.0.store.borrow_mut().stream_began();
+    }
+
     fn apply(
         &mut self,
         kind: ResourceKind,

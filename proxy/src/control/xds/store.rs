@@ -15,6 +15,7 @@ use prost::Message;
 
 use super::assemble::{Accepted, Assembled, Missing, assemble};
 use super::decode::{self, Context, DecodeError, Disk, Eds, Secret, Shared, Why};
+use super::settling::Settling;
 use super::{Refused, Resource, ResourceKind, Resources};
 use crate::control::StatusPublisher;
 use crate::model::route::RouteConfiguration;
@@ -75,6 +76,7 @@ pub(super) struct Store {
     has_control_plane: bool,
     /// Since when something is missing.
     since: BTreeMap<Missing, Instant>,
+    settling: Settling,
     published: Option<Arc<Snapshot>>,
     shared: Shared,
     disk: Disk,
@@ -109,6 +111,7 @@ impl Store {
             answered: BTreeSet::new(),
             has_control_plane: given.has_control_plane,
             since: BTreeMap::new(),
+            settling: Settling::default(),
             published: None,
             shared: Shared::default(),
             disk: given.disk,
@@ -154,8 +157,38 @@ impl Store {
 
     /// To be called now and then: what is missing may have been waited for long enough.
     pub(super) fn tick(&mut self) {
-        if !self.since.is_empty() {
+        let due = self.settling.due(Instant::now());
+        let is_due = !due.is_empty();
+        for (kind, names) in due {
+            tracing::info!(
+                xds = kind.abbreviation(),
+                ?names,
+                "not named again by the control plane: removed"
+            );
+            // Nothing is decoded, so nothing can be refused.
+            let _ = self.take(kind, Vec::new(), &names);
+        }
+        if is_due || !self.since.is_empty() {
             self.publish();
+        }
+    }
+
+    /// Removes what waits for its removal on an address that another listener is to have.
+    fn make_way(&mut self) {
+        let kind = ResourceKind::Listener;
+        let leaving: BTreeSet<&str> = self.settling.leaving(kind).map(String::as_str).collect();
+        let address = |name: &str| Some(&self.listeners.get(name)?.value.as_ref()?.address);
+        let staying = self.listeners.keys().filter(|name| !leaving.contains(&***name));
+        let taken: Vec<_> = staying.filter_map(|name| address(name)).collect();
+        let in_the_way = |name: &&&str| address(name).is_some_and(|address| taken.contains(&address));
+        let names: Vec<String> = leaving
+            .iter()
+            .filter(in_the_way)
+            .map(|&name| name.to_owned())
+            .collect();
+        self.settling.gone(kind, &names);
+        for name in names {
+            self.listeners.remove(name.as_str());
         }
     }
 
@@ -403,13 +436,32 @@ impl Store {
 }
 
 impl Resources for Store {
+    fn stream_began(&mut self) {
+        if self.published.is_some() {
+            self.settling.begin(Instant::now());
+        }
+    }
+
     fn apply(
         &mut self,
         kind: ResourceKind,
         changed: Vec<Resource>,
         removed: Vec<String>,
     ) -> Result<(), Refused> {
-        self.take(kind, changed, &removed)?;
+        let now = Instant::now();
+        let named: Vec<String> = changed.iter().map(|resource| resource.name.clone()).collect();
+        let believed = self.settling.believed(&removed, now);
+        if believed.len() < removed.len() {
+            let xds = kind.abbreviation();
+            tracing::info!(
+                xds,
+                ?removed,
+                "taken away by a control plane that may know it again in a moment"
+            );
+        }
+        self.take(kind, changed, believed)?;
+        self.settling.taken(kind, &named, &removed, now);
+        self.make_way();
         // As in Envoy: what was refused and is not sent again is not wanted any more.
         self.rejected.retain(|(of, _), _| *of != kind);
         self.answered.insert(kind);
