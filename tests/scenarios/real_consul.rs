@@ -39,14 +39,15 @@ async fn reset(line: &mut Line, began: Instant, what: &str) {
     println!("{what}: cut after {:?}", began.elapsed());
 }
 
-/// Denying somebody else cuts nothing, denying the dashboard cuts it, and it recovers.
+/// An intention about somebody else cuts nothing, denying the dashboard cuts it, and it recovers.
 async fn obeys_intentions(agent: &Agent, mesh: &CountMesh, what: &str, allowed: &[(&str, &str)]) {
     let mut line = carried(mesh).await;
-    let mut denied_somebody = allowed.to_vec();
-    denied_somebody.push(("nobody", "deny"));
-    agent.intentions("count-api", &denied_somebody).await;
+    let mut somebody_else = allowed.to_vec();
+    // What is denied anyway is in no rule.
+    somebody_else.push(("nobody", if allowed.is_empty() { "deny" } else { "allow" }));
+    agent.intentions("count-api", &somebody_else).await;
     let admin = mesh.admins[0];
-    eventually("the sidecar knows who is denied", || async {
+    eventually("the sidecar knows somebody else's intention", || async {
         let (_, dump) = attache_tests::mesh::get(admin, "/config_dump").await?;
         dump.contains("/svc/nobody$").then_some(())
     })

@@ -104,7 +104,6 @@ impl<C: Connector, R: Resources> Running<C, R> {
         match event {
             Event::Opened => {
                 self.reporter.opened(&self.main.place());
-                self.resources.stream_began();
                 begin(&self.subscriptions, &mut self.main);
             }
             Event::Received(response) => {
@@ -140,10 +139,7 @@ impl<C: Connector, R: Resources> Running<C, R> {
             return;
         };
         match event {
-            Event::Opened => {
-                self.resources.stream_began();
-                begin(&self.subscriptions, &mut next);
-            }
+            Event::Opened => begin(&self.subscriptions, &mut next),
             Event::Failed(failure) => self.reporter.next_failed(&failure),
             Event::Received(response) => {
                 let stream = next.stream();
@@ -191,6 +187,9 @@ fn receive<C: Connector>(
     response: Response,
     resources: &mut impl Resources,
 ) -> Option<Outcome> {
+    if leg.begins() {
+        resources.stream_began();
+    }
     let (outcome, requests) = subscriptions.receive(leg.stream()?, response, resources);
     leg.send(requests);
     Some(outcome)

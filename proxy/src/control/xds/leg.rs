@@ -92,6 +92,8 @@ struct Open {
     since: Instant,
     /// When the first response came.
     answered: Option<Instant>,
+    /// Whether that was told by [`Leg::begins`].
+    has_begun: bool,
 }
 
 impl<C: Connector> Leg<C> {
@@ -119,6 +121,14 @@ impl<C: Connector> Leg<C> {
         matches!(&self.phase, Phase::Open(open) if open.answered.is_some())
     }
 
+    /// Whether this is the first response of its stream; true once a stream.
+    pub(super) fn begins(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Open(open) => !std::mem::replace(&mut open.has_begun, true),
+            Phase::Paused(_) | Phase::Opening(_) => false,
+        }
+    }
+
     /// Where it is connected to or tries to be.
     pub(super) fn place(&self) -> String {
         place(&self.target, self.turn)
@@ -139,6 +149,7 @@ impl<C: Connector> Leg<C> {
                             stream: Stream::default(),
                             since: Instant::now(),
                             answered: None,
+                            has_begun: false,
                         }));
                         return Event::Opened;
                     }

@@ -136,7 +136,7 @@ pub struct Refused {
 ///
 /// It keeps its resources when a stream ends: on the next one only differences come.
 pub trait Resources {
-    /// A stream is open: what comes now is from a server that may have been started a moment ago.
+    /// The first response of a stream comes next, from a server that may have been started a moment ago.
     fn stream_began(&mut self) {}
 
     /// Takes all of one response or nothing of it. Both lists may be empty: the control plane then

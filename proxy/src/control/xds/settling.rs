@@ -1,4 +1,4 @@
-//! What a control plane takes away just after a stream began, which is not believed at once.
+//! What a control plane takes away just after its first response on a stream, which is not believed at once.
 //!
 //! A Consul server that was restarted answers before it has looked up what a proxy's upstreams are: it
 //! takes their listeners and clusters away and gives them back half a second later. Envoy drains them
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use super::ResourceKind;
 
-/// For how long after a stream began: far above the half second seen, far below what an operator who
+/// For how long after a stream's first response, which a server without a leader holds back: far above the half second seen, far below what an operator who
 /// takes an upstream away waits for.
 pub(super) const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Removals that wait for the control plane to know what it says.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
-    /// None before a stream began on top of something held.
+    /// None before a stream was answered while resources were held.
     until: Option<Instant>,
     leaving: BTreeMap<ResourceKind, BTreeSet<String>>,
 }
 
 impl Settling {
-    /// A stream began while resources were held.
+    /// A stream has its first response while resources are held.
     pub(super) fn begin(&mut self, now: Instant) {
         self.until = Some(now + SETTLES_WITHIN);
     }
