@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which modules each module may name. `control` and the data plane meet in `model` alone.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("model", &[]),
     ("limit", &[]),
     ("drain", &[]),
@@ -20,7 +20,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ),
     ("upstream", &["limit", "model", "net", "telemetry", "tls"]),
     ("filter", &["limit", "model", "net", "telemetry", "upstream"]),
-    ("http", &["model", "net", "telemetry", "upstream"]),
+    ("http", &["limit", "model", "net", "telemetry", "tls", "upstream"]),
     (
         "listener",
         &[
