@@ -52,6 +52,7 @@ fn not_yet(manager: &HttpConnectionManager, outbound: bool) -> Option<String> {
     let limits = &manager.limits;
     let of_manager = first(&[
         (outbound, "requests to an upstream"),
+        (!manager.otel_access_log.is_empty(), "an OpenTelemetry access log"),
         (manager.codec == Codec::Http2 || manager.http2.is_some(), "HTTP/2"),
         (
             manager.forward_client_cert.mode != ForwardClientCertMode::Sanitize,
