@@ -5,15 +5,9 @@
 # Each Nomad client needs:
 # - Docker, for the two services, and Nomad's CNI plugins, for the bridge network;
 # - Attaché as /usr/local/bin/attache: the exec driver shows a task the host's /usr;
-# - the consul binary on PATH: Nomad itself runs it before every sidecar, whichever that is;
-# - a Consul agent whose HTTP API answers on the client's own address, not on loopback alone:
-#   in its configuration  client_addr = "127.0.0.1 {{ GetPrivateIP }}".
-#   Nomad puts Consul's HTTP socket into an allocation for Connect-native services only, and in a
-#   bridge network 127.0.0.1 is the allocation itself. Whoever reaches that address reaches the API:
-#   have ACLs on, or a firewall. With ACLs, the token that Nomad writes for the sidecar is used.
+# - the consul binary on PATH, and a Consul agent: Nomad itself needs both for every sidecar, whichever that is.
 #
-# If Consul speaks HTTPS there: CONSUL_HTTP_ADDR = "https://…:8501", and CONSUL_CACERT = a file below
-# /usr, which the exec driver shows too.
+# No arguments: in a sidecar task Attaché finds the bootstrap file that Nomad writes for Envoy.
 
 job "countdash" {
   datacenters = ["*"]
@@ -35,11 +29,6 @@ job "countdash" {
 
           config {
             command = "/usr/local/bin/attache"
-            args    = ["run"]
-          }
-
-          env {
-            CONSUL_HTTP_ADDR = "http://${attr.unique.network.ip-address}:8500"
           }
 
           resources {
@@ -93,11 +82,6 @@ job "countdash" {
 
           config {
             command = "/usr/local/bin/attache"
-            args    = ["run"]
-          }
-
-          env {
-            CONSUL_HTTP_ADDR = "http://${attr.unique.network.ip-address}:8500"
           }
 
           resources {

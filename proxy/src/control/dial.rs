@@ -51,9 +51,9 @@ pub(super) async fn unix(path: &Path) -> io::Result<Stream> {
 pub(super) async fn tls(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-    tcp: TcpStream,
+    plain: Stream,
 ) -> io::Result<(Stream, bool)> {
-    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
+    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, plain);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await??;
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok((Stream::Tls(Box::new(stream)), h2))
@@ -74,7 +74,7 @@ pub(super) fn is_plain_text(error: &io::Error) -> bool {
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Stream>>),
 }
 
 macro_rules! each {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Name;
-use super::access_log::AccessLog;
+use super::access_log::{AccessLog, OpenTelemetryAccessLog};
 use super::jwt::JwtAuthn;
 use super::rbac::Rbac;
 use super::rewrite::RegexRewrite;
@@ -44,6 +44,8 @@ pub struct HttpConnectionManager {
     pub tracing: Option<Arc<Tracing>>,
     /// Written when a request ends.
     pub access_log: Vec<Arc<AccessLog>>,
+    /// Likewise, sent to a collector.
+    pub otel_access_log: Vec<Arc<OpenTelemetryAccessLog>>,
     /// `proxy_100_continue`: the upstream answers `expect: 100-continue`; otherwise it is answered here.
     pub proxy_100_continue: bool,
     /// `suppress_envoy_headers` of the router: adds no `x-envoy-…` headers.
@@ -531,6 +533,7 @@ impl HttpConnectionManager {
             request_id: RequestId::default(),
             tracing: None,
             access_log: Vec::new(),
+            otel_access_log: Vec::new(),
             proxy_100_continue: false,
             suppress_envoy_headers: false,
         }

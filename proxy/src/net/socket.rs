@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{sleep, timeout};
 
 use super::plain::PlainStream;
 use crate::model::cluster::Keepalive;
@@ -163,13 +164,34 @@ fn configured(keepalive: &Keepalive) -> TcpKeepalive {
 pub async fn dial(address: &Address, keepalive: Option<&Keepalive>) -> io::Result<PlainStream> {
     match address {
         Address::Socket(address) => {
-            let stream = TcpStream::connect(address).await?;
+            let stream = connect(*address).await?;
             stream.set_nodelay(true)?;
             SockRef::from(&stream).set_tcp_keepalive(&keepalive.map_or_else(own_keepalive, configured))?;
             stream.set_zero_linger()?;
             Ok(PlainStream::Tcp(stream))
         }
-        Address::Pipe { path, .. } => Ok(PlainStream::Unix(UnixStream::connect(path).await?)),
+        Address::Pipe { path, .. } => loop {
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(ASK_AGAIN).await,
+                connected => return Ok(PlainStream::Unix(connected?)),
+            }
+        },
+    }
+}
+
+/// How long a connect on this very host may stay unanswered before another takes its place. It is answered
+/// at once, unless the app's accept queue is full (5 in many a small server): then the kernel drops it, and
+/// would ask again after 1, 3, 7 s only, by when callers that came back all at once have given up.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    if !address.ip().to_canonical().is_loopback() {
+        return TcpStream::connect(address).await;
+    }
+    loop {
+        if let Ok(connected) = timeout(ASK_AGAIN, TcpStream::connect(address)).await {
+            return connected;
+        }
     }
 }
 
@@ -272,6 +294,24 @@ mod tests {
         };
         let configured = (Duration::from_secs(33), Duration::from_secs(7), 4);
         assert_eq!(options(Some(&keepalive)).await, configured);
+    }
+
+    #[tokio::test]
+    async fn a_full_accept_queue_is_asked_again_before_the_kernel_would() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let _fills_the_queue = TcpStream::connect(address).await.unwrap();
+        let to = Address::Socket(address);
+        let mut dialling = std::pin::pin!(dial(&to, None));
+        // The kernel's own second attempt is in vain as well; its third is two seconds later.
+        let waited = timeout(Duration::from_millis(1200), &mut dialling).await;
+        assert!(waited.is_err(), "the queue is full");
+        listener.accept().unwrap();
+        let connected = timeout(Duration::from_millis(1500), dialling).await;
+        connected.expect("well before the third").unwrap();
     }
 
     #[test]

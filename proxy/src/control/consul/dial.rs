@@ -81,7 +81,7 @@ impl Dialer {
                 let config = self.client_config()?;
                 let name = self.tls.server_name.as_deref().unwrap_or(host);
                 let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-                let tcp = dial::tcp(host, *port).await?;
+                let tcp = Stream::Tcp(dial::tcp(host, *port).await?);
                 let (stream, h2) = dial::tls(config, name, tcp).await.map_err(explained)?;
                 Ok(Dialed { stream, h2 })
             }

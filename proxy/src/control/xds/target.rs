@@ -27,7 +27,7 @@ use crate::control::dial::{self, Stream};
 pub struct Target {
     /// The cluster's endpoints, at least one. The next is tried when one fails.
     pub addresses: Vec<Address>,
-    /// With it, every TCP address is spoken to over TLS.
+    /// With it, every address is spoken to over TLS, socket files too.
     pub tls: Option<Tls>,
     /// `:authority`; Envoy sends the cluster's name.
     pub authority: String,
@@ -193,32 +193,41 @@ impl Connector for Dialer {
 
     async fn connect(&self, target: &Target, address: &Address) -> io::Result<Stream> {
         match address {
-            Address::Unix(paths) => {
-                let mut last = io::Error::other("no path is given");
-                for path in paths {
-                    match dial::unix(path).await {
-                        Ok(stream) => return Ok(stream),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
+            Address::Unix(paths) => shaken(target, UNNAMED.into(), unix(paths).await?).await,
             Address::Tcp { host, port } => {
-                let tcp = dial::tcp(host, *port).await?;
-                let Some(tls) = &target.tls else {
-                    return Ok(Stream::Tcp(tcp));
-                };
+                let plain = Stream::Tcp(dial::tcp(host, *port).await?);
                 // Neither sent nor checked; not every host name that resolves is one for rustls.
                 let name = ServerName::try_from(host.clone()).unwrap_or(ServerName::from(UNNAMED));
-                let (stream, h2) = dial::tls(Arc::clone(&tls.config), name, tcp)
-                    .await
-                    .map_err(explained)?;
-                if !h2 {
-                    return Err(io::Error::other("it does not speak HTTP/2"));
-                }
-                Ok(stream)
+                shaken(target, name, plain).await
             }
         }
+    }
+}
+
+/// The first path that a connection can be made by.
+async fn unix(paths: &[PathBuf]) -> io::Result<Stream> {
+    let mut last = io::Error::other("no path is given");
+    for path in paths {
+        match dial::unix(path).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// With TLS, where the target has it. A socket file may lead to Consul's TLS port: Nomad's does.
+async fn shaken(target: &Target, name: ServerName<'static>, plain: Stream) -> io::Result<Stream> {
+    let Some(tls) = &target.tls else {
+        return Ok(plain);
+    };
+    let (stream, h2) = dial::tls(Arc::clone(&tls.config), name, plain)
+        .await
+        .map_err(explained)?;
+    if h2 {
+        Ok(stream)
+    } else {
+        Err(io::Error::other("it does not speak HTTP/2"))
     }
 }
 
@@ -315,12 +324,25 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("attache-xds-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let paths = vec![folder.join("absent"), folder.join("grpc.sock")];
-        let _listener = UnixListener::bind(&paths[1]).unwrap();
-        let mut target = target(&server(b"h2").1, vec![Address::Unix(paths)]);
-        assert!(matches!(
-            Dialer.connect(&target, &target.addresses[0]).await,
-            Ok(Stream::Unix(_))
-        ));
+        let listener = UnixListener::bind(&paths[1]).unwrap();
+        let (config, authority) = server(b"h2");
+        let mut target = target(&authority, vec![Address::Unix(paths)]);
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            acceptor.accept(stream).await.is_ok()
+        };
+        let (dialed, served) = tokio::join!(Dialer.connect(&target, &target.addresses[0]), serve);
+        assert!(
+            matches!(dialed, Ok(Stream::Tls(_))) && served,
+            "TLS over it, as Nomad's wants"
+        );
+        let without = Target {
+            tls: None,
+            ..target.clone()
+        };
+        let plain = Dialer.connect(&without, &without.addresses[0]).await;
+        assert!(matches!(plain, Ok(Stream::Unix(_))));
         target.addresses = vec![Address::Unix(vec![folder.join("absent")])];
         assert!(Dialer.connect(&target, &target.addresses[0]).await.is_err());
         assert!(target.addresses[0].to_string().starts_with("unix:///"));

@@ -5,6 +5,7 @@
 //! configuration is read, never when a line is written. Writes nothing; rendering is telemetry's.
 
 mod error;
+mod open_telemetry;
 mod operator;
 mod template;
 mod time_format;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use super::flags::ResponseFlag;
 
 pub use error::FormatError;
+pub use open_telemetry::OpenTelemetryAccessLog;
 pub use operator::{AddressPart, GrpcStatusFormat, Header, HeaderMap, Operator, Place};
 pub use template::{JsonPiece, JsonTemplate, Piece, Template};
 pub use time_format::{TimeFormat, TimePart};

@@ -20,7 +20,7 @@ use super::cluster::over_ads;
 use super::common::{enumeration, limit, need, unpack, unsupported, without_effect};
 use super::context::Context;
 use super::error::{At, DecodeError};
-use super::{access_log, http_filters, http_tracing, route};
+use super::{access_log, http_filters, http_tracing, otel_access_log, route};
 use crate::model::Terminal;
 use crate::model::http::{
     Codec, ForwardClientCert, ForwardClientCertMode, Forwarding, HeadersWithUnderscores, Http2Options,
@@ -59,6 +59,8 @@ fn manager(wire: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<HttpConnec
         )?)),
         None => None,
     };
+    let logs_at = at.field("access_log");
+    let (logs, otel_access_log) = otel_access_log::split(&wire.access_log, &logs_at, ctx)?;
     Ok(HttpConnectionManager {
         stat_prefix: wire.stat_prefix.as_str().into(),
         codec: codec(wire.codec_type, &at.field("codec_type"))?,
@@ -85,7 +87,8 @@ fn manager(wire: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<HttpConnec
             always_in_response: wire.always_set_request_id_in_response,
         },
         tracing,
-        access_log: access_log::decode(&wire.access_log, &at.field("access_log"), ctx)?,
+        access_log: access_log::decode(&logs, &logs_at, ctx)?,
+        otel_access_log,
         proxy_100_continue: wire.proxy_100_continue,
         suppress_envoy_headers: router.suppress_envoy_headers,
     })

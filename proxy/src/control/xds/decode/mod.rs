@@ -26,6 +26,7 @@ pub mod listener;
 pub mod matcher;
 mod network_filters;
 mod not_yet;
+mod otel_access_log;
 pub mod rbac;
 pub mod route;
 mod route_action;

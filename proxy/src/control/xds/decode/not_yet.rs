@@ -25,6 +25,12 @@ pub(super) fn check(
         return Ok(());
     };
     let prefix = &manager.stat_prefix;
+    if let Some(what) = not_yet(manager, outbound) {
+        let why = "is not supported yet";
+        return Err(at.refuse(format!(
+            "have the HttpConnectionManager {prefix:?} with {what}, which {why}"
+        )));
+    }
     if !manager.upgrade_types.is_empty() {
         let what = format!("have upgrade_configs ({prefix:?}): upgrades are answered with 403 as yet");
         ctx.notice(at, &what);
@@ -33,12 +39,7 @@ pub(super) fn check(
         let what = format!("have an access_log for requests ({prefix:?}), which is not written as yet");
         ctx.notice(at, &what);
     }
-    match not_yet(manager, outbound) {
-        Some(what) => Err(at.refuse(format!(
-            "have the HttpConnectionManager {prefix:?} with {what}, which is not supported yet"
-        ))),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Why a connection manager cannot run yet; `None` if it can. Upgrades are not among it, because Consul allows
@@ -51,6 +52,7 @@ fn not_yet(manager: &HttpConnectionManager, outbound: bool) -> Option<String> {
     let limits = &manager.limits;
     let of_manager = first(&[
         (outbound, "requests to an upstream"),
+        (!manager.otel_access_log.is_empty(), "an OpenTelemetry access log"),
         (manager.codec == Codec::Http2 || manager.http2.is_some(), "HTTP/2"),
         (
             manager.forward_client_cert.mode != ForwardClientCertMode::Sanitize,
