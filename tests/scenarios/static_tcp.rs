@@ -9,6 +9,7 @@ use attache::demo::standin::{IssueOptions, Issued};
 use attache_tests::app::Line;
 use attache_tests::bytes::to_end;
 use attache_tests::envoy::{Program, Static, place};
+use attache_tests::mesh::get;
 use attache_tests::{App, Folder, Mesh, eventually, free_port, peer};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -154,30 +155,64 @@ async fn a_lower_priority_answers_while_the_higher_one_is_ejected() {
     }
 }
 
+/// Two endpoints, one of which refuses and is ejected at its second failure. Gives that one.
+fn one_refuses(at: SocketAddr, good: SocketAddr) -> (Value, SocketAddr) {
+    let gone = loopback();
+    let mut both = cluster("api", &[good, gone]);
+    both["outlier_detection"] = json!({ "consecutive_5xx": 2, "interval": "0.2s",
+        "base_ejection_time": "60s", "max_ejection_percent": 100 });
+    let resources = json!({
+        "listeners": [listener(at, &[tcp_proxy(json!({ "cluster": "api" }))])],
+        "clusters": [both],
+    });
+    (resources, gone)
+}
+
 #[tokio::test]
 async fn an_endpoint_that_refuses_is_left_out() {
     for program in BOTH {
         let (good, at) = (App::echo("good").await, loopback());
-        let mut both = cluster("api", &[good.address, loopback()]);
-        both["outlier_detection"] = json!({ "consecutive_5xx": 2, "interval": "0.2s",
-            "base_ejection_time": "60s", "max_ejection_percent": 100 });
-        let resources = json!({
-            "listeners": [listener(at, &[tcp_proxy(json!({ "cluster": "api" }))])],
-            "clusters": [both],
-        });
+        let (resources, gone) = one_refuses(at, good.address);
         let Some(proxy) = Static::start(program, &resources).await else {
             continue;
         };
         eventually(&format!("{program:?} ejects it"), || async {
             ask(at).await;
-            let ejected = proxy
-                .metric("envoy_cluster_outlier_detection_ejections_active", &["api"])
-                .await?;
-            (ejected == 1.0).then_some(())
+            match program {
+                Program::Attache(_) => proxy.process.log().contains("ejected: it failed again and again"),
+                Program::Envoy => shows_ejected(&proxy, gone).await,
+            }
+            .then_some(())
         })
         .await;
         let all = answers(at, 30).await;
         assert_eq!(all, BTreeMap::from([("good: hi".to_owned(), 30)]), "{program:?}");
+    }
+}
+
+async fn shows_ejected(proxy: &Static, gone: SocketAddr) -> bool {
+    let (_, clusters) = get(proxy.admin, "/clusters").await.unwrap_or_default();
+    clusters.contains(&format!("api::{gone}::health_flags::/failed_outlier_check"))
+}
+
+#[tokio::test]
+async fn the_admin_api_shows_an_ejection() {
+    for program in BOTH {
+        let (good, at) = (App::echo("good").await, loopback());
+        let (resources, gone) = one_refuses(at, good.address);
+        let Some(proxy) = Static::start(program, &resources).await else {
+            continue;
+        };
+        eventually(&format!("{program:?} shows it in /clusters"), || async {
+            ask(at).await;
+            shows_ejected(&proxy, gone).await.then_some(())
+        })
+        .await;
+        eventually(&format!("{program:?} counts it"), || async {
+            let active = "envoy_cluster_outlier_detection_ejections_active";
+            (proxy.metric(active, &["api"]).await? == 1.0).then_some(())
+        })
+        .await;
     }
 }
 
