@@ -3,7 +3,9 @@
 //! Borrows the downstream stream, owns the upstream one. Only a relay that ended cleanly makes either an
 //! ordinary close, so that nothing that was cut can look complete to either app.
 
+use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,26 +34,32 @@ pub async fn run<D: Duplex>(
     clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) -> bool {
-    let mut reached = early.is_some();
-    let carried = async {
-        let connected = match early {
-            Some(connected) => Some(connected),
-            None => dial(proxy, downstream, clusters, log).await,
-        };
-        if let Some(connected) = connected {
-            reached = true;
-            run_connected(proxy, connected, stream, log).await;
+    let reached = Cell::new(early.is_some());
+    let overdue = {
+        // In one place from here on: a task has room for each place that a future is moved to.
+        let mut carried = pin!(async {
+            let connected = match early {
+                Some(connected) => Some(connected),
+                // Its room is given back once it is connected; a relay lasts.
+                None => Box::pin(dial(proxy, downstream, clusters, log)).await,
+            };
+            if let Some(connected) = connected {
+                reached.set(true);
+                run_connected(proxy, connected, stream, log).await;
+            }
+        });
+        match proxy.max_duration {
+            None => {
+                carried.await;
+                None
+            }
+            Some(limit) => timeout(limit, carried.as_mut()).await.err().map(|_| limit),
         }
     };
-    match proxy.max_duration {
-        None => carried.await,
-        Some(limit) => {
-            if timeout(limit, carried).await.is_err() {
-                log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
-            }
-        }
+    if let Some(limit) = overdue {
+        log.ended(ResponseFlag::DurationTimeout, format!("cut: open for {limit:?}"));
     }
-    reached
+    reached.get()
 }
 
 /// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is

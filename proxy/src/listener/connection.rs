@@ -5,6 +5,7 @@
 //! however the connection ends.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,7 +134,7 @@ impl Connection {
 
     /// TLS, and what follows it.
     async fn shake_hands(
-        mut self,
+        &mut self,
         config: &ActiveConfig,
         chain: &ActiveChain,
         tls: &ServerTls,
@@ -150,7 +151,7 @@ impl Connection {
             // The socket's linger time makes this a reset.
             Before::Refused => return,
         };
-        match self.accept(socket, tls, place).await {
+        match Box::pin(self.accept(socket, tls, place)).await {
             Ok((stream, Greeting { hello, peer })) => {
                 if let Some(id) = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()) {
                     self.log.peer(id.clone());
@@ -217,7 +218,7 @@ impl Connection {
 
     /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
     /// changed during the handshake. `early` is the upstream where it is connected already.
-    async fn run_filters<D: Duplex + Unpin>(mut self, mut stream: D, early: Option<Connected>) {
+    async fn run_filters<D: Duplex + Unpin>(&mut self, mut stream: D, early: Option<Connected>) {
         let listener = Rc::clone(&self.listener);
         let config = listener.config();
         let Some(chain) = config.find(&self.downstream) else {
@@ -236,7 +237,7 @@ impl Connection {
             Err(refused) => {
                 if let Some(delay) = refused.delay {
                     // Cut or not: it is closed now, and why is in the record.
-                    let _ = live.until_cut(sleep(delay)).await;
+                    let _ = live.until_cut(pin!(sleep(delay))).await;
                 }
                 return;
             }
@@ -251,7 +252,7 @@ impl Connection {
                     }),
                 };
                 let carried = self.carry(&config, &chain, &proxy, &downstream, &mut stream, early);
-                live.until_cut(carried).await
+                live.until_cut(pin!(carried)).await
             }
             Terminal::HttpConnectionManager(first) => {
                 let newest = || newest(&listener, &downstream, first);
@@ -261,8 +262,9 @@ impl Connection {
                     encrypted: chain.transport.is_some(),
                     clusters: &self.clusters,
                 };
-                live.until_cut(http::serve(connection, stream, live.draining(), &mut self.log))
-                    .await
+                // On the heap, or every TCP connection would have the room for it too.
+                let mut serving = Box::pin(http::serve(connection, stream, live.draining(), &mut self.log));
+                live.until_cut(serving.as_mut()).await
             }
         };
         if let Err(reason) = carried {

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -94,8 +94,10 @@ impl Live<'_> {
     ///
     /// # Errors
     /// The reason of the cut.
-    pub async fn until_cut<T>(&self, connection: impl Future<Output = T>) -> Result<T, CutReason> {
-        let mut connection = pin!(connection);
+    pub async fn until_cut<T>(
+        &self,
+        mut connection: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, CutReason> {
         std::future::poll_fn(|cx| {
             if let Some(reason) = self.entry.cut.borrow().clone() {
                 return Poll::Ready(Err(reason));
@@ -119,6 +121,8 @@ impl Drop for Live<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
     use crate::model::{Peer, SpiffeId};
 
@@ -134,11 +138,9 @@ mod tests {
         let cutting = async {
             set.cut(|peer| (peer.spiffe_id() == Some(&web)).then(|| CutReason::Denied("web: deny".into())));
         };
-        let (first, second, ()) = tokio::join!(
-            denied.until_cut(std::future::pending::<()>()),
-            other.until_cut(async { tokio::task::yield_now().await }),
-            cutting,
-        );
+        let never = pin!(std::future::pending::<()>());
+        let soon = pin!(async { tokio::task::yield_now().await });
+        let (first, second, ()) = tokio::join!(denied.until_cut(never), other.until_cut(soon), cutting,);
         assert_eq!(first, Err(CutReason::Denied("web: deny".into())));
         assert_eq!(second, Ok(()));
         drop((denied, other));

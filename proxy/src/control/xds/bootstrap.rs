@@ -108,9 +108,11 @@ impl Bootstrap {
             notes.push("what is not known in the bootstrap file is left out; Envoy refuses it".to_owned());
         }
         let node = overridden(message.node.clone().unwrap_or_default(), &config.node);
-        refuse_gateway(&node)?;
         let statics = message.static_resources.clone().unwrap_or_default();
         let ads = ads(&message, &statics)?;
+        if ads.is_some() {
+            refuse_gateway(&node)?;
+        }
         Ok(Self {
             node,
             admin: admin(&message)?,
@@ -162,25 +164,27 @@ fn overridden(mut node: Node, overrides: &NodeOverrides) -> Node {
     node
 }
 
-/// Consul registers a gateway under its own service; a sidecar's ID is never that of its service.
+/// Consul registers a gateway under its own service, so both names are one; a sidecar's ID is never its
+/// service's.
 fn refuse_gateway(node: &Node) -> Result<(), BootstrapError> {
-    let has_kind = |kind: &&&str| node.id == node.cluster && node.id.contains(**kind);
+    if node.id.is_empty() || node.id != node.cluster {
+        return Ok(());
+    }
     let kinds = [
         "mesh-gateway",
         "ingress-gateway",
         "terminating-gateway",
         "api-gateway",
     ];
-    match kinds.iter().find(has_kind) {
-        Some(kind) => Err(refused(
-            "node.id",
-            format!(
-                "{:?} is a {kind}: Attaché is a sidecar only; let Envoy run it",
-                node.id
-            ),
-        )),
-        None => Ok(()),
-    }
+    let kind = kinds
+        .iter()
+        .find(|kind| node.id.contains(**kind))
+        .unwrap_or(&"gateway");
+    let why = format!(
+        "{:?} is also node.cluster, as of a {kind}: Attaché is a sidecar only; let Envoy run it",
+        node.id
+    );
+    Err(refused("node.id", why))
 }
 
 fn admin(message: &Message) -> Result<Option<SocketAddr>, BootstrapError> {
