@@ -1,7 +1,7 @@
 //! What the client tells about itself: log lines, the status of the source, counters.
 //!
-//! Owns the names: Envoy's statistics where it has them for a whole service (CDS, LDS, the stream);
-//! what it counts for a single cluster, route or secret is the store's to count.
+//! Owns Envoy's statistics of the stream, and of CDS and LDS what fails or is refused; what is accepted, and
+//! single clusters and routes, are `metrics`'.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use super::ResourceKind;
 use super::leg::Failure;
 use super::subscription::Outcome;
 use crate::control::StatusPublisher;
+use crate::telemetry::metrics::{ControlPlaneMetrics, SubscriptionMetrics};
 
 /// The watch of the stream that serves.
 const STREAM: &str = "ads";
@@ -19,6 +20,9 @@ const REFUSED: &str = "refused";
 
 pub(super) struct Reporter {
     status: StatusPublisher,
+    stream: ControlPlaneMetrics,
+    cds: SubscriptionMetrics,
+    lds: SubscriptionMetrics,
     /// What was refused last and not accepted since.
     refused: BTreeMap<ResourceKind, String>,
 }
@@ -26,28 +30,34 @@ pub(super) struct Reporter {
 impl Reporter {
     pub(super) fn new(status: StatusPublisher) -> Self {
         status.waiting(STREAM, "the first response");
-        for kind in ResourceKind::ALL {
-            count(kind, "attempt");
-        }
-        connected(false);
+        let subscription = |prefix| {
+            let metrics = SubscriptionMetrics::new(prefix);
+            metrics.attempt.increment(1);
+            metrics
+        };
+        let stream = ControlPlaneMetrics::new();
+        stream.connected_state.set(0);
         Self {
             status,
+            stream,
+            cds: subscription("cluster_manager.cds."),
+            lds: subscription("listener_manager.lds."),
             refused: BTreeMap::new(),
         }
     }
 
     pub(super) fn opened(&self, place: &str) {
         tracing::debug!(place, "an ADS stream is open");
-        connected(true);
+        self.stream.connected_state.set(1);
     }
 
     pub(super) fn failed(&self, failure: &Failure, holds_something: bool) {
         let (kind, why) = (failure.kind(), failure.to_string());
-        connected(false);
+        self.stream.connected_state.set(0);
         ended(kind);
-        for resources in ResourceKind::ALL {
-            count(resources, "attempt");
-            count(resources, "failure");
+        for metrics in [&self.cds, &self.lds] {
+            metrics.attempt.increment(1);
+            metrics.failure.increment(1);
         }
         let news = self.status.failing(STREAM, kind, &why);
         if !news.changed {
@@ -79,7 +89,7 @@ impl Reporter {
     pub(super) fn next_took_over(&self, place: &str) {
         tracing::info!(place, "the new token or target is used from now on");
         self.status.forget(NEXT);
-        connected(true);
+        self.stream.connected_state.set(1);
     }
 
     pub(super) fn next_is_gone(&self) {
@@ -103,8 +113,6 @@ impl Reporter {
                 changed,
                 removed,
             } => {
-                count(*kind, "attempt");
-                count(*kind, "success");
                 let xds = kind.abbreviation();
                 tracing::debug!(xds, changed, removed, "a response is accepted");
                 if self.refused.remove(kind).is_some() {
@@ -113,8 +121,10 @@ impl Reporter {
                 }
             }
             Outcome::Refused { kind, refused } => {
-                count(*kind, "attempt");
-                count(*kind, "rejected");
+                if let Some(metrics) = self.metrics(*kind) {
+                    metrics.attempt.increment(1);
+                    metrics.rejected.increment(1);
+                }
                 let (xds, why) = (kind.abbreviation(), &refused.message);
                 self.status.failing(&watch(*kind), REFUSED, why);
                 if self.refused.insert(*kind, why.clone()).as_ref() != Some(why) {
@@ -134,23 +144,21 @@ impl Reporter {
     }
 }
 
+impl Reporter {
+    /// The counts of a whole discovery service. What the store takes it counts itself.
+    fn metrics(&self, kind: ResourceKind) -> Option<&SubscriptionMetrics> {
+        match kind {
+            ResourceKind::Cluster => Some(&self.cds),
+            ResourceKind::Listener => Some(&self.lds),
+            ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => None,
+        }
+    }
+}
+
 fn watch(kind: ResourceKind) -> String {
     format!("{STREAM} {kind}")
 }
 
-fn connected(is_connected: bool) {
-    metrics::gauge!("envoy_control_plane_connected_state").set(f64::from(u8::from(is_connected)));
-}
-
 fn ended(kind: &'static str) {
     metrics::counter!("attache_xds_stream_failed_total", "reason" => kind).increment(1);
-}
-
-fn count(kind: ResourceKind, what: &str) {
-    let service = match kind {
-        ResourceKind::Cluster => "cluster_manager_cds",
-        ResourceKind::Listener => "listener_manager_lds",
-        ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => return,
-    };
-    metrics::counter!(format!("envoy_{service}_update_{what}")).increment(1);
 }

@@ -15,6 +15,7 @@ use prost::Message;
 
 use super::assemble::{Accepted, Assembled, Missing, assemble};
 use super::decode::{self, Context, DecodeError, Disk, Eds, Secret, Shared, Why};
+use super::metrics::{self, NamedMetrics};
 use super::{Refused, Resource, ResourceKind, Resources};
 use crate::control::StatusPublisher;
 use crate::model::route::RouteConfiguration;
@@ -41,9 +42,9 @@ pub(super) struct Held<T> {
 
 /// A cluster, with endpoints of its own or those of EDS.
 pub(super) struct HeldCluster {
-    cluster: Arc<Cluster>,
+    pub(super) cluster: Arc<Cluster>,
     endpoints: Option<Arc<ClusterLoadAssignment>>,
-    eds: Option<Eds>,
+    pub(super) eds: Option<Eds>,
 }
 
 /// By name.
@@ -77,6 +78,7 @@ pub(super) struct Store {
     since: BTreeMap<Missing, Instant>,
     published: Option<Arc<Snapshot>>,
     shared: Shared,
+    pub(super) metrics: NamedMetrics,
     disk: Disk,
     check: fn(&Identity) -> Result<(), String>,
     publisher: Publisher,
@@ -111,6 +113,7 @@ impl Store {
             since: BTreeMap::new(),
             published: None,
             shared: Shared::default(),
+            metrics: NamedMetrics::default(),
             disk: given.disk,
             check: given.check,
             publisher: given.publisher,
@@ -175,8 +178,11 @@ impl Store {
         for missing in missing.iter().filter(|missing| given_up(missing)) {
             if self.published.is_none() {
                 tracing::warn!("{missing} did not come in time; what needs it is served without");
+                self.count_timed_out(missing);
             }
         }
+        let is_warming = |missing: &&Missing| matches!(missing, Missing::Endpoints(_)) && !given_up(missing);
+        self.metrics.warming(missing.iter().filter(is_warming).count());
         self.since.retain(|known, _| missing.contains(known));
         for missing in missing {
             self.since.entry(missing).or_insert(now);
@@ -194,7 +200,7 @@ impl Store {
             None => tracing::info!(listeners, clusters, "the first configuration is complete"),
             Some(_) => tracing::debug!(listeners, clusters, "a new configuration"),
         }
-        metrics::counter!("attache_snapshot_published_total").increment(1);
+        ::metrics::counter!("attache_snapshot_published_total").increment(1);
         let snapshot = Arc::new(snapshot);
         self.published = Some(Arc::clone(&snapshot));
         self.publisher.publish(snapshot);
@@ -412,10 +418,21 @@ impl Resources for Store {
         changed: Vec<Resource>,
         removed: Vec<String>,
     ) -> Result<(), Refused> {
-        self.take(kind, changed, &removed)?;
+        let began = Instant::now();
+        let names = metrics::versions(&changed);
+        if let Err(refused) = self.take(kind, changed, &removed) {
+            self.metrics.rejected(kind, &names);
+            return Err(refused);
+        }
+        self.count_subscribed();
         self.answered.insert(kind);
         self.publish();
+        self.metrics.accepted(kind, &names, began.elapsed());
         Ok(())
+    }
+
+    fn stream_failed(&mut self) {
+        self.metrics.failed();
     }
 
     fn interest(&self, kind: ResourceKind) -> BTreeSet<Arc<str>> {

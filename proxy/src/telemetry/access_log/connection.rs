@@ -109,9 +109,8 @@ impl ConnectionLog {
         self.policy = Some(policy);
     }
 
-    /// The connection has reached its TCP proxy, whose counts are `metrics`, or else those of the listener.
-    pub fn reached_tcp_proxy(&mut self, metrics: Option<Rc<TcpProxyMetrics>>) {
-        let metrics = metrics.unwrap_or_else(|| Rc::clone(&self.metrics.tcp_proxy));
+    /// The connection has reached its TCP proxy, whose counts are `metrics`.
+    pub fn reached_tcp_proxy(&mut self, metrics: Rc<TcpProxyMetrics>) {
         metrics.opened.increment(1);
         self.tcp_proxy = Some(metrics);
     }
@@ -151,7 +150,7 @@ impl Drop for ConnectionLog {
         let duration = self.opened.elapsed();
         self.metrics.closed(duration, self.flag);
         if let Some(tcp_proxy) = &self.tcp_proxy {
-            tcp_proxy.closed(received, sent, self.flag);
+            tcp_proxy.closed(self.flag);
         }
         if let Some(facts) = self.facts.take() {
             facts.write(&End {
