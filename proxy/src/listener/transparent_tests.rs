@@ -40,6 +40,8 @@ fn own_network() -> Result<(), String> {
         &port,
     ];
     run("ip", &["link", "set", "lo", "up"])?;
+    // Where there is no other address the kernel takes 0.0.0.0, to which no answer finds its way.
+    run("ip", &["address", "add", "198.51.100.1/32", "dev", "lo"])?;
     run("ip", &["route", "add", "default", "dev", "lo"])?;
     run("iptables", &redirect)
 }
