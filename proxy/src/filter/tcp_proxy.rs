@@ -40,7 +40,7 @@ pub struct Context<'a> {
 /// Carries one connection, over `early` if an endpoint is connected already. Whether one was connected to; the
 /// reason it ended is in `log`.
 pub async fn run<D: Duplex>(
-    context: Context<'_>,
+    context: &Context<'_>,
     early: Option<Connected>,
     stream: &mut D,
     log: &mut ConnectionLog,
@@ -70,13 +70,13 @@ pub async fn run<D: Duplex>(
 
 /// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is
 /// in `log`.
-pub async fn dial(context: Context<'_>, log: &mut ConnectionLog) -> Option<Connected> {
+pub async fn dial(context: &Context<'_>, log: &mut ConnectionLog) -> Option<Connected> {
     let Context {
         proxy,
         metrics,
         downstream,
         clusters,
-    } = context;
+    } = *context;
     log.reached_tcp_proxy(Rc::clone(metrics));
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
@@ -98,7 +98,7 @@ pub async fn dial(context: Context<'_>, log: &mut ConnectionLog) -> Option<Conne
 }
 
 async fn run_connected<D: Duplex>(
-    context: Context<'_>,
+    context: &Context<'_>,
     connected: Connected,
     stream: &mut D,
     log: &mut ConnectionLog,
@@ -343,7 +343,7 @@ mod tests {
                 downstream: &Downstream::default(),
                 clusters: &clusters,
             };
-            run(context, None, &mut stream, &mut log).await;
+            run(&context, None, &mut stream, &mut log).await;
             assert!(format!("{log:?}").contains(flag), "{log:?}");
         }
         assert_eq!(began.elapsed().as_secs(), 3 + 5);

@@ -223,7 +223,7 @@ impl Connection {
             downstream: &self.downstream,
             clusters: &clusters,
         };
-        let dialled = Box::pin(tcp_proxy::dial(context, &mut self.log)).await;
+        let dialled = Box::pin(tcp_proxy::dial(&context, &mut self.log)).await;
         apps.dialled(&app, dialled.is_some());
         dialled.map_or(Before::Refused, Before::Dialled)
     }
@@ -300,7 +300,7 @@ impl Connection {
             downstream,
             clusters: &self.clusters,
         };
-        let reached = tcp_proxy::run(context, early, stream, &mut self.log).await;
+        let reached = tcp_proxy::run(&context, early, stream, &mut self.log).await;
         if !reached && let Some(app) = self.listener.apps.of(&config.listener, &chain.config) {
             self.listener.apps.dialled(&app, false);
         }

@@ -70,9 +70,12 @@ pub struct Connected {
     pub lease: Lease,
 }
 
-/// A live connection in the counts of its endpoint and cluster.
+/// A live connection in the counts of its endpoint and cluster. Boxed: it is part of many a future.
 #[derive(Debug)]
-pub struct Lease {
+pub struct Lease(Box<Held>);
+
+#[derive(Debug)]
+struct Held {
     cluster: Rc<ClusterState>,
     endpoint: Rc<EndpointState>,
     /// Known to its cluster, so that it is shown among its endpoints.
@@ -424,7 +427,7 @@ impl Lease {
         metrics.active.add(1);
         metrics.pending.increment(1);
         metrics.pending_active.add(1);
-        Ok(Self {
+        Ok(Self(Box::new(Held {
             cluster: Rc::clone(cluster),
             endpoint: Rc::clone(endpoint),
             listed,
@@ -432,23 +435,25 @@ impl Lease {
             carries: Cell::new(false),
             remote: Cell::new(false),
             _place: place,
-        })
+        })))
     }
 
     /// The connection is there.
     fn made(&self) {
-        self.made.set(Some(Instant::now()));
-        self.cluster.metrics.pending_active.sub(1);
+        self.0.made.set(Some(Instant::now()));
+        self.0.cluster.metrics.pending_active.sub(1);
     }
 
     /// There will be none.
     fn failed(&self, why: &AttemptError) {
-        self.cluster.metrics.pending_failed.increment(1);
-        self.remote
+        self.0.cluster.metrics.pending_failed.increment(1);
+        self.0
+            .remote
             .set(matches!(why, AttemptError::Dial(_) | AttemptError::Handshake(_)));
-        if self.listed {
-            self.endpoint
-                .metrics(&self.cluster.name)
+        if self.0.listed {
+            self.0
+                .endpoint
+                .metrics(&self.0.cluster.name)
                 .connect_failures
                 .increment(1);
         }
@@ -457,44 +462,44 @@ impl Lease {
     /// The connection carries one downstream connection for as long as it lasts, which Envoy counts as a
     /// request of TCP.
     pub fn carry(&self) {
-        if !self.carries.replace(true) {
-            self.cluster.metrics.requests.increment(1);
-            self.cluster.metrics.requests_active.add(1);
+        if !self.0.carries.replace(true) {
+            self.0.cluster.metrics.requests.increment(1);
+            self.0.cluster.metrics.requests_active.add(1);
         }
     }
 
     /// It was the endpoint that ended the connection.
     pub fn ended_by_endpoint(&self) {
-        self.remote.set(true);
+        self.0.remote.set(true);
     }
 
     /// The counters of its cluster.
     pub fn metrics(&self) -> &ClusterMetrics {
-        &self.cluster.metrics
+        &self.0.cluster.metrics
     }
 
     /// The name of its cluster in statistics and access logs.
     pub fn stat_name(&self) -> Name {
-        Arc::clone(self.cluster.config().stat_name())
+        Arc::clone(self.0.cluster.config().stat_name())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.active.set(self.endpoint.active.get() - 1);
-        if self.listed {
-            self.endpoint.metrics(&self.cluster.name).active.sub(1);
+        self.0.endpoint.active.set(self.0.endpoint.active.get() - 1);
+        if self.0.listed {
+            self.0.endpoint.metrics(&self.0.cluster.name).active.sub(1);
         }
-        let metrics = &self.cluster.metrics;
+        let metrics = &self.0.cluster.metrics;
         metrics.active.sub(1);
-        match self.made.get() {
-            Some(made) => metrics.closed(Some(made.elapsed()), self.remote.get()),
+        match self.0.made.get() {
+            Some(made) => metrics.closed(Some(made.elapsed()), self.0.remote.get()),
             None => {
                 metrics.pending_active.sub(1);
-                metrics.closed(None, self.remote.get());
+                metrics.closed(None, self.0.remote.get());
             }
         }
-        if self.carries.get() {
+        if self.0.carries.get() {
             metrics.requests_active.sub(1);
         }
     }
