@@ -49,6 +49,11 @@ impl Limits {
 }
 
 impl Limit {
+    /// How many are taken; a moment's figure, which a refused [`Self::acquire`] overstates by one.
+    pub fn taken(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Takes a unit unless `max` are taken.
     pub fn acquire(&self, max: u64) -> Option<Permit> {
         if self.0.fetch_add(1, Ordering::Relaxed) >= max {

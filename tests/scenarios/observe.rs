@@ -132,6 +132,69 @@ async fn every_page_of_the_admin_api_answers() {
     }
 }
 
+/// What Consul's Grafana dashboards ask of a sidecar that carries TCP, with the labels that they group and
+/// select by; the others that they ask for are of HTTP.
+const DASHBOARDS: [(&str, &[&str]); 15] = [
+    ("envoy_cluster_membership_healthy", OF_CLUSTER),
+    ("envoy_cluster_membership_total", OF_CLUSTER),
+    ("envoy_cluster_upstream_cx_active", OF_CLUSTER),
+    ("envoy_cluster_upstream_cx_total", OF_CLUSTER),
+    ("envoy_cluster_upstream_rq_total", OF_CLUSTER),
+    ("envoy_listener_downstream_cx_overload_reject", OF_PROXY),
+    ("envoy_listener_downstream_global_cx_overflow", OF_PROXY),
+    ("envoy_server_live", OF_PROXY),
+    ("envoy_server_memory_allocated", OF_PROXY),
+    ("envoy_server_memory_heap_size", OF_PROXY),
+    ("envoy_tcp_downstream_cx_rx_bytes_buffered", OF_PROXY),
+    ("envoy_tcp_downstream_cx_rx_bytes_total", OF_PROXY),
+    ("envoy_tcp_downstream_cx_total", OF_PROXY),
+    ("envoy_tcp_downstream_cx_tx_bytes_buffered", OF_PROXY),
+    ("envoy_tcp_downstream_cx_tx_bytes_total", OF_PROXY),
+];
+const OF_PROXY: &[&str] = &["local_cluster=\"web\""];
+const OF_CLUSTER: &[&str] = &[
+    "local_cluster=\"web\"",
+    "envoy_cluster_name=\"api\"",
+    "consul_destination_service=\"api\"",
+    "consul_destination_datacenter=\"dc1\"",
+    "consul_destination_target=\"api.default.dc1\"",
+];
+
+#[tokio::test]
+async fn consuls_dashboards_find_what_they_ask_for() {
+    let mesh = Mesh::start(ATTACHE).await;
+    let _api = mesh.service("api").start().await;
+    let web = mesh.service("web").upstream("api").start().await;
+    let mut live = web.dial("api").await;
+    assert_eq!(live.ask("hi").await.unwrap(), "api-1: hi");
+    let metrics = web.admin("/stats/prometheus").await;
+    for (name, labels) in DASHBOARDS {
+        let found = metrics.lines().any(|line| {
+            let series = line.strip_prefix(name).filter(|rest| rest.starts_with('{'));
+            series.is_some_and(|series| labels.iter().all(|label| series.contains(label)))
+        });
+        assert!(found, "{name} with {labels:?} is not in\n{metrics}");
+    }
+    // Of a connection that still lives: `hi\n` up, `api-1: hi\n` down.
+    let upstream = &["consul_upstream_service=\"api\""];
+    for (name, labels, value) in [
+        ("envoy_tcp_downstream_cx_rx_bytes_total", upstream, 3.0),
+        ("envoy_tcp_downstream_cx_tx_bytes_total", upstream, 10.0),
+        ("envoy_cluster_upstream_cx_tx_bytes_total", &["\"api\""], 3.0),
+        ("envoy_cluster_upstream_cx_active", &["\"api\""], 1.0),
+        ("envoy_cluster_ssl_handshake", &["\"api\""], 1.0),
+        (
+            "envoy_cluster_circuit_breakers_default_cx_open",
+            &["\"api\""],
+            0.0,
+        ),
+    ] {
+        assert_eq!(web.metric(name, labels).await, value, "{name}: {metrics}");
+    }
+    let clusters = web.admin("/clusters").await;
+    assert!(clusters.contains("::cx_active::1\n"), "{clusters}");
+}
+
 #[tokio::test]
 async fn the_access_log_tells_both_ends_of_a_connection() {
     let mesh = Mesh::start(ATTACHE).await;

@@ -18,8 +18,8 @@ async fn api() -> (Mesh, Member) {
 }
 
 /// Dials with `issued` over both TLS versions; each time the sidecar must refuse, say why with all of
-/// `words`, and count it. The app must hear nothing.
-async fn refused(api: &Member, issued: Option<&Issued>, words: &[&str]) {
+/// `words`, and count it as a failure of `kind`. The app must hear nothing.
+async fn refused(api: &Member, issued: Option<&Issued>, kind: &str, words: &[&str]) {
     for (count, version) in [&TLS12, &TLS13].into_iter().enumerate() {
         let lines = api.sidecar.lines();
         let answer = peer::ask(api.public, issued, &[version]).await;
@@ -29,10 +29,8 @@ async fn refused(api: &Member, issued: Option<&Issued>, words: &[&str]) {
             assert!(line.contains(word), "{word:?} is not in {line}");
         }
         let counted = (count + 1) as f64;
-        assert_eq!(
-            api.metric("envoy_listener_ssl_connection_error", &[]).await,
-            counted
-        );
+        let name = format!("envoy_listener_ssl_fail_verify_{kind}");
+        assert_eq!(api.metric(&name, &[]).await, counted);
         assert_eq!(api.metric("attache_downstream_cx_ended", &["DPE"]).await, counted);
     }
     assert_eq!(api.app.accepted(), 0);
@@ -75,7 +73,7 @@ async fn plaintext_is_refused() {
 #[tokio::test]
 async fn a_caller_without_a_certificate_is_refused() {
     let (_mesh, api) = api().await;
-    refused(&api, None, &["no client certificate was presented"]).await;
+    refused(&api, None, "no_cert", &["no client certificate was presented"]).await;
 }
 
 #[tokio::test]
@@ -83,14 +81,20 @@ async fn a_certificate_of_another_authority_is_refused() {
     let (_mesh, api) = api().await;
     let stranger = StandIn::start(StandInOptions::default()).await.unwrap();
     let web = stranger.issue("web", &IssueOptions::default()).unwrap();
-    refused(&api, Some(&web), &["the certificate is of another authority"]).await;
+    refused(
+        &api,
+        Some(&web),
+        "error",
+        &["the certificate is of another authority"],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn an_expired_certificate_is_refused() {
     let (mesh, api) = api().await;
     let web = mesh.consul.issue("web", &IssueOptions::expired()).unwrap();
-    refused(&api, Some(&web), &["the certificate has expired"]).await;
+    refused(&api, Some(&web), "error", &["the certificate has expired"]).await;
 }
 
 #[tokio::test]
@@ -101,7 +105,7 @@ async fn a_certificate_of_tomorrow_is_refused() {
         ..IssueOptions::default()
     };
     let web = mesh.consul.issue("web", &options).unwrap();
-    refused(&api, Some(&web), &["the certificate is not valid yet"]).await;
+    refused(&api, Some(&web), "error", &["the certificate is not valid yet"]).await;
 }
 
 #[tokio::test]
@@ -113,7 +117,7 @@ async fn a_right_chain_with_a_uri_of_another_trust_domain_is_refused() {
         ..IssueOptions::default()
     };
     let web = mesh.consul.issue("web", &options).unwrap();
-    refused(&api, Some(&web), &[uri, "is not of the trust domain"]).await;
+    refused(&api, Some(&web), "error", &[uri, "is not of the trust domain"]).await;
 }
 
 #[tokio::test]
@@ -124,7 +128,13 @@ async fn a_right_chain_with_a_uri_that_is_no_spiffe_id_is_refused() {
         ..IssueOptions::default()
     };
     let web = mesh.consul.issue("web", &options).unwrap();
-    refused(&api, Some(&web), &["the certificate's URI is no SPIFFE ID"]).await;
+    refused(
+        &api,
+        Some(&web),
+        "error",
+        &["the certificate's URI is no SPIFFE ID"],
+    )
+    .await;
 }
 
 #[tokio::test]

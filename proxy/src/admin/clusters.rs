@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::model::cluster::Cluster;
+use crate::model::cluster::{Cluster, ClusterKind};
 use crate::model::{Snapshot, Target};
 use crate::telemetry::endpoints::{Counts, Facts, collect};
 
@@ -42,6 +42,13 @@ pub(super) fn statuses<'a>(snapshot: Option<&'a Snapshot>, fixed: &BTreeSet<Stri
     clusters
         .map(|(config, assignment)| {
             let mut hosts = live.remove(&*config.name).unwrap_or_default();
+            if config.kind == ClusterKind::Endpoints {
+                // One that has left has counts for as long as it has connections.
+                hosts.retain(|address, _| {
+                    let mut all = assignment.iter().flat_map(|assignment| &assignment.endpoints);
+                    all.any(|endpoint| endpoint.address.to_string() == *address)
+                });
+            }
             for endpoint in assignment.iter().flat_map(|assignment| &assignment.endpoints) {
                 // A host name is shown by the addresses that it was resolved to.
                 if let Target::Address(address) = &endpoint.address {
@@ -65,11 +72,6 @@ pub(super) fn statuses<'a>(snapshot: Option<&'a Snapshot>, fixed: &BTreeSet<Stri
             }
         })
         .collect()
-}
-
-/// Envoy's name of a cluster in statistics.
-fn observability_name(cluster: &Cluster) -> &str {
-    cluster.alt_stat_name.as_deref().unwrap_or(&cluster.name)
 }
 
 /// The limits of a priority, as Envoy calls them. Attaché's are those of the default one.
@@ -107,11 +109,7 @@ pub(super) fn text(statuses: &[Status<'_>]) -> String {
     let mut out = String::new();
     for status in statuses {
         let name = &status.config.name;
-        let _ = writeln!(
-            out,
-            "{name}::observability_name::{}",
-            observability_name(status.config)
-        );
+        let _ = writeln!(out, "{name}::observability_name::{}", status.config.stat_name());
         for (priority, default) in [("default", true), ("high", false)] {
             for (limit, value) in limits(status.config, default) {
                 let _ = writeln!(out, "{name}::{priority}_priority::{limit}::{value}");
@@ -175,7 +173,7 @@ fn cluster(status: &Status<'_>) -> Value {
         shown["host_statuses"] = hosts.into();
     }
     shown["circuit_breakers"] = json!({ "thresholds": thresholds });
-    shown["observability_name"] = json!(observability_name(status.config));
+    shown["observability_name"] = json!(**status.config.stat_name());
     shown
 }
 
@@ -234,6 +232,7 @@ fn address(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::cluster::{Dns, DnsFamily};
     use crate::model::listener::Address;
     use crate::model::{ClusterLoadAssignment, Endpoint};
     use crate::telemetry::endpoints::EndpointMetrics;
@@ -247,9 +246,15 @@ mod tests {
             priority: 0,
         };
         let mut snapshot = Snapshot::default();
-        for name in ["clusters-a", "clusters-b"] {
+        let resolved = ClusterKind::Dns(Dns {
+            strict: true,
+            refresh: std::time::Duration::from_secs(5),
+            family: DnsFamily::Auto,
+        });
+        for (name, kind) in [("clusters-a", ClusterKind::Endpoints), ("clusters-b", resolved)] {
             let cluster = Cluster {
                 name: name.into(),
+                kind,
                 ..Cluster::default()
             };
             snapshot.clusters.insert(name.into(), Arc::new(cluster));

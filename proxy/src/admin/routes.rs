@@ -10,6 +10,7 @@ use super::config_dump::{self, Parameters};
 use super::query::Query;
 use super::{Admin, Command, ServerState, certs, clusters, listeners, logging, model, stats};
 use crate::dump::ResourceState;
+use crate::telemetry::access_log;
 use crate::telemetry::memory::Memory;
 use crate::telemetry::metrics::registry;
 
@@ -49,7 +50,7 @@ const fn action(path: &'static str, what: &'static str, answer: fn(&Admin, &Quer
 }
 
 /// The pages in order of their paths.
-const PAGES: [Page; 20] = [
+const PAGES: [Page; 21] = [
     page("/", "this list", help),
     page(
         "/attache/source",
@@ -109,6 +110,10 @@ const PAGES: [Page; 20] = [
     page("/ready", "LIVE with 200 when serving, else 503", ready_page),
     action("/reset_counters", "set counters to 0", |_, _| {
         registry().reset_counters();
+        ok("OK\n".to_owned())
+    }),
+    action("/reopen_logs", "open access logs anew", |_, _| {
+        access_log::sink::reopen();
         ok("OK\n".to_owned())
     }),
     page("/runtime", "runtime values: there are none", |_, _| {

@@ -2,6 +2,7 @@
 //!
 //! Owns their counts and statistics in one worker; the limits are shared by all workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limit::{Limit, Limits, Permit};
@@ -76,7 +77,11 @@ impl NetworkFilters {
             match (filter, held) {
                 (NetworkFilter::Rbac { rules, .. }, Held::Rbac(metrics)) => {
                     let verdict = rules.evaluate(downstream, None);
-                    log.policy(verdict.policy.clone());
+                    if Arc::ptr_eq(&verdict.policy, &rules.default_name) {
+                        log.default_policy(verdict.policy.clone());
+                    } else {
+                        log.policy(verdict.policy.clone());
+                    }
                     if verdict.action == Action::Deny {
                         metrics.denied.increment(1);
                         let why = format!("denied by {}", verdict.policy);
@@ -129,13 +134,11 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::rc::Rc;
-    use std::sync::Arc;
-
     use crate::model::Rbac;
     use crate::model::filter_chain_match::FilterChainMatch;
     use crate::model::listener::{TcpProxy, Terminal};
     use crate::telemetry::metrics::ListenerMetrics;
+    use std::rc::Rc;
 
     fn chain(filters: Vec<NetworkFilter>) -> FilterChain {
         FilterChain {

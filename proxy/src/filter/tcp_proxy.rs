@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::io;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use tokio::time::timeout;
 use crate::model::listener::{TcpProxy, WeightedCluster};
 use crate::model::{Downstream, Name};
 use crate::net::Duplex;
-use crate::net::relay::{Counts, Cut, Side, relay};
+use crate::net::relay::{Counts, Cut, Side, Tally, relay};
 use crate::telemetry::access_log::UpstreamFacts;
+use crate::telemetry::metrics::{ClusterMetrics, TcpProxyMetrics};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 use crate::upstream::{
     AttemptError, ClusterManager, ConnectError, Connected, LoadBalancerContext, UpstreamStream, connect,
@@ -24,16 +26,28 @@ use crate::upstream::{
 /// Said where the endpoint's sidecar let us connect and then answered nothing: it alone knows why.
 const REFUSED_HINT: &str = " before it sent a byte: an intention may deny this caller, or its app refuse; the log of the sidecar there says which";
 
-/// Carries one connection, which `downstream` describes, over `early` if an endpoint is connected already.
-/// Whether one was connected to; the reason it ended is in `log`.
+/// What it is called with for one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Its configuration.
+    pub proxy: &'a TcpProxy,
+    /// The counts of its `stat_prefix`.
+    pub metrics: &'a Rc<TcpProxyMetrics>,
+    /// The connection.
+    pub downstream: &'a Downstream,
+    /// The worker's.
+    pub clusters: &'a ClusterManager,
+}
+
+/// Carries one connection, over `early` if an endpoint is connected already. Whether one was connected to; the
+/// reason it ended is in `log`.
 pub async fn run<D: Duplex>(
-    proxy: &TcpProxy,
+    context: &Context<'_>,
     early: Option<Connected>,
     stream: &mut D,
-    downstream: &Downstream,
-    clusters: &ClusterManager,
     log: &mut ConnectionLog,
 ) -> bool {
+    let proxy = context.proxy;
     let reached = Cell::new(early.is_some());
     let overdue = {
         // In one place from here on: a task has room for each place that a future is moved to.
@@ -41,11 +55,11 @@ pub async fn run<D: Duplex>(
             let connected = match early {
                 Some(connected) => Some(connected),
                 // Its room is given back once it is connected; a relay lasts.
-                None => Box::pin(dial(proxy, downstream, clusters, log)).await,
+                None => Box::pin(dial(context, log)).await,
             };
             if let Some(connected) = connected {
                 reached.set(true);
-                run_connected(proxy, connected, stream, log).await;
+                run_connected(context, connected, stream, log).await;
             }
         });
         match proxy.max_duration {
@@ -64,13 +78,14 @@ pub async fn run<D: Duplex>(
 
 /// Connects to an endpoint, before or without a downstream to carry. None where that fails: the reason is
 /// in `log`.
-pub async fn dial(
-    proxy: &TcpProxy,
-    downstream: &Downstream,
-    clusters: &ClusterManager,
-    log: &mut ConnectionLog,
-) -> Option<Connected> {
-    log.reached_tcp_proxy(None);
+pub async fn dial(context: &Context<'_>, log: &mut ConnectionLog) -> Option<Connected> {
+    let Context {
+        proxy,
+        metrics,
+        downstream,
+        clusters,
+    } = *context;
+    log.reached_tcp_proxy(Rc::clone(metrics));
     let Some(cluster) = choose(&proxy.clusters) else {
         log.ended(ResponseFlag::NoClusterFound, "the TCP proxy has no cluster");
         return None;
@@ -84,30 +99,51 @@ pub async fn dial(
     match connect(clusters, &cluster, context).await {
         Ok(connected) => Some(connected),
         Err(error) => {
-            failed(&error, log);
+            failed(&error, clusters, log);
             None
         }
     }
 }
 
 async fn run_connected<D: Duplex>(
-    proxy: &TcpProxy,
+    context: &Context<'_>,
     connected: Connected,
     stream: &mut D,
     log: &mut ConnectionLog,
 ) {
     log.cluster(connected.cluster);
     log.endpoint(connected.endpoint);
-    log.upstream(|| upstream_facts(&connected.stream));
-    let counts = std::rc::Rc::clone(&log.counts);
-    let _lease = connected.lease;
+    log.upstream(|| UpstreamFacts {
+        cluster: Some(connected.lease.stat_name()),
+        attempts: u32::try_from(connected.attempts).unwrap_or(u32::MAX),
+        ..upstream_facts(&connected.stream)
+    });
+    let idle_timeout = context.proxy.idle_timeout;
+    let lease = connected.lease;
+    lease.carry();
+    let counts = Rc::clone(&log.counts);
+    let tally = Carried {
+        connection: &counts,
+        proxy: context.metrics,
+        cluster: lease.metrics(),
+    };
     let encrypted = matches!(connected.stream, UpstreamStream::Tls(_));
     let ended = match connected.stream {
-        UpstreamStream::Plain(upstream) => carry(stream, upstream, &counts, proxy.idle_timeout).await,
-        UpstreamStream::Tls(upstream) => carry(stream, *upstream, &counts, proxy.idle_timeout).await,
+        UpstreamStream::Plain(upstream) => carry(stream, upstream, &tally, idle_timeout).await,
+        UpstreamStream::Tls(upstream) => carry(stream, *upstream, &tally, idle_timeout).await,
     };
+    if matches!(
+        ended,
+        Ended::Clean(Side::Upstream)
+            | Ended::Cut(Cut {
+                side: Side::Upstream,
+                ..
+            })
+    ) {
+        lease.ended_by_endpoint();
+    }
     match ended {
-        Ended::Clean => {
+        Ended::Clean(_) => {
             log.ended(ResponseFlag::None, "both sides closed");
         }
         Ended::Cut(cut) => {
@@ -135,9 +171,10 @@ async fn run_connected<D: Duplex>(
 }
 
 /// Records why no endpoint could be connected to.
-fn failed(error: &ConnectError, log: &mut ConnectionLog) {
+fn failed(error: &ConnectError, clusters: &ClusterManager, log: &mut ConnectionLog) {
     log.ended(error.flag(), error.to_string());
     if let ConnectError::Failed {
+        cluster,
         endpoint,
         attempts,
         source,
@@ -146,6 +183,7 @@ fn failed(error: &ConnectError, log: &mut ConnectionLog) {
     {
         log.endpoint(endpoint.to_string());
         log.upstream(|| UpstreamFacts {
+            cluster: clusters.get(cluster).map(|c| Arc::clone(c.config().stat_name())),
             attempts: u32::try_from(*attempts).unwrap_or(u32::MAX),
             failure: Some(match source {
                 AttemptError::Dial(error) => refusal(error),
@@ -169,7 +207,6 @@ fn upstream_facts(stream: &UpstreamStream) -> UpstreamFacts {
         UpstreamStream::Plain(stream) => {
             return UpstreamFacts {
                 local: stream.local_addr(),
-                attempts: 1,
                 ..UpstreamFacts::default()
             };
         }
@@ -179,7 +216,6 @@ fn upstream_facts(stream: &UpstreamStream) -> UpstreamFacts {
         local: tls.local_addr(),
         tls: tls.agreed(),
         peer: tls.peer_names().map(Arc::new),
-        attempts: 1,
         ..UpstreamFacts::default()
     }
 }
@@ -200,8 +236,37 @@ fn choose(clusters: &[WeightedCluster]) -> Option<Name> {
     chosen.map(|cluster| cluster.name.clone())
 }
 
+/// Where the bytes of a connection are counted, as they go.
+struct Carried<'a> {
+    connection: &'a Counts,
+    proxy: &'a TcpProxyMetrics,
+    cluster: &'a ClusterMetrics,
+}
+
+impl Tally for Carried<'_> {
+    fn moved(&self, from: Side, bytes: u64) {
+        self.connection.moved(from, bytes);
+        let (received, sent) = match from {
+            Side::Downstream => (&self.proxy.received, &self.cluster.sent),
+            Side::Upstream => (&self.cluster.received, &self.proxy.sent),
+        };
+        received.increment(bytes);
+        sent.increment(bytes);
+    }
+
+    fn buffered(&self, to: Side, change: i64) {
+        let (received, to_send) = match to {
+            Side::Upstream => (&self.proxy.received_buffered, &self.cluster.sent_buffered),
+            Side::Downstream => (&self.cluster.received_buffered, &self.proxy.sent_buffered),
+        };
+        received.add(change);
+        to_send.add(change);
+    }
+}
+
 enum Ended {
-    Clean,
+    /// The side ended last.
+    Clean(Side),
     Cut(Cut),
     Idle(Duration),
 }
@@ -209,22 +274,22 @@ enum Ended {
 async fn carry<D: Duplex, U: Duplex>(
     downstream: &mut D,
     mut upstream: U,
-    counts: &Counts,
+    tally: &Carried<'_>,
     idle_timeout: Option<Duration>,
 ) -> Ended {
-    let relayed = relay(downstream, &mut upstream, counts);
+    let relayed = relay(downstream, &mut upstream, tally);
     let ended = match idle_timeout {
         None => relayed.await,
         Some(limit) => tokio::select! {
             relayed = relayed => relayed,
-            () = idle(counts, limit) => return Ended::Idle(limit),
+            () = idle(tally.connection, limit) => return Ended::Idle(limit),
         },
     };
     match ended {
-        Ok(()) => {
+        Ok(last) => {
             downstream.finished();
             upstream.finished();
-            Ended::Clean
+            Ended::Clean(last)
         }
         Err(cut) => Ended::Cut(cut),
     }
@@ -243,8 +308,6 @@ async fn idle(counts: &Counts, limit: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
     use crate::model::Cluster;
     use crate::net::PlainStream;
@@ -282,15 +345,13 @@ mod tests {
                 ..TcpProxy::to("c".into(), "c".into())
             };
             let mut log = ConnectionLog::open("l".into(), "d".to_owned(), Rc::clone(&metrics));
-            run(
-                &proxy,
-                None,
-                &mut stream,
-                &Downstream::default(),
-                &clusters,
-                &mut log,
-            )
-            .await;
+            let context = Context {
+                proxy: &proxy,
+                metrics: &Rc::new(TcpProxyMetrics::new("c")),
+                downstream: &Downstream::default(),
+                clusters: &clusters,
+            };
+            run(&context, None, &mut stream, &mut log).await;
             assert!(format!("{log:?}").contains(flag), "{log:?}");
         }
         assert_eq!(began.elapsed().as_secs(), 3 + 5);

@@ -17,7 +17,7 @@ use crate::filter::network::NetworkFilters;
 use crate::filter::rbac;
 use crate::model::listener::ListenerFilters;
 use crate::model::{Action, Downstream, FilterChain, Listener, Name};
-use crate::telemetry::metrics::ListenerMetrics;
+use crate::telemetry::metrics::{ListenerMetrics, TcpProxyMetrics};
 use crate::tls::ServerTls;
 
 /// Handshakes under way at once in a listener and worker. Strangers hold what an unfinished handshake
@@ -62,6 +62,8 @@ pub struct ActiveChain {
     pub config: Arc<FilterChain>,
     /// Its network filters.
     pub filters: NetworkFilters,
+    /// What its TCP proxy counts, if that is its terminal filter.
+    pub tcp_proxy: Option<Rc<TcpProxyMetrics>>,
     /// TLS, or why it cannot be had: then connections are refused.
     pub transport: Option<Result<ServerTls, String>>,
 }

@@ -22,8 +22,9 @@ use crate::model::Downstream;
 use crate::model::http::HttpConnectionManager;
 use crate::model::listener::{TcpProxy, Terminal};
 use crate::net::{Duplex, PlainStream};
+use crate::telemetry::metrics::ListenerMetrics;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
-use crate::tls::{Greeting, HandshakeError, ServerTls, TlsStream};
+use crate::tls::{Greeting, HandshakeError, ServerTls, TlsStream, VerifyFailure};
 use crate::upstream::{ClusterManager, Connected};
 
 /// A peer that has not finished its handshake after this long holds a socket for nothing. Envoy has
@@ -163,7 +164,7 @@ impl Connection {
             }
             Err(HandshakeError::Silent) => self.log.silent(),
             Err(error) => {
-                listener.metrics.handshake_errors.increment(1);
+                count_failed(&listener.metrics, &error);
                 self.log.downstream_failed(&error);
                 self.log
                     .ended(ResponseFlag::DownstreamProtocolError, error.to_string());
@@ -185,7 +186,13 @@ impl Connection {
             return Err(HandshakeError::Timeout(HANDSHAKE_TIMEOUT));
         };
         let shaken = shaken?;
-        metrics.handshakes.increment(1);
+        if let Some(agreed) = shaken.0.agreed() {
+            metrics.tls_established(agreed.version, agreed.cipher, shaken.0.group());
+            metrics
+                .tls()
+                .session_reused
+                .increment(shaken.0.is_resumed().into());
+        }
         Ok(shaken)
     }
 
@@ -204,14 +211,20 @@ impl Connection {
         let Some(app) = apps.of(&config.listener, &chain.config) else {
             return Before::Begin;
         };
-        let Terminal::TcpProxy(proxy) = &chain.config.terminal else {
+        let (Terminal::TcpProxy(proxy), Some(metrics)) = (&chain.config.terminal, &chain.tcp_proxy) else {
             return Before::Begin;
         };
         if !apps.is_doubtful(&app) {
             return Before::Begin;
         }
         let clusters = Rc::clone(&self.clusters);
-        let dialled = Box::pin(tcp_proxy::dial(proxy, &self.downstream, &clusters, &mut self.log)).await;
+        let context = tcp_proxy::Context {
+            proxy,
+            metrics,
+            downstream: &self.downstream,
+            clusters: &clusters,
+        };
+        let dialled = Box::pin(tcp_proxy::dial(&context, &mut self.log)).await;
         apps.dialled(&app, dialled.is_some());
         dialled.map_or(Before::Refused, Before::Dialled)
     }
@@ -281,7 +294,15 @@ impl Connection {
         stream: &mut D,
         early: Option<Connected>,
     ) {
-        let reached = tcp_proxy::run(proxy, early, stream, downstream, &self.clusters, &mut self.log).await;
+        // A chain with a TCP proxy has its counts.
+        let Some(metrics) = &chain.tcp_proxy else { return };
+        let context = tcp_proxy::Context {
+            proxy,
+            metrics,
+            downstream,
+            clusters: &self.clusters,
+        };
+        let reached = tcp_proxy::run(&context, early, stream, &mut self.log).await;
         if !reached && let Some(app) = self.listener.apps.of(&config.listener, &chain.config) {
             self.listener.apps.dialled(&app, false);
         }
@@ -304,6 +325,17 @@ impl Connection {
                 );
             }
         }
+    }
+}
+
+/// Counts why there is no handshake. As in Envoy a certificate that is not good is no `connection_error`.
+fn count_failed(metrics: &ListenerMetrics, error: &HandshakeError) {
+    match (error.verify_failure(), error) {
+        (Some(VerifyFailure::NoCertificate), _) => metrics.tls().fail_verify_no_cert.increment(1),
+        (Some(VerifyFailure::Chain), _) => metrics.tls().fail_verify_error.increment(1),
+        (Some(VerifyFailure::Names), _) => metrics.tls().fail_verify_san.increment(1),
+        (None, HandshakeError::Tls(_)) => metrics.tls().connection_error.increment(1),
+        (None, _) => {}
     }
 }
 

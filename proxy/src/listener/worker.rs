@@ -20,9 +20,10 @@ use super::live::CutReason;
 use super::local_app::LocalApps;
 use crate::filter::network::NetworkFilters;
 use crate::limit::Limits;
-use crate::model::listener::{Address, Direction, Listener};
+use crate::model::listener::{Address, Direction, Listener, Terminal};
 use crate::model::{Name, Snapshot};
 use crate::net::socket::ListenSocket;
+use crate::telemetry::metrics::TcpProxyMetrics;
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -133,7 +134,7 @@ impl Worker {
         balances: Balances,
         workers: Vec<mpsc::WeakUnboundedSender<Command>>,
     ) -> Self {
-        let clusters = Rc::new(ClusterManager::new(limits.clone()));
+        let clusters = Rc::new(ClusterManager::new(limits.clone(), index == 0));
         Self {
             dispatch: Rc::new(Dispatch {
                 index,
@@ -285,6 +286,10 @@ impl Worker {
             let key = format!("listener {} chain {:?}", listener.name, config.matches);
             chains.push(Rc::new(ActiveChain {
                 filters: NetworkFilters::new(config, &key, &self.limits),
+                tcp_proxy: match &config.terminal {
+                    Terminal::TcpProxy(proxy) => Some(Rc::new(TcpProxyMetrics::new(&proxy.stat_prefix))),
+                    Terminal::HttpConnectionManager(_) => None,
+                },
                 config: Arc::clone(config),
                 transport,
             }));

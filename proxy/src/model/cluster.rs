@@ -223,6 +223,13 @@ impl std::fmt::Display for Target {
     }
 }
 
+impl Cluster {
+    /// Its name in statistics and access logs: Envoy's `observability_name`.
+    pub fn stat_name(&self) -> &Name {
+        self.alt_stat_name.as_ref().unwrap_or(&self.name)
+    }
+}
+
 impl Default for ClusterLoadAssignment {
     fn default() -> Self {
         Self {

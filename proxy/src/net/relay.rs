@@ -21,6 +21,27 @@ pub struct Counts {
     pub sent: Cell<u64>,
 }
 
+/// Told of the bytes as they go.
+pub trait Tally {
+    /// So many came from a side.
+    fn moved(&self, from: Side, bytes: u64);
+
+    /// A side has so many more bytes waiting that it does not take, or fewer.
+    fn buffered(&self, to: Side, change: i64);
+}
+
+impl Tally for Counts {
+    fn moved(&self, from: Side, bytes: u64) {
+        let count = match from {
+            Side::Downstream => &self.received,
+            Side::Upstream => &self.sent,
+        };
+        count.set(count.get() + bytes);
+    }
+
+    fn buffered(&self, _: Side, _: i64) {}
+}
+
 /// Which of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -40,34 +61,34 @@ pub struct Cut {
     pub source: io::Error,
 }
 
-/// Relays until both directions have ended cleanly.
+/// Relays until both directions have ended cleanly: gives the side that was the last to end.
 ///
 /// # Errors
 /// [`Cut`] at the first failure of either stream; the caller must then reset both.
-pub fn relay<'a, D: Duplex, U: Duplex>(
+pub fn relay<'a, D: Duplex, U: Duplex, T: Tally>(
     downstream: &'a mut D,
     upstream: &'a mut U,
-    counts: &'a Counts,
-) -> impl Future<Output = Result<(), Cut>> + use<'a, D, U> {
+    tally: &'a T,
+) -> impl Future<Output = Result<Side, Cut>> + use<'a, D, U, T> {
     Relay {
         downstream,
         upstream,
-        counts,
-        up: Direction::default(),
-        down: Direction::default(),
+        tally,
+        up: Direction::from(Side::Downstream),
+        down: Direction::from(Side::Upstream),
     }
 }
 
-struct Relay<'a, D, U> {
+struct Relay<'a, D, U, T: Tally> {
     downstream: &'a mut D,
     upstream: &'a mut U,
-    counts: &'a Counts,
+    tally: &'a T,
     up: Direction,
     down: Direction,
 }
 
-#[derive(Default)]
 struct Direction {
+    from: Side,
     /// Plaintext read but not taken by the other side. While it is not empty nothing more is read:
     /// a slow reader holds one block and slows the sender down by its own window.
     backlog: Backlog,
@@ -83,45 +104,76 @@ enum Phase {
     Ended,
 }
 
-impl<D: Duplex, U: Duplex> Future for Relay<'_, D, U> {
-    type Output = Result<(), Cut>;
+impl<D: Duplex, U: Duplex, T: Tally> Future for Relay<'_, D, U, T> {
+    type Output = Result<Side, Cut>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Relay {
             downstream,
             upstream,
-            counts,
+            tally,
             up,
             down,
         } = &mut *self;
+        let upstream_had_ended = down.phase == Phase::Ended;
         let cut = |side: Side, source| Cut { side, source };
         let up = up
-            .poll(cx, *downstream, *upstream, &counts.received)
+            .poll(cx, *downstream, *upstream, *tally)
             .map_err(|(from, e)| cut(if from { Side::Downstream } else { Side::Upstream }, e))?;
         let down = down
-            .poll(cx, *upstream, *downstream, &counts.sent)
+            .poll(cx, *upstream, *downstream, *tally)
             .map_err(|(from, e)| cut(if from { Side::Upstream } else { Side::Downstream }, e))?;
         match (up, down) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+            (Poll::Ready(()), Poll::Ready(())) if upstream_had_ended => Poll::Ready(Ok(Side::Downstream)),
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(Side::Upstream)),
             _ => Poll::Pending,
         }
     }
 }
 
+impl<D, U, T: Tally> Drop for Relay<'_, D, U, T> {
+    fn drop(&mut self) {
+        for direction in [&self.up, &self.down] {
+            let left = direction.backlog.waiting().len();
+            if left > 0 {
+                self.tally
+                    .buffered(direction.from.other(), signed(left).wrapping_neg());
+            }
+        }
+    }
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Downstream => Self::Upstream,
+            Self::Upstream => Self::Downstream,
+        }
+    }
+}
+
 impl Direction {
+    fn from(from: Side) -> Self {
+        Self {
+            from,
+            backlog: Backlog::default(),
+            phase: Phase::default(),
+        }
+    }
+
     /// Moves what can be moved. An error says whether it was `from` that failed.
     fn poll<F: Duplex, T: Duplex>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut F,
         to: &mut T,
-        count: &Cell<u64>,
+        tally: &impl Tally,
     ) -> Result<Poll<()>, (bool, io::Error)> {
         loop {
             let step = match self.phase {
                 Phase::Ended => return Ok(Poll::Ready(())),
-                _ if !self.backlog.is_empty() => self.poll_backlog(cx, to),
-                Phase::Flowing => self.poll_move(cx, from, to, count),
+                _ if !self.backlog.is_empty() => self.poll_backlog(cx, to, tally),
+                Phase::Flowing => self.poll_move(cx, from, to, tally),
                 Phase::Finishing => to
                     .poll_finish(cx)
                     .map_ok(|()| self.phase = Phase::Ended)
@@ -139,12 +191,16 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         to: &mut T,
+        tally: &impl Tally,
     ) -> Poll<Result<(), (bool, io::Error)>> {
         let taken = ready!(to.poll_send(cx, &[io::IoSlice::new(self.backlog.waiting())]));
         Poll::Ready(
             taken
                 .and_then(nonzero)
-                .map(|n| self.backlog.advance(n))
+                .map(|n| {
+                    self.backlog.advance(n);
+                    tally.buffered(self.from.other(), signed(n).wrapping_neg());
+                })
                 .map_err(|e| (false, e)),
         )
     }
@@ -155,7 +211,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut F,
         to: &mut T,
-        count: &Cell<u64>,
+        tally: &impl Tally,
     ) -> Poll<Result<(), (bool, io::Error)>> {
         ready!(to.poll_flush(cx)).map_err(|e| (false, e))?;
         with_plain(|block| {
@@ -164,7 +220,7 @@ impl Direction {
                 self.phase = Phase::Finishing;
                 return Poll::Ready(Ok(()));
             }
-            count.set(count.get() + received as u64);
+            tally.moved(self.from, received as u64);
             let mut waiting = &block[..received];
             while !waiting.is_empty() {
                 match to.poll_send(cx, &[io::IoSlice::new(waiting)]) {
@@ -173,6 +229,7 @@ impl Direction {
                     }
                     Poll::Pending => {
                         self.backlog.push(waiting);
+                        tally.buffered(self.from.other(), signed(waiting.len()));
                         break;
                     }
                 }
@@ -180,6 +237,11 @@ impl Direction {
             Poll::Ready(Ok(()))
         })
     }
+}
+
+/// A block's length.
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn nonzero(n: usize) -> io::Result<usize> {

@@ -4,6 +4,8 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
+use super::verifier::SpiffeMismatch;
+
 /// Why a TLS handshake did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -19,6 +21,33 @@ pub enum HandshakeError {
     /// It took too long.
     #[error("the TLS handshake took longer than {0:?}")]
     Timeout(std::time::Duration),
+}
+
+/// What was wrong with a peer's certificate, as Envoy's statistics tell it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyFailure {
+    /// `fail_verify_no_cert`: there was none.
+    NoCertificate,
+    /// `fail_verify_error`: it does not chain to the trusted ones, is not valid now, or is none of theirs.
+    Chain,
+    /// `fail_verify_san`: it names nobody it may.
+    Names,
+}
+
+impl HandshakeError {
+    /// What was wrong with the peer's certificate, if that is why.
+    pub fn verify_failure(&self) -> Option<VerifyFailure> {
+        match self {
+            Self::Tls(Error::NoCertificatesPresented) => Some(VerifyFailure::NoCertificate),
+            Self::Tls(Error::InvalidCertificate(CertificateError::Other(other)))
+                if matches!(other.0.downcast_ref(), Some(SpiffeMismatch::Unexpected { .. })) =>
+            {
+                Some(VerifyFailure::Names)
+            }
+            Self::Tls(Error::InvalidCertificate(_)) => Some(VerifyFailure::Chain),
+            Self::Tls(_) | Self::Socket(_) | Self::Silent | Self::Timeout(_) => None,
+        }
+    }
 }
 
 /// Whether the peer's bytes were no TLS records at all: it would not know what to do with an alert.

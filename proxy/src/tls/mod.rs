@@ -18,7 +18,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use client_hello::ClientHello;
 pub use config::{ConfigCache, ServerTls};
-pub use error::HandshakeError;
+pub use error::{HandshakeError, VerifyFailure};
 pub use names::tls12_suites;
 pub use stream::{Greeting, TlsStream};
 

@@ -1,6 +1,6 @@
 //! Names of what a handshake agreed on, as Envoy (that is BoringSSL) spells them.
 
-use rustls::{CipherSuite, CommonState, ProtocolVersion};
+use rustls::{CipherSuite, CommonState, NamedGroup, ProtocolVersion};
 
 use crate::telemetry::access_log::TlsSession;
 
@@ -13,6 +13,18 @@ pub(super) fn agreed(connection: &CommonState) -> Option<TlsSession<'static>> {
     };
     let cipher = cipher(connection.negotiated_cipher_suite()?.suite())?;
     Some(TlsSession { version, cipher })
+}
+
+/// The group of the key exchange.
+pub(super) fn group(connection: &CommonState) -> Option<&'static str> {
+    Some(match connection.negotiated_key_exchange_group()?.name() {
+        NamedGroup::X25519 => "X25519",
+        NamedGroup::secp256r1 => "P-256",
+        NamedGroup::secp384r1 => "P-384",
+        NamedGroup::secp521r1 => "P-521",
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        other => other.as_str()?,
+    })
 }
 
 /// The TLS 1.2 suites that are spoken here: OpenSSL's name, in which Envoy and Consul write them, and the

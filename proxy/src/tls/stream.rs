@@ -14,11 +14,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -169,6 +169,23 @@ impl TlsStream {
         match &self.session {
             Session::Client(connection) => names::agreed(connection),
             Session::Server(connection) => names::agreed(connection),
+        }
+    }
+
+    /// Whether an earlier session was resumed, without certificates.
+    pub fn is_resumed(&self) -> bool {
+        let kind = match &self.session {
+            Session::Client(connection) => connection.handshake_kind(),
+            Session::Server(connection) => connection.handshake_kind(),
+        };
+        kind == Some(HandshakeKind::Resumed)
+    }
+
+    /// The group of the key exchange, in BoringSSL's words; none before it, or where it has no name.
+    pub fn group(&self) -> Option<&'static str> {
+        match &self.session {
+            Session::Client(connection) => names::group(connection),
+            Session::Server(connection) => names::group(connection),
         }
     }
 

@@ -3,7 +3,8 @@
 //! Owned by the cluster manager; connections hold it by `Rc` and see it change under them. Owns the tasks
 //! that resolve its host names and end its ejections; both end with it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,16 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep_until};
 
+use super::breaker::CircuitBreaker;
 use super::dns;
 use super::endpoint::{EndpointSet, EndpointState};
-use super::outlier::Outliers;
-use crate::limit::{Limit, Limits};
-use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, UpstreamTls};
-use crate::telemetry::metrics::ClusterMetrics;
+use super::outlier::{Detection, Failure, Outliers};
+use crate::limit::Limits;
+use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, Target, UpstreamTls};
+use crate::telemetry::endpoints::Facts;
+use crate::telemetry::metrics::{
+    CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, DnsMetrics, Gauge, OutlierMetrics,
+};
 use crate::tls::ConfigCache;
 use crate::tls::config::ConfigError;
 
@@ -31,9 +36,9 @@ pub struct ClusterState {
     /// This worker's counters.
     pub metrics: ClusterMetrics,
     /// Live connections over all workers.
-    pub connections: Limit,
+    pub connections: Rc<CircuitBreaker>,
     /// Connections over all workers that are not made yet.
-    pub pending: Limit,
+    pub pending: Rc<CircuitBreaker>,
     config: RefCell<Arc<Cluster>>,
     transport: RefCell<Transport>,
     endpoints: RefCell<Known>,
@@ -42,6 +47,19 @@ pub struct ClusterState {
     changed: Rc<Notify>,
     resolver: Resolver,
     sweeping: Cell<bool>,
+    counts: Counts,
+}
+
+/// Statistics that only some clusters have.
+#[derive(Debug)]
+struct Counts {
+    /// In the one worker that tells it.
+    membership: Option<ClusterMembership>,
+    /// Of a cluster of host names.
+    dns: Option<DnsMetrics>,
+    /// Once endpoints are ejected in this cluster.
+    outliers: OnceCell<OutlierMetrics>,
+    _breakers: CircuitBreakerMetrics,
 }
 
 /// How the cluster's endpoints are spoken to.
@@ -107,14 +125,36 @@ impl Drop for Resolver {
 }
 
 impl ClusterState {
-    /// A cluster whose endpoints are not known yet. `limits` has what it shares with the other workers.
-    pub fn new(config: &Arc<Cluster>, limits: &Limits, changed: Rc<Notify>, tls: &mut ConfigCache) -> Self {
+    /// A cluster whose endpoints are not known yet. `limits` has what it shares with the other workers, of
+    /// which one `leads`: it tells what all of them see alike.
+    pub fn new(
+        config: &Arc<Cluster>,
+        limits: &Limits,
+        leads: bool,
+        changed: Rc<Notify>,
+        tls: &mut ConfigCache,
+    ) -> Self {
         let name = &config.name;
+        let stat_name = config.stat_name();
+        let metrics = ClusterMetrics::new(stat_name);
+        if config.transport.is_some() {
+            metrics.tls();
+        }
+        let breakers = CircuitBreakerMetrics::new(stat_name, "default");
+        let breaker = |what: &str, gauge: &Gauge| {
+            CircuitBreaker::new(limits, &format!("cluster {name}{what}"), gauge.clone())
+        };
         Self {
             name: Arc::clone(name),
-            metrics: ClusterMetrics::new(name),
-            connections: limits.get(&format!("cluster {name}")),
-            pending: limits.get(&format!("cluster {name}, pending")),
+            metrics,
+            connections: breaker("", &breakers.connections_open),
+            pending: breaker(", pending", &breakers.pending_open),
+            counts: Counts {
+                membership: leads.then(|| ClusterMembership::new(stat_name)),
+                dns: matches!(config.kind, ClusterKind::Dns(_)).then(|| DnsMetrics::new(stat_name)),
+                outliers: OnceCell::new(),
+                _breakers: breakers,
+            },
             transport: RefCell::new(transport(config, tls, None)),
             config: RefCell::new(Arc::clone(config)),
             endpoints: RefCell::default(),
@@ -123,6 +163,16 @@ impl ClusterState {
             resolver: Resolver::default(),
             sweeping: Cell::new(false),
         }
+    }
+
+    /// What is counted of its host names, if it has any.
+    pub(super) fn dns_metrics(&self) -> Option<&DnsMetrics> {
+        self.counts.dns.as_ref()
+    }
+
+    fn outlier_metrics(&self) -> &OutlierMetrics {
+        let metrics = &self.counts.outliers;
+        metrics.get_or_init(|| OutlierMetrics::new(self.config().stat_name()))
     }
 
     /// The newest configuration.
@@ -180,8 +230,18 @@ impl ClusterState {
     }
 
     /// Takes the endpoints that host names stand for now.
-    pub(super) fn resolved(&self, assignment: &ClusterLoadAssignment) {
+    pub(super) fn resolved(&self, assignment: &ClusterLoadAssignment, names: &HashMap<Target, Arc<str>>) {
         self.assign(assignment);
+        let known = self.endpoints.borrow();
+        for endpoint in known.set.iter().flat_map(|set| set.endpoints()) {
+            // The snapshot has names only: `/clusters` hears of these endpoints by their counts.
+            let name = names.get(&endpoint.address).map_or("", |name| name);
+            endpoint.metrics(&self.name).update(Facts {
+                hostname: name.to_owned(),
+                ..endpoint.facts()
+            });
+        }
+        drop(known);
         self.changed.notify_waiters();
     }
 
@@ -195,18 +255,37 @@ impl ClusterState {
         let generation = self.outliers.generation();
         let threshold = self.config().panic_threshold;
         let set = EndpointSet::new(assignment, &before, &self.outliers, threshold);
+        if let Some(membership) = &self.counts.membership
+            && !set.has_the_members_of(&before)
+        {
+            membership.changes.increment(1);
+        }
+        self.replace(set, generation);
+        drop(before);
+        self.ejections_ended(self.outliers.forget());
+    }
+
+    fn ejections_ended(&self, ended: i64) {
+        if ended > 0 {
+            self.outlier_metrics().active.sub(ended);
+        }
+    }
+
+    fn replace(&self, set: EndpointSet, generation: u64) {
+        if let Some(membership) = &self.counts.membership {
+            set.tell(membership);
+        }
         self.endpoints.borrow_mut().replace(set, generation);
     }
 
     /// Groups the endpoints anew by their health.
     fn regroup(&self) {
         let generation = self.outliers.generation();
-        let known = &mut self.endpoints.borrow_mut();
-        if let Some(set) = &known.set {
-            let set = set.regrouped(self.config().panic_threshold);
-            known.replace(set, generation);
+        let set = self.endpoints.borrow().set.clone();
+        match set {
+            Some(set) => self.replace(set.regrouped(self.config().panic_threshold), generation),
+            None => self.endpoints.borrow_mut().generation = generation,
         }
-        known.generation = generation;
     }
 
     /// The endpoints as their health is now; an empty set before the first answer.
@@ -233,6 +312,9 @@ impl ClusterState {
         }
         let before = active();
         self.regroup();
+        for endpoint in self.endpoints.borrow().set.iter().flat_map(|set| set.endpoints()) {
+            endpoint.tell_ejection();
+        }
         if active() < before {
             tracing::info!(cluster = %self.name, still = active(), "ejected endpoints are back");
         }
@@ -265,10 +347,43 @@ impl ClusterState {
         };
         let ejections = self.endpoints().ejections;
         let (target, health) = (&endpoint.address, &endpoint.health);
-        if self.outliers.failed(&detection, target, health, ejections, now) {
+        let failure = self.outliers.failed(&detection, target, health, ejections, now);
+        self.count(failure);
+        if failure.ejected() {
             tracing::warn!(cluster = %self.name, endpoint = %target, "ejected: it failed again and again");
             self.take_ejections();
             self.sweep_until_quiet();
+        }
+    }
+
+    fn count(&self, failure: Failure) {
+        let detected = [failure.gateway, failure.consecutive_5xx];
+        if detected == [None, None] {
+            return;
+        }
+        let metrics = self.outlier_metrics();
+        let counters = [
+            (
+                &metrics.detected_gateway_failure,
+                &metrics.enforced_gateway_failure,
+            ),
+            (
+                &metrics.detected_consecutive_5xx,
+                &metrics.enforced_consecutive_5xx,
+            ),
+        ];
+        for ((detected, enforced), detection) in counters.into_iter().zip(detected) {
+            let Some(detection) = detection else { continue };
+            detected.increment(1);
+            match detection {
+                Detection::Ejected => {
+                    metrics.active.add(1);
+                    metrics.enforced.increment(1);
+                    enforced.increment(1);
+                }
+                Detection::Overflow => metrics.overflow.increment(1),
+                Detection::NotEnforced => {}
+            }
         }
     }
 
@@ -281,9 +396,10 @@ impl ClusterState {
         spawn_local(async move {
             while let Some(cluster) = cluster.upgrade() {
                 let detection = cluster.config().outlier_detection;
-                let next = cluster.outliers.sweep(detection.as_ref(), Instant::now());
+                let swept = cluster.outliers.sweep(detection.as_ref(), Instant::now());
+                cluster.ejections_ended(swept.ended);
                 cluster.take_ejections();
-                let Some(next) = next else {
+                let Some(next) = swept.next else {
                     cluster.sweeping.set(false);
                     return;
                 };
@@ -296,7 +412,7 @@ impl ClusterState {
     #[cfg(test)]
     pub(super) fn for_tests(config: Cluster) -> Rc<Self> {
         let (limits, tls) = (Limits::default(), &mut ConfigCache::default());
-        Rc::new(Self::new(&Arc::new(config), &limits, Rc::default(), tls))
+        Rc::new(Self::new(&Arc::new(config), &limits, true, Rc::default(), tls))
     }
 }
 
@@ -347,9 +463,9 @@ fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Endpoint;
     use crate::model::cluster::OutlierDetection;
     use crate::model::listener::Address;
-    use crate::model::{Endpoint, Target};
 
     fn assignment(endpoints: &[(u16, bool)]) -> Arc<ClusterLoadAssignment> {
         let endpoint = |&(port, healthy): &(u16, bool)| Endpoint {
@@ -435,7 +551,7 @@ mod tests {
             let limits = Limits::default();
             let worker = || {
                 let tls = &mut ConfigCache::default();
-                let cluster = Rc::new(ClusterState::new(&config, &limits, Rc::default(), tls));
+                let cluster = Rc::new(ClusterState::new(&config, &limits, false, Rc::default(), tls));
                 cluster.update_endpoints(Some(&assignment(&[(1, true)])));
                 cluster
             };

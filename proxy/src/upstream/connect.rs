@@ -4,6 +4,7 @@
 //! Hands out a [`Connected`], which gives back the endpoint's and the cluster's counts when dropped. What is
 //! done with one endpoint is `dial`'s.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,14 +13,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::breaker::Place;
 use super::cluster::{Availability, ClusterState, Transport};
 use super::dial::{UpstreamStream, attempt};
 use super::endpoint::EndpointState;
 use super::error::{AttemptError, Breaker, ConnectError, DestinationError};
 use super::manager::{ClusterManager, Resolved};
-use crate::limit::Permit;
 use crate::model::listener::Address;
 use crate::model::{ClusterKind, Endpoint, Name, Target};
+use crate::telemetry::metrics::ClusterMetrics;
 
 /// Endpoints tried for one connection, unless configured: enough to step over one that just died and one
 /// that is dying, few enough that a dead cluster costs a storm of connections little. Endpoints that have
@@ -62,16 +64,26 @@ pub struct Connected {
     pub endpoint: String,
     /// The cluster it is of.
     pub cluster: Name,
+    /// Endpoints tried, this one included.
+    pub attempts: usize,
     /// Held for the length of the connection.
     pub lease: Lease,
 }
 
-/// A live connection in the counts of its endpoint and cluster.
+/// A live connection in the counts of its endpoint and cluster. Boxed: it is part of many a future.
 #[derive(Debug)]
-pub struct Lease {
+pub struct Lease(Box<Held>);
+
+#[derive(Debug)]
+struct Held {
     cluster: Rc<ClusterState>,
     endpoint: Rc<EndpointState>,
-    _permit: Permit,
+    /// Known to its cluster, so that it is shown among its endpoints.
+    listed: bool,
+    made: Cell<Option<Instant>>,
+    carries: Cell<bool>,
+    remote: Cell<bool>,
+    _place: Place,
 }
 
 /// One connection in search of an endpoint.
@@ -87,7 +99,7 @@ struct Search<'a> {
     failure: Option<ConnectError>,
     waited: bool,
     /// Its place among a cluster's connections that are not made yet.
-    pending: Option<(Name, Permit)>,
+    pending: Option<(Name, Place)>,
 }
 
 /// Why there is nothing to dial, as far as waiting may help.
@@ -169,6 +181,7 @@ fn original_destination(
             return Ok(Rc::new(EndpointState::new(&endpoint, Arc::default())));
         }
     };
+    cluster.metrics.original_dst_host_invalid.increment(1);
     cluster.metrics.none_healthy.increment(1);
     let cluster = Arc::clone(&cluster.name);
     Err(ConnectError::OriginalDestination { cluster, why })
@@ -229,15 +242,18 @@ impl Search<'_> {
         let source = match self.attempt_until_gone(cluster, endpoint).await {
             Ok(stream) => {
                 endpoint.succeeded();
+                lease.made();
                 return Ok(Some(Connected {
                     stream,
                     endpoint: endpoint.address.to_string(),
                     cluster: Arc::clone(&cluster.name),
+                    attempts: self.attempts + 1,
                     lease,
                 }));
             }
             Err(source) => source,
         };
+        lease.failed(&source);
         match &source {
             AttemptError::Dial(_) | AttemptError::Handshake(_) | AttemptError::Timeout(_) => {
                 cluster.failed(endpoint, began.elapsed());
@@ -320,11 +336,13 @@ impl Search<'_> {
 
     /// The error of a search that ends: an endpoint's own failure says more than that none is left.
     fn give_up(&mut self, cluster: &ClusterState, why: String) -> ConnectError {
-        self.failure.take().unwrap_or_else(|| {
-            cluster.metrics.none_healthy.increment(1);
-            let cluster = Arc::clone(&cluster.name);
-            ConnectError::NoHealthy { cluster, why }
-        })
+        if let Some(failure) = self.failure.take() {
+            cluster.metrics.connect_attempts_exceeded.increment(1);
+            return failure;
+        }
+        cluster.metrics.none_healthy.increment(1);
+        let cluster = Arc::clone(&cluster.name);
+        ConnectError::NoHealthy { cluster, why }
     }
 
     /// Takes a place among the cluster's connections that are not made yet, unless it has one. Envoy counts
@@ -371,18 +389,14 @@ impl Missing {
     }
 }
 
-fn acquire(
-    cluster: &ClusterState,
-    breaker: Breaker,
-    configured: Option<u32>,
-) -> Result<Permit, ConnectError> {
+fn acquire(cluster: &ClusterState, breaker: Breaker, configured: Option<u32>) -> Result<Place, ConnectError> {
     let max = configured.unwrap_or(DEFAULT_LIMIT);
-    let limit = match breaker {
-        Breaker::Connections => &cluster.connections,
-        Breaker::Pending => &cluster.pending,
+    let (limit, overflow) = match breaker {
+        Breaker::Connections => (&cluster.connections, &cluster.metrics.overflow),
+        Breaker::Pending => (&cluster.pending, &cluster.metrics.pending_overflow),
     };
-    limit.acquire(u64::from(max)).ok_or_else(|| {
-        cluster.metrics.overflow.increment(1);
+    limit.acquire(max).ok_or_else(|| {
+        overflow.increment(1);
         ConnectError::Overflow {
             cluster: Arc::clone(&cluster.name),
             breaker,
@@ -393,23 +407,101 @@ fn acquire(
 }
 
 impl Lease {
+    /// Counts a connection that is about to be dialled.
     fn acquire(cluster: &Rc<ClusterState>, endpoint: &Rc<EndpointState>) -> Result<Self, ConnectError> {
-        let configured = cluster.config().circuit_breakers.max_connections;
-        let permit = acquire(cluster, Breaker::Connections, configured)?;
+        let config = cluster.config();
+        let place = acquire(
+            cluster,
+            Breaker::Connections,
+            config.circuit_breakers.max_connections,
+        )?;
         endpoint.active.set(endpoint.active.get() + 1);
-        cluster.metrics.active.increment(1.0);
-        Ok(Self {
+        // One of an original destination is made for this connection alone.
+        let listed = config.kind != ClusterKind::OriginalDestination;
+        if listed {
+            let counts = endpoint.metrics(&cluster.name);
+            counts.connections.increment(1);
+            counts.active.add(1);
+        }
+        let metrics = &cluster.metrics;
+        metrics.active.add(1);
+        metrics.pending.increment(1);
+        metrics.pending_active.add(1);
+        Ok(Self(Box::new(Held {
             cluster: Rc::clone(cluster),
             endpoint: Rc::clone(endpoint),
-            _permit: permit,
-        })
+            listed,
+            made: Cell::new(None),
+            carries: Cell::new(false),
+            remote: Cell::new(false),
+            _place: place,
+        })))
+    }
+
+    /// The connection is there.
+    fn made(&self) {
+        self.0.made.set(Some(Instant::now()));
+        self.0.cluster.metrics.pending_active.sub(1);
+    }
+
+    /// There will be none.
+    fn failed(&self, why: &AttemptError) {
+        self.0.cluster.metrics.pending_failed.increment(1);
+        self.0
+            .remote
+            .set(matches!(why, AttemptError::Dial(_) | AttemptError::Handshake(_)));
+        if self.0.listed {
+            self.0
+                .endpoint
+                .metrics(&self.0.cluster.name)
+                .connect_failures
+                .increment(1);
+        }
+    }
+
+    /// The connection carries one downstream connection for as long as it lasts, which Envoy counts as a
+    /// request of TCP.
+    pub fn carry(&self) {
+        if !self.0.carries.replace(true) {
+            self.0.cluster.metrics.requests.increment(1);
+            self.0.cluster.metrics.requests_active.add(1);
+        }
+    }
+
+    /// It was the endpoint that ended the connection.
+    pub fn ended_by_endpoint(&self) {
+        self.0.remote.set(true);
+    }
+
+    /// The counters of its cluster.
+    pub fn metrics(&self) -> &ClusterMetrics {
+        &self.0.cluster.metrics
+    }
+
+    /// The name of its cluster in statistics and access logs.
+    pub fn stat_name(&self) -> Name {
+        Arc::clone(self.0.cluster.config().stat_name())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.active.set(self.endpoint.active.get() - 1);
-        self.cluster.metrics.active.decrement(1.0);
+        self.0.endpoint.active.set(self.0.endpoint.active.get() - 1);
+        if self.0.listed {
+            self.0.endpoint.metrics(&self.0.cluster.name).active.sub(1);
+        }
+        let metrics = &self.0.cluster.metrics;
+        metrics.active.sub(1);
+        match self.0.made.get() {
+            Some(made) => metrics.closed(Some(made.elapsed()), self.0.remote.get()),
+            None => {
+                metrics.pending_active.sub(1);
+                metrics.closed(None, self.0.remote.get());
+            }
+        }
+        if self.0.carries.get() {
+            metrics.requests_active.sub(1);
+        }
     }
 }
 

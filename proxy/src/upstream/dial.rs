@@ -12,7 +12,8 @@ use crate::model::Target;
 use crate::model::cluster::Keepalive;
 use crate::model::listener::Address;
 use crate::net::{PlainStream, socket};
-use crate::tls::TlsStream;
+use crate::telemetry::metrics::ClusterMetrics;
+use crate::tls::{HandshakeError, TlsStream, VerifyFailure};
 
 /// A stream to an endpoint.
 pub enum UpstreamStream {
@@ -32,21 +33,42 @@ pub(super) async fn attempt(
     let began = Instant::now();
     cluster.metrics.dialled.increment(1);
     let dialling = dial_and_shake(cluster.transport(), &endpoint.address, config.keepalive.as_ref());
-    let attempted = match timeout(limit, dialling).await {
-        Ok(attempted) => attempted,
-        Err(_) => {
-            cluster.metrics.connect_timeout.increment(1);
-            Err(AttemptError::Timeout(limit))
-        }
-    };
+    let attempted = timeout(limit, dialling).await;
+    let attempted = attempted.unwrap_or(Err(AttemptError::Timeout(limit)));
     match &attempted {
-        Ok(_) => cluster
-            .metrics
-            .connect_ms
-            .record(began.elapsed().as_secs_f64() * 1000.0),
-        Err(_) => cluster.metrics.connect_fail.increment(1),
+        Ok(stream) => {
+            let took = began.elapsed().as_secs_f64() * 1000.0;
+            cluster.metrics.connect_ms.record(took);
+            established(&cluster.metrics, stream);
+        }
+        Err(error) => failed(&cluster.metrics, error),
     }
     attempted
+}
+
+/// Counts what was agreed on.
+fn established(metrics: &ClusterMetrics, stream: &UpstreamStream) {
+    if let UpstreamStream::Tls(stream) = stream
+        && let Some(agreed) = stream.agreed()
+    {
+        metrics.tls_established(agreed.version, agreed.cipher, stream.group());
+        metrics.tls().session_reused.increment(stream.is_resumed().into());
+    }
+}
+
+/// Counts why there is no connection. As in Envoy a certificate that is not good is no `connection_error`.
+fn failed(metrics: &ClusterMetrics, error: &AttemptError) {
+    metrics.connect_fail.increment(1);
+    match error {
+        AttemptError::Timeout(_) => metrics.connect_timeout.increment(1),
+        AttemptError::Handshake(error) => match (error.verify_failure(), &**error) {
+            (Some(VerifyFailure::Names), _) => metrics.tls().fail_verify_san.increment(1),
+            (Some(_), _) => metrics.tls().fail_verify_error.increment(1),
+            (None, HandshakeError::Tls(_)) => metrics.tls().connection_error.increment(1),
+            (None, _) => {}
+        },
+        AttemptError::Dial(_) | AttemptError::Left | AttemptError::Unusable(_) => {}
+    }
 }
 
 async fn dial_and_shake(

@@ -40,13 +40,17 @@ pub(super) async fn resolve<L, F>(
         for host in &hosts {
             let answer = lookup(host.clone()).await.and_then(|found| select(found, dns));
             let Some(cluster) = cluster.upgrade() else { return };
+            let changed = answer
+                .as_ref()
+                .is_ok_and(|found| answers.get(host) != Some(found));
+            count(&cluster, answer.as_ref().map(|_| changed));
             match answer {
                 Ok(addresses) => {
                     failing.remove(host);
-                    if answers.get(host) != Some(&addresses) {
+                    if changed {
                         tracing::debug!(cluster = %cluster.name, host = %host.0, ?addresses, "resolved");
                         answers.insert(host.clone(), addresses);
-                        cluster.resolved(&expand(&assignment, &answers));
+                        cluster.resolved(&expand(&assignment, &answers), &names(&answers));
                     }
                 }
                 Err(error) => {
@@ -60,12 +64,29 @@ pub(super) async fn resolve<L, F>(
         }
         if hosts.is_empty() {
             let Some(cluster) = cluster.upgrade() else { return };
-            cluster.resolved(&assignment);
+            cluster.resolved(&assignment, &HashMap::new());
             return;
         }
         // A tenth of jitter: the sidecars of a host, started together, do not ask together for ever.
         let refresh = dns.refresh.max(SHORTEST_REFRESH);
         tokio::time::sleep(refresh.mul_f64(1.0 + fastrand::f64() / 10.0)).await;
+    }
+}
+
+/// Counts an answer, and whether it changed anything.
+fn count(cluster: &ClusterState, answer: Result<bool, &io::Error>) {
+    let Some(metrics) = cluster.dns_metrics() else {
+        return;
+    };
+    metrics.attempt.increment(1);
+    match answer {
+        Ok(changed) => {
+            metrics.success.increment(1);
+            metrics.no_rebuild.increment(u64::from(!changed));
+        }
+        // Of what was found no address is wanted.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => metrics.empty.increment(1),
+        Err(_) => metrics.failure.increment(1),
     }
 }
 
@@ -137,6 +158,21 @@ fn expand(
         endpoints,
         ..assignment.clone()
     }
+}
+
+/// The host name of each address, for who shows it; of several the first.
+fn names(answers: &HashMap<Host, Vec<SocketAddr>>) -> HashMap<Target, Arc<str>> {
+    let mut hosts: Vec<_> = answers.iter().collect();
+    hosts.sort_unstable_by(|a, b| b.cmp(a));
+    let of = |(host, found): (&Host, &Vec<SocketAddr>)| {
+        let name = Arc::clone(&host.0);
+        let target = |address: &SocketAddr| Target::Address(Address::Socket(canonical(*address)));
+        found
+            .iter()
+            .map(|address| (target(address), Arc::clone(&name)))
+            .collect::<Vec<_>>()
+    };
+    hosts.into_iter().flat_map(of).collect()
 }
 
 /// An IPv4 address in IPv6 clothes (`::ffff:10.0.0.1`) is the IPv4 address.

@@ -4,7 +4,7 @@
 //! An [`EndpointSet`] is immutable and shared by `Rc`; a change of endpoints, weights or health makes
 //! another, so that a connection neither copies nor groups anything.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use super::load_balancer::Pool;
 use super::outlier::{Ejections, EndpointHealth, Outliers};
 use super::priority::{Health, Load, spread};
 use crate::model::{ClusterLoadAssignment, Endpoint, Target};
+use crate::telemetry::endpoints::{EndpointMetrics, Facts};
+use crate::telemetry::metrics::ClusterMembership;
 
 /// How long an endpoint that could not be connected to is put last, without being ejected: time enough for
 /// its source to say that it is gone, short enough for one that restarts.
@@ -36,6 +38,8 @@ pub struct EndpointState {
     priority: Cell<u32>,
     gone: Cell<bool>,
     last_until: Cell<Option<Instant>>,
+    /// From the first dial on, or from its resolution.
+    metrics: OnceCell<EndpointMetrics>,
 }
 
 /// The endpoints of a cluster, by priority.
@@ -70,6 +74,31 @@ impl EndpointState {
             priority: Cell::new(endpoint.priority),
             gone: Cell::new(false),
             last_until: Cell::new(None),
+            metrics: OnceCell::new(),
+        }
+    }
+
+    /// Its counts, for `/clusters`. `cluster` is its cluster's name.
+    pub fn metrics(&self, cluster: &str) -> &EndpointMetrics {
+        self.metrics
+            .get_or_init(|| EndpointMetrics::new(cluster, &self.address.to_string(), self.facts()))
+    }
+
+    /// What is known of it, but for its name.
+    pub(super) fn facts(&self) -> Facts {
+        Facts {
+            hostname: String::new(),
+            weight: self.weight.get(),
+            priority: self.priority.get(),
+            healthy: self.healthy.get(),
+            locality: Default::default(),
+        }
+    }
+
+    /// Says in its counts whether it is ejected, where it has some.
+    pub(super) fn tell_ejection(&self) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.ejected.set(u64::from(self.health.is_ejected()));
         }
     }
 
@@ -178,6 +207,22 @@ impl EndpointSet {
                 of: states.len(),
             },
         }
+    }
+
+    /// Whether it has the same endpoints as `other`, of which it was made.
+    pub(super) fn has_the_members_of(&self, other: &Self) -> bool {
+        // Those that stayed are the same; so it is as many and none has gone.
+        self.ejections.of == other.ejections.of && !other.endpoints().any(|endpoint| endpoint.is_gone())
+    }
+
+    /// Says how many there are.
+    pub(super) fn tell(&self, membership: &ClusterMembership) {
+        let all = || self.endpoints();
+        let healthy = all().filter(|endpoint| endpoint.is_usable()).count();
+        let weight = all().map(|endpoint| endpoint.weight.get()).max();
+        membership.total.set(self.ejections.of as u64);
+        membership.healthy.set(healthy as u64);
+        membership.max_host_weight.set(weight.unwrap_or(0).into());
     }
 
     /// Every endpoint.

@@ -26,6 +26,8 @@ use crate::tls::ConfigCache;
 pub struct ClusterManager {
     clusters: RefCell<HashMap<Name, Rc<ClusterState>>>,
     limits: Limits,
+    /// Whether this worker tells what all of them see alike.
+    leads: bool,
     /// Where the app's own connections arrive: to dial there would be to dial oneself.
     outbound: RefCell<Vec<SocketAddr>>,
     /// Wakes connections that wait for an endpoint, after each snapshot.
@@ -55,11 +57,13 @@ struct ResolvedLevel {
 }
 
 impl ClusterManager {
-    /// Without clusters yet.
-    pub fn new(limits: Limits) -> Self {
+    /// Without clusters yet. One worker `leads`: it tells what all of them see alike, such as how many
+    /// endpoints there are.
+    pub fn new(limits: Limits, leads: bool) -> Self {
         Self {
             clusters: RefCell::default(),
             limits,
+            leads,
             outbound: RefCell::default(),
             changed: Rc::default(),
         }
@@ -69,11 +73,15 @@ impl ClusterManager {
     /// names to resolve.
     pub fn apply(&self, snapshot: &Snapshot, tls: &mut ConfigCache) {
         let mut clusters = self.clusters.borrow_mut();
-        clusters.retain(|name, _| snapshot.clusters.contains_key(name));
+        clusters.retain(|name, cluster| {
+            let newer = snapshot.clusters.get(name);
+            // Under another name in statistics it is another cluster.
+            newer.is_some_and(|newer| newer.stat_name() == cluster.config().stat_name())
+        });
         for (name, config) in &snapshot.clusters {
             let cluster = clusters.entry(name.clone()).or_insert_with(|| {
                 let changed = Rc::clone(&self.changed);
-                Rc::new(ClusterState::new(config, &self.limits, changed, tls))
+                Rc::new(ClusterState::new(config, &self.limits, self.leads, changed, tls))
             });
             cluster.update(config, tls);
             cluster.update_endpoints(snapshot.endpoints.get(name));
@@ -182,7 +190,7 @@ impl ClusterManager {
     /// With these clusters, whose endpoints are not known.
     #[cfg(test)]
     pub(crate) fn for_tests(clusters: Vec<crate::model::Cluster>) -> Self {
-        let manager = Self::new(Limits::default());
+        let manager = Self::new(Limits::default(), true);
         let mut snapshot = Snapshot::default();
         for cluster in clusters {
             snapshot
@@ -221,7 +229,11 @@ impl Resolved {
             .find_map(|level| {
                 let pool = level.level().pool();
                 let kind = &level.cluster.config().load_balancer;
-                Some((&level.cluster, pool.choose(kind, hash, &avoid)?))
+                let chosen = pool.choose(kind, hash, &avoid)?;
+                if level.level().load.panic {
+                    level.cluster.metrics.healthy_panic.increment(1);
+                }
+                Some((&level.cluster, chosen))
             })
     }
 }

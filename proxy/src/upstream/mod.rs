@@ -3,6 +3,7 @@
 //! One [`ClusterManager`] a worker; nothing here is shared between threads but counts against limits and
 //! what outlier detection knows.
 
+pub mod breaker;
 pub mod cluster;
 pub mod connect;
 pub mod dial;

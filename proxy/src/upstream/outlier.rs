@@ -57,6 +57,42 @@ pub struct Ejections {
     pub of: usize,
 }
 
+/// What became of failures in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detection {
+    /// The endpoint is out.
+    Ejected,
+    /// As many are out as may be.
+    Overflow,
+    /// It stays: ejections are not enforced, or not this time.
+    NotEnforced,
+}
+
+/// What a failure led to, by the two counts that it is part of; none where the limit is not reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// `consecutive_gateway_failure`.
+    pub gateway: Option<Detection>,
+    /// `consecutive_5xx`.
+    pub consecutive_5xx: Option<Detection>,
+}
+
+/// What a sweep found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// When to sweep again; none when there is nothing left to look at.
+    pub next: Option<Instant>,
+    /// Ejections that it ended.
+    pub ended: i64,
+}
+
+impl Failure {
+    /// Whether the endpoint was ejected by it.
+    pub fn ejected(self) -> bool {
+        [self.gateway, self.consecutive_5xx].contains(&Some(Detection::Ejected))
+    }
+}
+
 impl EndpointHealth {
     /// Whether it is ejected now.
     pub fn is_ejected(&self) -> bool {
@@ -75,10 +111,10 @@ impl EndpointHealth {
 }
 
 impl Outliers {
-    /// The state of each of `targets`, in their order. What no worker has any more is forgotten.
+    /// The state of each of `targets`, in their order.
     pub fn watch<'a>(&self, targets: impl Iterator<Item = &'a Target>) -> Vec<Arc<EndpointHealth>> {
         let mut monitors = self.lock();
-        let watched = targets
+        targets
             .map(|target| {
                 if let Some(health) = monitors.by_target.get(target).and_then(|m| m.health.upgrade()) {
                     return health;
@@ -91,11 +127,18 @@ impl Outliers {
                 monitors.by_target.insert(target.clone(), monitor);
                 health
             })
-            .collect();
-        monitors
-            .by_target
-            .retain(|_, monitor| monitor.health.strong_count() > 0);
-        watched
+            .collect()
+    }
+
+    /// Forgets what no worker has any more: how many of those were ejected.
+    pub fn forget(&self) -> i64 {
+        let mut ejected = 0;
+        self.lock().by_target.retain(|_, monitor| {
+            let stays = monitor.health.strong_count() > 0;
+            ejected += i64::from(!stays && monitor.ejected.is_some());
+            stays
+        });
+        ejected
     }
 
     /// Changes whenever an endpoint is ejected or comes back.
@@ -104,7 +147,6 @@ impl Outliers {
     }
 
     /// A connection could not be made, which Envoy counts as a 503 or 504: both a 5xx and a gateway failure.
-    /// True if that ejected the endpoint.
     pub fn failed(
         &self,
         config: &OutlierDetection,
@@ -112,7 +154,7 @@ impl Outliers {
         health: &EndpointHealth,
         ejections: Ejections,
         now: Instant,
-    ) -> bool {
+    ) -> Failure {
         let counted = [
             (
                 &health.consecutive_gateway_failure,
@@ -125,19 +167,30 @@ impl Outliers {
                 config.enforcing_consecutive_5xx,
             ),
         ];
-        let mut ejected = false;
-        for (counter, limit, enforcing) in counted {
+        let [gateway, consecutive_5xx] = counted.map(|(counter, limit, enforcing)| {
             let failures = counter.fetch_add(1, Ordering::Relaxed).saturating_add(1);
             if limit == 0 || failures != limit {
-                continue;
+                return None;
             }
             counter.store(0, Ordering::Relaxed);
-            let may = ejections.allow_another(config.max_ejection_percent) && !health.is_ejected();
-            if may && fastrand::u8(0..100) < enforcing {
-                ejected |= self.eject(config, target, health, now);
+            if health.is_ejected() {
+                return None;
             }
+            Some(if !ejections.allow_another(config.max_ejection_percent) {
+                Detection::Overflow
+            } else if fastrand::u8(0..100) < enforcing {
+                // Another worker may be faster: then it is that one's.
+                return self
+                    .eject(config, target, health, now)
+                    .then_some(Detection::Ejected);
+            } else {
+                Detection::NotEnforced
+            })
+        });
+        Failure {
+            gateway,
+            consecutive_5xx,
         }
-        ejected
     }
 
     fn eject(
@@ -163,28 +216,38 @@ impl Outliers {
         true
     }
 
-    /// Ends ejections that have lasted long enough and forgets old ones, once an interval. Gives the time of
-    /// the next sweep; none when there is nothing left to look at. Without a configuration all end.
-    pub fn sweep(&self, config: Option<&OutlierDetection>, now: Instant) -> Option<Instant> {
+    /// Ends ejections that have lasted long enough and forgets old ones, once an interval. Without a
+    /// configuration all end.
+    pub fn sweep(&self, config: Option<&OutlierDetection>, now: Instant) -> Swept {
         let mut monitors = self.lock();
-        let swept = monitors.swept?;
+        let Some(swept) = monitors.swept else {
+            return Swept::default();
+        };
         // An interval of 0 would spin.
         let interval = config.map_or(Duration::ZERO, |config| {
             config.interval.max(Duration::from_millis(10))
         });
         let due = swept + interval;
         if now < due {
-            return Some(due);
+            return Swept {
+                next: Some(due),
+                ended: 0,
+            };
         }
         let mut busy = false;
-        let mut returned = 0;
+        let mut ended = 0;
         for monitor in monitors.by_target.values_mut() {
-            returned += u64::from(monitor.sweep(config, now));
+            ended += i64::from(monitor.sweep(config, now));
             busy |= monitor.multiplier > 0;
         }
-        self.generation.fetch_add(returned, Ordering::Relaxed);
+        if ended > 0 {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
         monitors.swept = busy.then_some(now);
-        busy.then_some(now + interval)
+        Swept {
+            next: busy.then_some(now + interval),
+            ended,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Monitors> {
@@ -262,7 +325,11 @@ mod tests {
     const TWO: Ejections = Ejections { active: 0, of: 2 };
 
     fn fail(outliers: &Outliers, config: &OutlierDetection, health: &EndpointHealth, times: usize) -> bool {
-        (0..times).any(|_| outliers.failed(config, &target(1), health, TWO, Instant::now()))
+        (0..times).any(|_| {
+            outliers
+                .failed(config, &target(1), health, TWO, Instant::now())
+                .ejected()
+        })
     }
 
     #[test]
@@ -324,11 +391,11 @@ mod tests {
         assert!(fail(&outliers, &config, &health, 1) && health.is_ejected());
         assert_eq!(outliers.generation(), 1);
 
-        let mut next = outliers.sweep(Some(&config), Instant::now());
+        let mut next = outliers.sweep(Some(&config), Instant::now()).next;
         let began = Instant::now();
         while let Some(at) = next.filter(|_| health.is_ejected()) {
             tokio::time::sleep_until(at).await;
-            next = outliers.sweep(Some(&config), Instant::now());
+            next = outliers.sweep(Some(&config), Instant::now()).next;
         }
         assert_eq!(began.elapsed().as_secs(), 30);
         assert_eq!(outliers.generation(), 2);
@@ -343,7 +410,7 @@ mod tests {
         // Each quiet sweep forgets one ejection; then there is nothing left to look at.
         for left in [true, false] {
             tokio::time::sleep(config.interval).await;
-            assert_eq!(outliers.sweep(Some(&config), Instant::now()).is_some(), left);
+            assert_eq!(outliers.sweep(Some(&config), Instant::now()).next.is_some(), left);
         }
     }
 
@@ -359,7 +426,7 @@ mod tests {
         let full = Ejections { active: 1, of: 2 };
         let mut failures =
             (0..20).map(|_| outliers.failed(&config(), &target(1), &health, full, Instant::now()));
-        assert!(failures.all(|ejected| !ejected));
+        assert!(failures.all(|failure| !failure.ejected()));
         let gateway = OutlierDetection {
             consecutive_5xx: 0,
             consecutive_gateway_failure: 2,
@@ -369,7 +436,10 @@ mod tests {
         health.succeeded();
         assert!(fail(&outliers, &gateway, &health, 2));
         // Without a configuration nothing stays out.
-        assert_eq!(outliers.sweep(None, Instant::now()), None);
+        assert_eq!(
+            outliers.sweep(None, Instant::now()),
+            Swept { next: None, ended: 1 }
+        );
         assert!(!health.is_ejected());
     }
 
@@ -380,7 +450,7 @@ mod tests {
         let second = outliers.watch([target(2), target(1)].iter());
         assert!(Arc::ptr_eq(&first[0], &second[1]) && Arc::ptr_eq(&first[1], &second[0]));
         drop((first, second));
-        outliers.watch([].iter());
+        outliers.forget();
         assert!(outliers.lock().by_target.is_empty());
     }
 }

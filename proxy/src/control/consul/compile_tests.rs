@@ -8,6 +8,7 @@ use crate::control::consul::registration::{self, Upstream};
 use crate::control::consul::state::{ChainKey, HealthKey, QueryKey};
 use crate::control::consul::{authority, chain, health};
 use crate::model::ClusterKind;
+use crate::model::cluster::OutlierDetection;
 use crate::model::matcher::StringMatcher;
 use crate::model::rbac::Action;
 use crate::model::secret::{CertificateFacts, PrivateKey};
@@ -247,7 +248,8 @@ fn sockets_limits_and_names() {
         r#"{"DestinationName":"api","LocalBindSocketPath":"/run/api.sock",
         "LocalBindSocketMode":"0660","Datacenter":"dc2",
         "Config":{"limits":{"max_connections":9,"max_pending_requests":1},
-        "passive_health_check":{"interval":1},"envoy_cluster_json":"{}"}}"#,
+        "passive_health_check":{"interval":"3s","max_failures":2,"enforcing_consecutive_5xx":0,
+        "max_ejection_percent":101,"base_ejection_time":7000000000},"envoy_cluster_json":"{}"}}"#,
     );
     let compiled = compile(&given(), &state, None);
     let snapshot = compiled.snapshot.unwrap();
@@ -258,14 +260,22 @@ fn sockets_limits_and_names() {
     assert_eq!(*mode, Some(0o660));
     let cluster = &snapshot.clusters[&*format!("api.default.dc2.internal.{TD}")];
     assert_eq!(cluster.circuit_breakers.max_connections, Some(9));
+    let expected = OutlierDetection {
+        interval: Duration::from_secs(3),
+        consecutive_5xx: 2,
+        enforcing_consecutive_5xx: 0,
+        base_ejection_time: Duration::from_secs(7),
+        ..OutlierDetection::default()
+    };
+    assert_eq!(cluster.outlier_detection, Some(expected));
     let notices: Vec<_> = compiled.notices.iter().map(String::as_str).collect();
     assert_eq!(
         notices,
         [
             "upstream api?dc=dc2: Config.envoy_cluster_json is not honoured",
             "upstream api?dc=dc2: Config.limits.max_pending_requests is not honoured: it needs HTTP",
-            "upstream api?dc=dc2: Config.passive_health_check is not honoured yet: no instance is \
-             taken out for failures",
+            "upstream api?dc=dc2: Config.passive_health_check.max_ejection_percent is not honoured: \
+             101 is no number up to 100",
         ]
     );
 }

@@ -25,6 +25,7 @@ pub mod registration;
 mod source;
 mod state;
 mod token;
+mod upstream_limits;
 mod upstreams;
 mod watch;
 

@@ -11,6 +11,7 @@ use super::chain::{self, Chain, Here, Plan};
 use super::compile::Parts;
 use super::registration::{Registration, Upstream};
 use super::state::{Authority, Given, HealthKey, QueryKey, State, Want};
+use super::upstream_limits::{self, UpstreamLimits};
 use crate::model::cluster::CircuitBreakers;
 use crate::model::filter_chain_match::FilterChainMatch;
 use crate::model::listener::{Address, Direction, TcpProxy};
@@ -110,8 +111,7 @@ fn stat_prefix(upstream: &Upstream, scene: &Scene<'_>) -> Name {
 /// Why a key of an upstream's `Config` has no effect; none when it has.
 fn not_honoured(key: &str) -> Option<&'static str> {
     match super::json::plain(key).as_str() {
-        "connecttimeoutms" | "protocol" | "limits" | "meshgateway" => None,
-        "passivehealthcheck" => Some(" yet: no instance is taken out for failures"),
+        "connecttimeoutms" | "protocol" | "limits" | "meshgateway" | "passivehealthcheck" => None,
         "balanceoutboundconnections" => Some(": connections are always balanced"),
         _ => Some(""),
     }
@@ -152,28 +152,6 @@ fn socket_mode(text: &str) -> Result<Option<u32>, String> {
     }
 }
 
-/// The circuit breaker, and what of the limits only HTTP has.
-fn max_connections(upstream: &Upstream, parts: &mut Parts) -> Option<u32> {
-    let limits = upstream.config.nested("limits")?;
-    let mut told = |key: &str, why: &str| {
-        let name = upstream.name();
-        let notice = format!("upstream {name}: Config.limits.{key} is not honoured: {why}");
-        parts.notices.insert(notice);
-    };
-    for key in ["max_pending_requests", "max_concurrent_requests"] {
-        if limits.get(key).is_some() {
-            told(key, "it needs HTTP");
-        }
-    }
-    match limits.number("max_connections") {
-        Ok(limit) => limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)),
-        Err(written) => {
-            told("max_connections", &format!("{written} is no number"));
-            None
-        }
-    }
-}
-
 /// The cluster of a service; none while it cannot even be named.
 fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Name>, String> {
     let key = upstream.chain_key(scene.registration);
@@ -204,7 +182,7 @@ fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<
         let name = upstream.name();
         parts.notices.insert(format!("upstream {name}: {notice}"));
     }
-    let limit = max_connections(upstream, parts);
+    let limit = upstream_limits::of(upstream, parts);
     Ok(Some(clusters(chain, &plan, known.is_some(), limit, scene, parts)))
 }
 
@@ -254,7 +232,7 @@ fn clusters(
     chain: &Chain,
     plan: &Plan<'_>,
     known: bool,
-    limit: Option<u32>,
+    limit: UpstreamLimits,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) -> Name {
@@ -281,7 +259,7 @@ fn clusters(
         name: Arc::clone(&base),
         kind: ClusterKind::Aggregate(names),
         connect_timeout: plan.connect_timeout,
-        circuit_breakers: breakers(limit),
+        circuit_breakers: breakers(limit.max_connections),
         ..Cluster::default()
     };
     insert(aggregate, parts);
@@ -293,7 +271,7 @@ fn target(
     target: &chain::Target,
     connect_timeout: Duration,
     known: bool,
-    max_connections: Option<u32>,
+    limits: UpstreamLimits,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) {
@@ -320,7 +298,7 @@ fn target(
         &target.sni,
         spiffe_ids,
         connect_timeout,
-        max_connections,
+        limits,
         scene,
         parts,
     );
@@ -351,7 +329,7 @@ fn dialled(
     sni: &str,
     spiffe_ids: Vec<SpiffeId>,
     connect_timeout: Duration,
-    max_connections: Option<u32>,
+    limits: UpstreamLimits,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) {
@@ -370,7 +348,8 @@ fn dialled(
         connect_timeout,
         transport: Some(Arc::new(tls)),
         panic_threshold: 0,
-        circuit_breakers: breakers(max_connections),
+        circuit_breakers: breakers(limits.max_connections),
+        outlier_detection: Some(limits.outlier_detection),
         ..Cluster::default()
     };
     insert(cluster, parts);
@@ -412,7 +391,7 @@ fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Op
         Ok(Some(ms)) if ms > 0 => Duration::from_millis(ms),
         _ => chain::CONNECT_TIMEOUT,
     };
-    let limit = max_connections(upstream, parts);
+    let limit = upstream_limits::of(upstream, parts);
     let Some(result) = known else {
         let ids = nobody(trust_domain);
         dialled(&name, &sni, ids, timeout, limit, scene, parts);

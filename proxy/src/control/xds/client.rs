@@ -119,6 +119,7 @@ impl<C: Connector, R: Resources> Running<C, R> {
             }
             Event::Failed(failure) => {
                 self.reporter.failed(&failure, !self.subscriptions.is_empty());
+                self.resources.stream_failed();
                 if let Some(next) = self.next.take() {
                     self.main = next;
                     self.reporter.next_is_gone();

@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod decode;
 mod grpc;
 mod leg;
+mod metrics;
 mod report;
 mod settling;
 mod source;
@@ -155,4 +156,7 @@ pub trait Resources {
     /// Which names of a kind that is no wildcard are wanted now. Whatever is held of others is to be
     /// dropped: of those a control plane does not say when they go.
     fn interest(&self, kind: ResourceKind) -> BTreeSet<Arc<str>>;
+
+    /// The stream that they come by failed; another one is tried.
+    fn stream_failed(&mut self) {}
 }

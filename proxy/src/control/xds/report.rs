@@ -1,7 +1,7 @@
 //! What the client tells about itself: log lines, the status of the source, counters.
 //!
-//! Owns the names: Envoy's statistics where it has them for a whole service (CDS, LDS, the stream);
-//! what it counts for a single cluster, route or secret is the store's to count.
+//! Owns Envoy's statistics of the stream, and of CDS and LDS what fails or is refused; what is accepted, and
+//! single clusters and routes, are `metrics`'.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::ResourceKind;
 use super::leg::Failure;
 use super::subscription::Outcome;
 use crate::control::StatusPublisher;
-use crate::telemetry::metrics::{ControlPlaneMetrics, Counter, Scope, registry};
+use crate::telemetry::metrics::{ControlPlaneMetrics, SubscriptionMetrics};
 
 /// The watch of the stream that serves.
 const STREAM: &str = "ads";
@@ -20,77 +20,44 @@ const REFUSED: &str = "refused";
 
 pub(super) struct Reporter {
     status: StatusPublisher,
+    stream: ControlPlaneMetrics,
+    cds: SubscriptionMetrics,
+    lds: SubscriptionMetrics,
     /// What was refused last and not accepted since.
     refused: BTreeMap<ResourceKind, String>,
-    control_plane: ControlPlaneMetrics,
-    clusters: UpdateMetrics,
-    listeners: UpdateMetrics,
-}
-
-/// `….update_…` of CDS or LDS.
-struct UpdateMetrics {
-    attempt: Counter,
-    success: Counter,
-    failure: Counter,
-    rejected: Counter,
-    _scope: Scope,
-}
-
-impl UpdateMetrics {
-    fn new(service: &str) -> Self {
-        let scope = registry().scope(service);
-        Self {
-            attempt: scope.counter("update_attempt"),
-            success: scope.counter("update_success"),
-            failure: scope.counter("update_failure"),
-            rejected: scope.counter("update_rejected"),
-            _scope: scope,
-        }
-    }
 }
 
 impl Reporter {
     pub(super) fn new(status: StatusPublisher) -> Self {
         status.waiting(STREAM, "the first response");
-        let reporter = Self {
-            status,
-            refused: BTreeMap::new(),
-            control_plane: ControlPlaneMetrics::new(),
-            clusters: UpdateMetrics::new("cluster_manager.cds."),
-            listeners: UpdateMetrics::new("listener_manager.lds."),
+        let subscription = |prefix| {
+            let metrics = SubscriptionMetrics::new(prefix);
+            metrics.attempt.increment(1);
+            metrics
         };
-        for service in [&reporter.clusters, &reporter.listeners] {
-            service.attempt.increment(1);
+        let stream = ControlPlaneMetrics::new();
+        stream.connected_state.set(0);
+        Self {
+            status,
+            stream,
+            cds: subscription("cluster_manager.cds."),
+            lds: subscription("listener_manager.lds."),
+            refused: BTreeMap::new(),
         }
-        reporter.connected(false);
-        reporter
-    }
-
-    /// What is counted for a whole service; what is counted for a cluster, route or secret is not ours.
-    fn updates(&self, kind: ResourceKind) -> Option<&UpdateMetrics> {
-        match kind {
-            ResourceKind::Cluster => Some(&self.clusters),
-            ResourceKind::Listener => Some(&self.listeners),
-            ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => None,
-        }
-    }
-
-    fn connected(&self, is_connected: bool) {
-        self.control_plane.connected_state.set(u64::from(is_connected));
     }
 
     pub(super) fn opened(&self, place: &str) {
         tracing::debug!(place, "an ADS stream is open");
-        self.connected(true);
+        self.stream.connected_state.set(1);
     }
 
     pub(super) fn failed(&self, failure: &Failure, holds_something: bool) {
         let (kind, why) = (failure.kind(), failure.to_string());
-        self.connected(false);
+        self.stream.connected_state.set(0);
         ended(kind);
-        for service in [&self.clusters, &self.listeners] {
-            service.attempt.increment(1);
-            service.failure.increment(1);
+        for metrics in [&self.cds, &self.lds] {
+            metrics.attempt.increment(1);
+            metrics.failure.increment(1);
         }
         let news = self.status.failing(STREAM, kind, &why);
         if !news.changed {
@@ -122,7 +89,7 @@ impl Reporter {
     pub(super) fn next_took_over(&self, place: &str) {
         tracing::info!(place, "the new token or target is used from now on");
         self.status.forget(NEXT);
-        self.connected(true);
+        self.stream.connected_state.set(1);
     }
 
     pub(super) fn next_is_gone(&self) {
@@ -146,10 +113,6 @@ impl Reporter {
                 changed,
                 removed,
             } => {
-                if let Some(updates) = self.updates(*kind) {
-                    updates.attempt.increment(1);
-                    updates.success.increment(1);
-                }
                 let xds = kind.abbreviation();
                 tracing::debug!(xds, changed, removed, "a response is accepted");
                 if self.refused.remove(kind).is_some() {
@@ -158,9 +121,9 @@ impl Reporter {
                 }
             }
             Outcome::Refused { kind, refused } => {
-                if let Some(updates) = self.updates(*kind) {
-                    updates.attempt.increment(1);
-                    updates.rejected.increment(1);
+                if let Some(metrics) = self.metrics(*kind) {
+                    metrics.attempt.increment(1);
+                    metrics.rejected.increment(1);
                 }
                 let (xds, why) = (kind.abbreviation(), &refused.message);
                 self.status.failing(&watch(*kind), REFUSED, why);
@@ -177,6 +140,17 @@ impl Reporter {
                 tracing::warn!(xds, "a response came twice and is not applied again");
             }
             Outcome::Unasked => tracing::warn!("a response of a type that was not asked for is ignored"),
+        }
+    }
+}
+
+impl Reporter {
+    /// The counts of a whole discovery service. What the store takes it counts itself.
+    fn metrics(&self, kind: ResourceKind) -> Option<&SubscriptionMetrics> {
+        match kind {
+            ResourceKind::Cluster => Some(&self.cds),
+            ResourceKind::Listener => Some(&self.lds),
+            ResourceKind::Endpoint | ResourceKind::Secret | ResourceKind::Route => None,
         }
     }
 }

@@ -395,6 +395,10 @@ impl Resources for Shared {
     fn interest(&self, kind: ResourceKind) -> BTreeSet<Arc<str>> {
         self.0.store.borrow().interest(kind)
     }
+
+    fn stream_failed(&mut self) {
+        self.0.store.borrow_mut().stream_failed();
+    }
 }
 
 impl ConfigSource for Shared {

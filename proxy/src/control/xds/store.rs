@@ -15,6 +15,7 @@ use prost::Message;
 
 use super::assemble::{Accepted, Assembled, Missing, assemble};
 use super::decode::{self, Context, DecodeError, Disk, Eds, Secret, Shared, Why};
+use super::metrics::{self, NamedMetrics};
 use super::settling::Settling;
 use super::{Refused, Resource, ResourceKind, Resources};
 use crate::control::StatusPublisher;
@@ -42,9 +43,9 @@ pub(super) struct Held<T> {
 
 /// A cluster, with endpoints of its own or those of EDS.
 pub(super) struct HeldCluster {
-    cluster: Arc<Cluster>,
+    pub(super) cluster: Arc<Cluster>,
     endpoints: Option<Arc<ClusterLoadAssignment>>,
-    eds: Option<Eds>,
+    pub(super) eds: Option<Eds>,
 }
 
 /// By name.
@@ -79,6 +80,7 @@ pub(super) struct Store {
     settling: Settling,
     published: Option<Arc<Snapshot>>,
     shared: Shared,
+    pub(super) metrics: NamedMetrics,
     disk: Disk,
     check: fn(&Identity) -> Result<(), String>,
     publisher: Publisher,
@@ -114,6 +116,7 @@ impl Store {
             settling: Settling::default(),
             published: None,
             shared: Shared::default(),
+            metrics: NamedMetrics::default(),
             disk: given.disk,
             check: given.check,
             publisher: given.publisher,
@@ -208,8 +211,11 @@ impl Store {
         for missing in missing.iter().filter(|missing| given_up(missing)) {
             if self.published.is_none() {
                 tracing::warn!("{missing} did not come in time; what needs it is served without");
+                self.count_timed_out(missing);
             }
         }
+        let is_warming = |missing: &&Missing| matches!(missing, Missing::Endpoints(_)) && !given_up(missing);
+        self.metrics.warming(missing.iter().filter(is_warming).count());
         self.since.retain(|known, _| missing.contains(known));
         for missing in missing {
             self.since.entry(missing).or_insert(now);
@@ -227,7 +233,7 @@ impl Store {
             None => tracing::info!(listeners, clusters, "the first configuration is complete"),
             Some(_) => tracing::debug!(listeners, clusters, "a new configuration"),
         }
-        metrics::counter!("attache_snapshot_published_total").increment(1);
+        ::metrics::counter!("attache_snapshot_published_total").increment(1);
         let snapshot = Arc::new(snapshot);
         self.published = Some(Arc::clone(&snapshot));
         self.publisher.publish(snapshot);
@@ -449,6 +455,7 @@ impl Resources for Store {
         removed: Vec<String>,
     ) -> Result<(), Refused> {
         let now = Instant::now();
+        let names = metrics::versions(&changed);
         let named: Vec<String> = changed.iter().map(|resource| resource.name.clone()).collect();
         let believed = self.settling.believed(&removed, now);
         if believed.len() < removed.len() {
@@ -459,14 +466,23 @@ impl Resources for Store {
                 "taken away by a control plane that may know it again in a moment"
             );
         }
-        self.take(kind, changed, believed)?;
+        if let Err(refused) = self.take(kind, changed, believed) {
+            self.metrics.rejected(kind, &names);
+            return Err(refused);
+        }
+        self.count_subscribed();
         self.settling.taken(kind, &named, &removed, now);
         self.make_way();
         // As in Envoy: what was refused and is not sent again is not wanted any more.
         self.rejected.retain(|(of, _), _| *of != kind);
         self.answered.insert(kind);
         self.publish();
+        self.metrics.accepted(kind, &names, now.elapsed());
         Ok(())
+    }
+
+    fn stream_failed(&mut self) {
+        self.metrics.failed();
     }
 
     fn interest(&self, kind: ResourceKind) -> BTreeSet<Arc<str>> {

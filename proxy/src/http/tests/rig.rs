@@ -138,7 +138,7 @@ impl Rig {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dead = gone.local_addr().unwrap();
         drop(gone);
-        let clusters = Rc::new(ClusterManager::new(Limits::default()));
+        let clusters = Rc::new(ClusterManager::new(Limits::default(), true));
         clusters.apply(&snapshot(upstream.address, dead), &mut ConfigCache::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rig = Self {

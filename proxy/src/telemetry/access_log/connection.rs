@@ -27,6 +27,8 @@ pub struct ConnectionLog {
     cluster: Option<Name>,
     endpoint: Option<String>,
     policy: Option<Arc<str>>,
+    /// No rule named the peer: the policy is the default one.
+    by_default: bool,
     flag: ResponseFlag,
     reason: Option<String>,
     silent: bool,
@@ -51,6 +53,7 @@ impl ConnectionLog {
             cluster: None,
             endpoint: None,
             policy: None,
+            by_default: false,
             flag: ResponseFlag::None,
             reason: None,
             silent: false,
@@ -107,11 +110,17 @@ impl ConnectionLog {
     /// The rule that let the connection in or kept it out.
     pub fn policy(&mut self, policy: Arc<str>) {
         self.policy = Some(policy);
+        self.by_default = false;
     }
 
-    /// The connection has reached its TCP proxy, whose counts are `metrics`, or else those of the listener.
-    pub fn reached_tcp_proxy(&mut self, metrics: Option<Rc<TcpProxyMetrics>>) {
-        let metrics = metrics.unwrap_or_else(|| Rc::clone(&self.metrics.tcp_proxy));
+    /// What let the connection in or kept it out where no rule names its peer.
+    pub fn default_policy(&mut self, policy: Arc<str>) {
+        self.policy = Some(policy);
+        self.by_default = true;
+    }
+
+    /// The connection has reached its TCP proxy, whose counts are `metrics`.
+    pub fn reached_tcp_proxy(&mut self, metrics: Rc<TcpProxyMetrics>) {
         metrics.opened.increment(1);
         self.tcp_proxy = Some(metrics);
     }
@@ -151,7 +160,7 @@ impl Drop for ConnectionLog {
         let duration = self.opened.elapsed();
         self.metrics.closed(duration, self.flag);
         if let Some(tcp_proxy) = &self.tcp_proxy {
-            tcp_proxy.closed(received, sent, self.flag);
+            tcp_proxy.closed(self.flag);
         }
         if let Some(facts) = self.facts.take() {
             facts.write(&End {
@@ -160,7 +169,11 @@ impl Drop for ConnectionLog {
                 received,
                 sent,
                 flag: self.flag,
-                policy: self.policy.as_deref(),
+                // As Envoy calls it.
+                policy: match self.by_default {
+                    true => Some("none"),
+                    false => self.policy.as_deref(),
+                },
                 cluster: self.cluster.as_deref(),
                 endpoint: self.endpoint.as_deref(),
                 silent: self.silent,
@@ -260,6 +273,12 @@ mod tests {
         denied.ended(ResponseFlag::UnauthorizedDetails, "denied");
         drop(denied);
 
+        let mut unnamed = open();
+        unnamed.access_logs(&listener, Some(&chain), &Downstream::default());
+        unnamed.default_policy("no policy matches: deny".into());
+        unnamed.ended(ResponseFlag::UnauthorizedDetails, "denied");
+        drop(unnamed);
+
         let mut health_check = open();
         health_check.access_logs(&listener, Some(&chain), &downstream);
         health_check.silent();
@@ -269,7 +288,8 @@ mod tests {
         let lines = std::fs::read_to_string(&path).unwrap();
         let expected = "listener NR filter_chain_not_found\n\
                         chain 3 5 - 10.0.0.2:80 web.example TLSv1.3 -\n\
-                        chain 0 0 - - - - rbac_access_denied_matched_policy[web_to_api]\n";
+                        chain 0 0 - - - - rbac_access_denied_matched_policy[web_to_api]\n\
+                        chain 0 0 - - - - rbac_access_denied_matched_policy[none]\n";
         assert_eq!(lines, expected);
         std::fs::remove_file(&path).unwrap();
     }

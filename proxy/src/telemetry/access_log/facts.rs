@@ -9,7 +9,7 @@ use super::record::{Record, RecordKind, TlsSession};
 use super::{render, sink};
 use crate::model::access_log::AccessLog;
 use crate::model::listener::{Listener, Terminal};
-use crate::model::{Downstream, FilterChain, Peer, ResponseFlag};
+use crate::model::{Downstream, FilterChain, Name, Peer, ResponseFlag};
 
 #[cfg(test)]
 pub(super) mod recorded_tests;
@@ -17,6 +17,8 @@ pub(super) mod recorded_tests;
 /// What is known of the upstream end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamFacts {
+    /// Its cluster's name in access logs, where it has another there.
+    pub cluster: Option<Name>,
     /// Our end; none on a unix socket.
     pub local: Option<SocketAddr>,
     /// The name by which the endpoint is known, where it has one beside its address.
@@ -136,7 +138,12 @@ impl Facts {
             downstream_peer: self.downstream.peer.as_deref(),
             downstream_tls: self.downstream_tls,
             // A name that no cluster has is none.
-            cluster: end.cluster.filter(|_| end.flag != ResponseFlag::NoClusterFound),
+            cluster: self
+                .upstream
+                .cluster
+                .as_deref()
+                .or(end.cluster)
+                .filter(|_| end.flag != ResponseFlag::NoClusterFound),
             endpoint_name: self.upstream.name.as_deref(),
             upstream_remote: end.endpoint,
             upstream_local: texts.upstream_local.as_deref(),

@@ -139,17 +139,6 @@ impl Gauge {
         self.store(value.cast_signed());
     }
 
-    /// Up by a whole number, as the `metrics` facade has it.
-    pub fn increment(&self, by: f64) {
-        #[expect(clippy::cast_possible_truncation, reason = "callers count whole things")]
-        self.add(by as i64);
-    }
-
-    /// Down by a whole number, as the `metrics` facade has it.
-    pub fn decrement(&self, by: f64) {
-        self.increment(-by);
-    }
-
     fn store(&self, value: i64) {
         self.cell.at().store(value.cast_unsigned(), Relaxed);
     }
@@ -331,7 +320,7 @@ mod tests {
         assert_eq!(cell.level(), None);
         let gauge = Gauge::of(cell.clone());
         gauge.add(3);
-        gauge.decrement(3.0);
+        gauge.sub(3);
         assert_eq!(cell.level(), Some(0));
         gauge.set(u64::MAX - 1);
         assert_eq!(cell.level().map(i64::cast_unsigned), Some(u64::MAX - 1));

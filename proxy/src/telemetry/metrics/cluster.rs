@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::time::Duration;
 
-use super::listener::tls_established;
+use super::listener::Agreements;
 use super::{Counter, Gauge, Histogram, Scope, registry, sanitized};
 
 /// A worker's handles for one cluster: `cluster.<name>.…`.
@@ -23,36 +23,52 @@ pub struct ClusterMetrics {
     pub none_healthy: Counter,
     /// `upstream_cx_overflow`: not dialled because the circuit breaker is open.
     pub overflow: Counter,
-    /// `upstream_cx_destroy`: connections that were made and ended.
+    /// `upstream_cx_destroy`: connections that ended, made or not.
     pub destroyed: Counter,
     /// `upstream_cx_destroy_local`: ended by us.
     pub destroyed_local: Counter,
     /// `upstream_cx_destroy_remote`: ended by the endpoint.
     pub destroyed_remote: Counter,
-    /// `upstream_cx_idle_timeout`.
+    /// `upstream_cx_idle_timeout`: kept for further requests, closed for want of any.
     pub idle_timeout: Counter,
+    /// `upstream_rq_total`: for TCP, connections that were made for a downstream.
+    pub requests: Counter,
+    /// `upstream_rq_active`: those of them that are live.
+    pub requests_active: Gauge,
+    /// `upstream_rq_pending_total`: connections or requests that waited for a dial.
+    pub pending: Counter,
+    /// `upstream_rq_pending_active`.
+    pub pending_active: Gauge,
+    /// `upstream_rq_pending_overflow`: refused because as many as may be were waiting.
+    pub pending_overflow: Counter,
+    /// `upstream_rq_pending_failure_eject`: failed as their dial did.
+    pub pending_failed: Counter,
     /// `upstream_cx_rx_bytes_total`.
     pub received: Counter,
+    /// `upstream_cx_rx_bytes_buffered`: received and not yet passed on.
+    pub received_buffered: Gauge,
     /// `upstream_cx_tx_bytes_total`.
     pub sent: Counter,
+    /// `upstream_cx_tx_bytes_buffered`: what endpoints have not taken yet.
+    pub sent_buffered: Gauge,
     /// `upstream_cx_connect_ms`: dial and handshake.
     pub connect_ms: Histogram,
     /// `upstream_cx_length_ms`: from the dial's success to the end.
     pub length_ms: Histogram,
     /// `lb_healthy_panic`: endpoints chosen regardless of their health.
     pub healthy_panic: Counter,
-    /// `bind_errors`: the source address could not be had.
-    pub bind_errors: Counter,
     /// `original_dst_host_invalid`: no original destination to dial.
     pub original_dst_host_invalid: Counter,
     /// `attache_cluster_waited`: connections that waited for a first or returning endpoint.
     pub waited: Counter,
     tls: OnceCell<UpstreamTlsMetrics>,
+    agreements: Agreements,
     scope: Scope,
 }
 
 impl ClusterMetrics {
-    /// Resolves the handles for this thread.
+    /// Resolves the handles for this thread. `cluster` is its name in statistics: its `alt_stat_name` where
+    /// it has one.
     pub fn new(cluster: &str) -> Self {
         let scope = scope(cluster);
         let counter = |rest| scope.counter(rest);
@@ -68,15 +84,23 @@ impl ClusterMetrics {
             destroyed_local: counter("upstream_cx_destroy_local"),
             destroyed_remote: counter("upstream_cx_destroy_remote"),
             idle_timeout: counter("upstream_cx_idle_timeout"),
+            requests: counter("upstream_rq_total"),
+            requests_active: scope.gauge("upstream_rq_active"),
+            pending: counter("upstream_rq_pending_total"),
+            pending_active: scope.gauge("upstream_rq_pending_active"),
+            pending_overflow: counter("upstream_rq_pending_overflow"),
+            pending_failed: counter("upstream_rq_pending_failure_eject"),
             received: counter("upstream_cx_rx_bytes_total"),
+            received_buffered: scope.gauge("upstream_cx_rx_bytes_buffered"),
             sent: counter("upstream_cx_tx_bytes_total"),
+            sent_buffered: scope.gauge("upstream_cx_tx_bytes_buffered"),
             connect_ms: scope.histogram("upstream_cx_connect_ms"),
             length_ms: scope.histogram("upstream_cx_length_ms"),
             healthy_panic: counter("lb_healthy_panic"),
-            bind_errors: counter("bind_errors"),
             original_dst_host_invalid: counter("original_dst_host_invalid"),
             waited: scope.own_counter("attache_cluster_waited", &[("envoy_cluster_name", cluster)]),
             tls: OnceCell::new(),
+            agreements: Agreements::default(),
             scope,
         }
     }
@@ -88,14 +112,14 @@ impl ClusterMetrics {
 
     /// Counts a handshake: `version` as in `TLSv1.3`, `suite` as in `ECDHE-ECDSA-AES128-GCM-SHA256` and
     /// `group` as in `X25519` (OpenSSL's words, which Envoy uses).
-    pub fn tls_established(&self, version: &str, suite: &str, group: Option<&str>) {
+    pub fn tls_established(&self, version: &'static str, suite: &'static str, group: Option<&'static str>) {
         self.tls().handshakes.increment(1);
-        tls_established(&self.scope, version, suite, group);
+        self.agreements.count(&self.scope, version, suite, group);
     }
 
-    /// Accounts for a connection that was made and has ended; `remote` where the endpoint ended it.
-    /// [`Self::active`] is the caller's.
-    pub fn closed(&self, received: u64, sent: u64, duration: Duration, remote: bool) {
+    /// Accounts for a dial whose connection has ended, after `duration` if it was made at all; `remote` where
+    /// the endpoint ended it. [`Self::active`] and the bytes are the caller's.
+    pub fn closed(&self, duration: Option<Duration>, remote: bool) {
         self.destroyed.increment(1);
         let side = if remote {
             &self.destroyed_remote
@@ -103,9 +127,9 @@ impl ClusterMetrics {
             &self.destroyed_local
         };
         side.increment(1);
-        self.received.increment(received);
-        self.sent.increment(sent);
-        self.length_ms.record(duration.as_secs_f64() * 1000.0);
+        if let Some(duration) = duration {
+            self.length_ms.record(duration.as_secs_f64() * 1000.0);
+        }
     }
 }
 
@@ -141,12 +165,14 @@ impl UpstreamTlsMetrics {
 }
 
 /// A worker's handles for the circuit breakers of one priority: `cluster.<name>.circuit_breakers.<priority>.…`.
-/// The gauges are 1 while a limit is reached; the breakers are shared by all workers, so one of them
-/// alone may set these.
+/// A gauge is 1 while its limit is reached. All workers share a breaker, so whoever opens it adds 1 and whoever
+/// closes it takes that back, in whichever thread.
 #[derive(Debug)]
 pub struct CircuitBreakerMetrics {
     /// `cx_open`: no more connections.
     pub connections_open: Gauge,
+    /// `rq_pending_open`: no more that wait.
+    pub pending_open: Gauge,
     _scope: Scope,
 }
 
@@ -154,8 +180,10 @@ impl CircuitBreakerMetrics {
     /// Resolves the handles for this thread. `priority` is `default` or `high`.
     pub fn new(cluster: &str, priority: &str) -> Self {
         let scope = scope(cluster);
+        let gauge = |what| scope.gauge(format!("circuit_breakers.{priority}.{what}"));
         Self {
-            connections_open: scope.gauge(format!("circuit_breakers.{priority}.cx_open")),
+            connections_open: gauge("cx_open"),
+            pending_open: gauge("rq_pending_open"),
             _scope: scope,
         }
     }
@@ -164,7 +192,8 @@ impl CircuitBreakerMetrics {
 /// The handles for outlier detection: `cluster.<name>.outlier_detection.…`.
 #[derive(Debug)]
 pub struct OutlierMetrics {
-    /// `ejections_active`: endpoints that are left out now.
+    /// `ejections_active`: endpoints that are left out now. Whoever ejects one adds 1, whoever ends it takes
+    /// that back, in whichever thread.
     pub active: Gauge,
     /// `ejections_enforced_total`.
     pub enforced: Counter,
@@ -178,10 +207,6 @@ pub struct OutlierMetrics {
     pub detected_gateway_failure: Counter,
     /// `ejections_enforced_consecutive_gateway_failure`.
     pub enforced_gateway_failure: Counter,
-    /// `ejections_detected_consecutive_local_origin_failure`.
-    pub detected_local_origin_failure: Counter,
-    /// `ejections_enforced_consecutive_local_origin_failure`.
-    pub enforced_local_origin_failure: Counter,
     _scope: Scope,
 }
 
@@ -198,24 +223,18 @@ impl OutlierMetrics {
             enforced_consecutive_5xx: counter("enforced_consecutive_5xx"),
             detected_gateway_failure: counter("detected_consecutive_gateway_failure"),
             enforced_gateway_failure: counter("enforced_consecutive_gateway_failure"),
-            detected_local_origin_failure: counter("detected_consecutive_local_origin_failure"),
-            enforced_local_origin_failure: counter("enforced_consecutive_local_origin_failure"),
             _scope: scope,
         }
     }
 }
 
-/// The control thread's handles for a cluster's endpoints.
+/// One worker's handles for a cluster's endpoints: all workers have the same ones, so a single one tells.
 #[derive(Debug)]
 pub struct ClusterMembership {
     /// `membership_total`.
     pub total: Gauge,
-    /// `membership_healthy`.
+    /// `membership_healthy`: those neither said to be unhealthy nor ejected.
     pub healthy: Gauge,
-    /// `membership_degraded`.
-    pub degraded: Gauge,
-    /// `membership_excluded`: endpoints left out until they are first checked.
-    pub excluded: Gauge,
     /// `membership_change`: how often endpoints came or went.
     pub changes: Counter,
     /// `max_host_weight`.
@@ -230,10 +249,39 @@ impl ClusterMembership {
         Self {
             total: scope.gauge("membership_total"),
             healthy: scope.gauge("membership_healthy"),
-            degraded: scope.gauge("membership_degraded"),
-            excluded: scope.gauge("membership_excluded"),
             changes: scope.counter("membership_change"),
             max_host_weight: scope.gauge("max_host_weight"),
+            _scope: scope,
+        }
+    }
+}
+
+/// A worker's handles for the host names of a cluster: `cluster.<name>.update_…`.
+#[derive(Debug)]
+pub struct DnsMetrics {
+    /// `update_attempt`: questions asked.
+    pub attempt: Counter,
+    /// `update_success`: questions answered.
+    pub success: Counter,
+    /// `update_failure`: no answer.
+    pub failure: Counter,
+    /// `update_empty`: an answer without an address that could be used.
+    pub empty: Counter,
+    /// `update_no_rebuild`: the same answer as before.
+    pub no_rebuild: Counter,
+    _scope: Scope,
+}
+
+impl DnsMetrics {
+    /// Resolves the handles for this thread.
+    pub fn new(cluster: &str) -> Self {
+        let scope = scope(cluster);
+        Self {
+            attempt: scope.counter("update_attempt"),
+            success: scope.counter("update_success"),
+            failure: scope.counter("update_failure"),
+            empty: scope.counter("update_empty"),
+            no_rebuild: scope.counter("update_no_rebuild"),
             _scope: scope,
         }
     }
@@ -271,6 +319,12 @@ impl SubscriptionMetrics {
     /// Those of the endpoints of `cluster`.
     pub fn of_cluster(cluster: &str) -> Self {
         Self::of(scope(cluster))
+    }
+
+    /// Those of the route configuration called `routes`, of the connection manager of `stat_prefix`.
+    pub fn of_routes(stat_prefix: &str, routes: &str) -> Self {
+        let (prefix, routes) = (sanitized(stat_prefix), sanitized(routes));
+        Self::new(&format!("http.{prefix}.rds.{routes}."))
     }
 
     fn of(scope: Scope) -> Self {

@@ -1,33 +1,16 @@
 //! What workers count for a listener and its filters.
 
-use std::rc::Rc;
+use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
 
 use super::{Counter, Gauge, Histogram, Scope, registry, sanitized};
-use crate::model::{Listener, ResponseFlag, Terminal};
+use crate::model::{Listener, ResponseFlag};
 
 /// Envoy's name of a listener among statistics: its address with `_` for `:`. Listeners are called
 /// `<what>:<address>`.
 pub fn listener_address(listener: &str) -> String {
     sanitized(listener.split_once(':').map_or(listener, |(_, address)| address))
 }
-
-/// The flags that a TCP connection can end with.
-const FLAGGED: [ResponseFlag; 13] = [
-    ResponseFlag::DownstreamConnectionTermination,
-    ResponseFlag::DownstreamProtocolError,
-    ResponseFlag::DurationTimeout,
-    ResponseFlag::LocalReset,
-    ResponseFlag::NoClusterFound,
-    ResponseFlag::NoHealthyUpstream,
-    ResponseFlag::NoRouteFound,
-    ResponseFlag::OverloadManager,
-    ResponseFlag::StreamIdleTimeout,
-    ResponseFlag::UnauthorizedDetails,
-    ResponseFlag::UpstreamConnectionFailure,
-    ResponseFlag::UpstreamConnectionTermination,
-    ResponseFlag::UpstreamOverflow,
-];
 
 /// A worker's handles for one listener: `listener.<address>.…`.
 #[derive(Debug)]
@@ -46,58 +29,39 @@ pub struct ListenerMetrics {
     pub no_filter_chain_match: Counter,
     /// `downstream_cx_transport_socket_connect_timeout`: TLS took too long.
     pub handshake_timeout: Counter,
-    /// `ssl.handshake`.
-    pub handshakes: Counter,
-    /// `ssl.connection_error`.
-    pub handshake_errors: Counter,
-    /// `ssl.session_reused`.
-    pub session_reused: Counter,
-    /// `ssl.fail_verify_no_cert`: the client sent no certificate.
-    pub fail_verify_no_cert: Counter,
-    /// `ssl.fail_verify_error`: the client's certificate does not chain to the trusted ones.
-    pub fail_verify_error: Counter,
-    /// `ssl.fail_verify_san`: the client's certificate names nobody it may.
-    pub fail_verify_san: Counter,
-    /// `connect_authz.rbac.allowed`, under the prefix that Consul gives its network RBAC filter.
-    pub allowed: Counter,
-    /// `connect_authz.rbac.denied`.
-    pub denied: Counter,
+    tls: OnceCell<DownstreamTlsMetrics>,
     /// `attache_rbac_cut`: live connections that newer rules denied.
     pub cut: Counter,
-    /// Of the TCP proxy that carries its bytes unless a connection says otherwise.
-    pub tcp_proxy: Rc<TcpProxyMetrics>,
     closed: Counter,
     length: Histogram,
-    flagged: [(ResponseFlag, Counter); FLAGGED.len()],
+    /// `attache_downstream_cx_ended` by flag; each exists once a connection ended so.
+    flagged: RefCell<Vec<(ResponseFlag, Counter)>>,
+    agreements: Agreements,
+    address: String,
     scope: Scope,
-    _rbac: RbacMetrics,
 }
 
 impl ListenerMetrics {
     /// Resolves the handles for this thread. `listener` is its name, `<what>:<address>`.
     pub fn new(listener: &str) -> Self {
-        let what = listener.split(':').next().unwrap_or(listener);
-        Self::named(&listener_address(listener), what)
+        Self::named(&listener_address(listener))
     }
 
-    /// Resolves the handles for this thread: under the listener's `stat_prefix`, else its address. Bytes
-    /// count for the first TCP proxy of its chains unless a connection says otherwise.
+    /// Resolves the handles for this thread: under the listener's `stat_prefix`, else its address.
     pub fn of(listener: &Listener) -> Self {
-        let name = match &listener.stat_prefix {
+        let metrics = Self::named(&match &listener.stat_prefix {
             Some(prefix) => sanitized(prefix),
             None => sanitized(&listener.address.to_string()),
-        };
-        let proxy = listener.chains().find_map(|chain| match &chain.terminal {
-            Terminal::TcpProxy(proxy) => Some(&*proxy.stat_prefix),
-            Terminal::HttpConnectionManager(_) => None,
         });
-        Self::named(&name, proxy.unwrap_or(&listener.name))
+        if listener.chains().any(|chain| chain.transport.is_some()) {
+            metrics.tls();
+        }
+        metrics
     }
 
-    fn named(address: &str, proxy: &str) -> Self {
+    fn named(address: &str) -> Self {
         let scope = registry().scope(&format!("listener.{address}."));
         let labels = [("envoy_listener_address", address)];
-        let rbac = RbacMetrics::new("connect_authz");
         Self {
             opened: scope.counter("downstream_cx_total"),
             active: scope.gauge("downstream_cx_active"),
@@ -106,32 +70,27 @@ impl ListenerMetrics {
             overload_reject: scope.counter("downstream_cx_overload_reject"),
             no_filter_chain_match: scope.counter("no_filter_chain_match"),
             handshake_timeout: scope.counter("downstream_cx_transport_socket_connect_timeout"),
-            handshakes: scope.counter("ssl.handshake"),
-            handshake_errors: scope.counter("ssl.connection_error"),
-            session_reused: scope.counter("ssl.session_reused"),
-            fail_verify_no_cert: scope.counter("ssl.fail_verify_no_cert"),
-            fail_verify_error: scope.counter("ssl.fail_verify_error"),
-            fail_verify_san: scope.counter("ssl.fail_verify_san"),
-            allowed: rbac.allowed.clone(),
-            denied: rbac.denied.clone(),
+            tls: OnceCell::new(),
             cut: scope.own_counter("attache_rbac_cut", &labels),
-            tcp_proxy: Rc::new(TcpProxyMetrics::new(proxy)),
             closed: scope.counter("downstream_cx_destroy"),
             length: scope.histogram("downstream_cx_length_ms"),
-            flagged: FLAGGED.map(|flag| {
-                let labels = [labels[0], ("flag", flag.as_str())];
-                (flag, scope.own_counter("attache_downstream_cx_ended", &labels))
-            }),
-            _rbac: rbac,
+            flagged: RefCell::default(),
+            agreements: Agreements::default(),
+            address: address.to_owned(),
             scope,
         }
     }
 
+    /// The handles for TLS; they exist from the first call on.
+    pub fn tls(&self) -> &DownstreamTlsMetrics {
+        self.tls.get_or_init(|| DownstreamTlsMetrics::new(&self.scope))
+    }
+
     /// Counts a handshake's outcome under Envoy's `ssl.versions.`, `ssl.ciphers.` and `ssl.curves.`:
     /// `suite` and `group` are in OpenSSL's words, as [`super::ClusterMetrics::tls_established`] says.
-    pub fn tls_established(&self, version: &str, suite: &str, group: Option<&str>) {
-        self.handshakes.increment(1);
-        tls_established(&self.scope, version, suite, group);
+    pub fn tls_established(&self, version: &'static str, suite: &'static str, group: Option<&'static str>) {
+        self.tls().handshakes.increment(1);
+        self.agreements.count(&self.scope, version, suite, group);
     }
 
     /// Accounts for a connection that ended. Its bytes are the filter's that carried them.
@@ -139,18 +98,87 @@ impl ListenerMetrics {
         self.closed.increment(1);
         self.active.sub(1);
         self.length.record(duration.as_secs_f64() * 1000.0);
-        if let Some((_, counter)) = self.flagged.iter().find(|(f, _)| *f == flag) {
+        if flag != ResponseFlag::None {
+            self.flagged(flag);
+        }
+    }
+
+    fn flagged(&self, flag: ResponseFlag) {
+        let mut flagged = self.flagged.borrow_mut();
+        if let Some((_, counter)) = flagged.iter().find(|(known, _)| *known == flag) {
             counter.increment(1);
+            return;
+        }
+        let labels = [
+            ("envoy_listener_address", &*self.address),
+            ("flag", flag.as_str()),
+        ];
+        let counter = self.scope.own_counter("attache_downstream_cx_ended", &labels);
+        counter.increment(1);
+        flagged.push((flag, counter));
+    }
+}
+
+/// A worker's handles for TLS with the peers of a listener: `listener.<address>.ssl.…`.
+#[derive(Debug)]
+pub struct DownstreamTlsMetrics {
+    /// `handshake`.
+    pub handshakes: Counter,
+    /// `connection_error`: TLS failed, and not over the peer's certificate.
+    pub connection_error: Counter,
+    /// `session_reused`: handshakes that resumed an earlier session.
+    pub session_reused: Counter,
+    /// `fail_verify_no_cert`: the client sent no certificate.
+    pub fail_verify_no_cert: Counter,
+    /// `fail_verify_error`: the client's certificate does not chain to the trusted ones.
+    pub fail_verify_error: Counter,
+    /// `fail_verify_san`: the client's certificate names nobody it may.
+    pub fail_verify_san: Counter,
+}
+
+impl DownstreamTlsMetrics {
+    fn new(scope: &Scope) -> Self {
+        Self {
+            handshakes: scope.counter("ssl.handshake"),
+            connection_error: scope.counter("ssl.connection_error"),
+            session_reused: scope.counter("ssl.session_reused"),
+            fail_verify_no_cert: scope.counter("ssl.fail_verify_no_cert"),
+            fail_verify_error: scope.counter("ssl.fail_verify_error"),
+            fail_verify_san: scope.counter("ssl.fail_verify_san"),
         }
     }
 }
 
-/// Once a handshake, not once a connection's byte: looked up by name.
-pub(super) fn tls_established(scope: &Scope, version: &str, suite: &str, group: Option<&str>) {
-    scope.counter(format!("ssl.versions.{version}")).increment(1);
-    scope.counter(format!("ssl.ciphers.{suite}")).increment(1);
-    if let Some(group) = group {
-        scope.counter(format!("ssl.curves.{group}")).increment(1);
+/// What handshakes agreed on: few different things, each resolved when it is first seen.
+#[derive(Debug, Default)]
+pub(super) struct Agreements(RefCell<Vec<(Agreed, [Option<Counter>; 3])>>);
+
+/// Version, suite and group.
+type Agreed = (&'static str, &'static str, Option<&'static str>);
+
+impl Agreements {
+    pub(super) fn count(
+        &self,
+        scope: &Scope,
+        version: &'static str,
+        suite: &'static str,
+        group: Option<&'static str>,
+    ) {
+        let agreed = (version, suite, group);
+        let mut all = self.0.borrow_mut();
+        let at = all.iter().position(|(known, _)| *known == agreed);
+        let at = at.unwrap_or_else(|| {
+            let counters = [
+                Some(scope.counter(format!("ssl.versions.{version}"))),
+                Some(scope.counter(format!("ssl.ciphers.{suite}"))),
+                group.map(|group| scope.counter(format!("ssl.curves.{group}"))),
+            ];
+            all.push((agreed, counters));
+            all.len() - 1
+        });
+        for counter in all.get(at).iter().flat_map(|(_, counters)| counters).flatten() {
+            counter.increment(1);
+        }
     }
 }
 
@@ -165,7 +193,7 @@ pub struct TcpProxyMetrics {
     pub received: Counter,
     /// `downstream_cx_tx_bytes_total`.
     pub sent: Counter,
-    /// `downstream_cx_rx_bytes_buffered`: received and not yet passed on.
+    /// `downstream_cx_rx_bytes_buffered`: received and not yet passed on: what the upstream has not taken.
     pub received_buffered: Gauge,
     /// `downstream_cx_tx_bytes_buffered`: to be sent.
     pub sent_buffered: Gauge,
@@ -190,10 +218,8 @@ impl TcpProxyMetrics {
         }
     }
 
-    /// Accounts for a connection that ended.
-    pub fn closed(&self, received: u64, sent: u64, flag: ResponseFlag) {
-        self.received.increment(received);
-        self.sent.increment(sent);
+    /// Accounts for a connection that ended; its bytes were counted as they went.
+    pub fn closed(&self, flag: ResponseFlag) {
         match flag {
             ResponseFlag::NoClusterFound => self.no_route.increment(1),
             ResponseFlag::StreamIdleTimeout => self.idle_timeout.increment(1),

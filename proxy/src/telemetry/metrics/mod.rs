@@ -23,10 +23,13 @@ use std::sync::LazyLock;
 
 pub use cell::{Counter, Gauge, Histogram};
 pub use cluster::{
-    CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, OutlierMetrics, SubscriptionMetrics,
-    UpstreamTlsMetrics,
+    CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, DnsMetrics, OutlierMetrics,
+    SubscriptionMetrics, UpstreamTlsMetrics,
 };
-pub use listener::{ConnectionLimitMetrics, ListenerMetrics, RbacMetrics, TcpProxyMetrics, listener_address};
+pub use listener::{
+    ConnectionLimitMetrics, DownstreamTlsMetrics, ListenerMetrics, RbacMetrics, TcpProxyMetrics,
+    listener_address,
+};
 pub use registry::{Registry, Scope};
 pub use server::{ClusterManagerMetrics, ControlPlaneMetrics, ListenerManagerMetrics, ServerMetrics};
 pub use snapshot::SnapshotMetrics;

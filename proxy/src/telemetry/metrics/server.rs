@@ -142,11 +142,7 @@ impl Default for ClusterManagerMetrics {
 pub struct ControlPlaneMetrics {
     /// `connected_state`: 1 while a stream is open.
     pub connected_state: Gauge,
-    /// `pending_requests`: not sent yet.
-    pub pending_requests: Gauge,
-    /// `rate_limit_enforced`.
-    pub rate_limit_enforced: Counter,
-    scope: Scope,
+    _scope: Scope,
 }
 
 impl ControlPlaneMetrics {
@@ -155,15 +151,8 @@ impl ControlPlaneMetrics {
         let scope = registry().scope("control_plane.");
         Self {
             connected_state: scope.gauge("connected_state"),
-            pending_requests: scope.gauge("pending_requests"),
-            rate_limit_enforced: scope.counter("rate_limit_enforced"),
-            scope,
+            _scope: scope,
         }
-    }
-
-    /// Shows who the control plane says it is: Envoy's `identifier`.
-    pub fn identifier(&self, identifier: &str) {
-        self.scope.text("identifier", identifier);
     }
 }
 

@@ -45,7 +45,7 @@ fn refuses() -> Port {
 impl Bed {
     fn new(clusters: Vec<Cluster>) -> Self {
         let bed = Self(Rc::new((
-            ClusterManager::new(Limits::default()),
+            ClusterManager::new(Limits::default(), true),
             RefCell::default(),
         )));
         bed.change(|snapshot| {
