@@ -340,9 +340,4 @@ impl SubscriptionMetrics {
             scope,
         }
     }
-
-    /// Shows the version taken last in words: Envoy's `version_text`.
-    pub fn version_text(&self, version: &str) {
-        self.scope.text("version_text", version);
-    }
 }
