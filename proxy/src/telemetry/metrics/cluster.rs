@@ -307,7 +307,7 @@ pub struct SubscriptionMetrics {
     pub version: Gauge,
     /// `update_duration`: milliseconds that taking an update takes.
     pub duration: Histogram,
-    scope: Scope,
+    _scope: Scope,
 }
 
 impl SubscriptionMetrics {
@@ -337,7 +337,7 @@ impl SubscriptionMetrics {
             time: scope.gauge("update_time"),
             version: scope.gauge("version"),
             duration: scope.histogram("update_duration"),
-            scope,
+            _scope: scope,
         }
     }
 }
