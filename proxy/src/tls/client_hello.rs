@@ -75,7 +75,10 @@ pub fn inspect(bytes: &[u8]) -> Inspected {
             if length > MAX_BYTES - MESSAGE_HEADER - RECORD_HEADER {
                 return Inspected::TooLarge;
             }
-            if let Some(body) = message.get(MESSAGE_HEADER..MESSAGE_HEADER + length) {
+            // Not before its record is whole, which the handshake waits for too.
+            if end <= bytes.len()
+                && let Some(body) = message.get(MESSAGE_HEADER..MESSAGE_HEADER + length)
+            {
                 return body_of(body).map_or(Inspected::NotTls, Inspected::Hello);
             }
         }
@@ -230,6 +233,18 @@ mod tests {
             }
             assert_eq!(inspect(&bytes), asked(Some("a.b"), &["x"]));
         }
+    }
+
+    /// What was asked to be waited for is never more than what decides.
+    #[test]
+    fn a_record_that_goes_on_behind_the_hello_is_waited_for() {
+        let mut bytes = hello("a.b", &[]);
+        let length = bytes.len() - RECORD_HEADER;
+        let longer = u16::try_from(length + 9).unwrap().to_be_bytes();
+        bytes[3..RECORD_HEADER].copy_from_slice(&longer);
+        assert_eq!(inspect(&bytes), Inspected::Need(bytes.len() + 9));
+        bytes.extend([0; 9]);
+        assert_eq!(inspect(&bytes), asked(Some("a.b"), &[]));
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub fn inspect(bytes: &[u8]) -> Inspected {
     let common = bytes.len().min(PREFACE.len());
     if bytes[..common] == PREFACE[..common] {
         return if bytes.len() < PREFACE.len() {
-            Inspected::Need(PREFACE.len())
+            // Not the whole of it: a request that begins alike may be shorter.
+            Inspected::Need(bytes.len() + 1)
         } else {
             Inspected::Http("h2c")
         };
@@ -38,8 +39,12 @@ pub fn inspect(bytes: &[u8]) -> Inspected {
         };
     };
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    // Whether it comes at once or in pieces, the same decides.
+    if !may_be_request_line(line) {
+        return Inspected::NotHttp;
+    }
     let mut words = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
+    let (Some(_), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Inspected::NotHttp;
@@ -49,7 +54,7 @@ pub fn inspect(bytes: &[u8]) -> Inspected {
         b"HTTP/1.0" => "http/1.0",
         _ => return Inspected::NotHttp,
     };
-    if method.is_empty() || !method.iter().copied().all(is_token) || target.is_empty() {
+    if target.is_empty() {
         return Inspected::NotHttp;
     }
     Inspected::Http(version)
@@ -78,12 +83,13 @@ mod tests {
         for (bytes, protocol) in [
             (&b"GET /x HTTP/1.1\r\n"[..], "http/1.1"),
             (b"POST /x HTTP/1.0\n", "http/1.0"),
+            (b"PRI / HTTP/1.1\n", "http/1.1"),
             (b"PRIVATE / HTTP/1.1\r\n", "http/1.1"),
             (PREFACE, "h2c"),
         ] {
             for n in 0..bytes.len() {
                 assert!(
-                    matches!(inspect(&bytes[..n]), Inspected::Need(more) if more > n),
+                    matches!(inspect(&bytes[..n]), Inspected::Need(more) if n < more && more <= bytes.len()),
                     "{:?}",
                     &bytes[..n]
                 );
@@ -102,6 +108,8 @@ mod tests {
             &b"\x16\x03\x01"[..],
             b" GET",
             b"GET \x01",
+            b"GET \x01 HTTP/1.1\r\n",
+            b" / HTTP/1.1\r\n",
             b"GET / HTTP/2.0\r\n",
             b"SSH-2.0-x\r\n",
             b"GET  HTTP/1.1\r\n",

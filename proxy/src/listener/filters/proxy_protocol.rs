@@ -12,7 +12,7 @@ const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and transport, length.
 const V2_HEADER: usize = 16;
 /// A longer header is refused: Consul's sidecars send none, and it is held in the kernel for strangers.
-const MAX_V2: usize = 16 * 1024;
+pub const MAX_BYTES: usize = 16 * 1024;
 
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ fn v2(bytes: &[u8]) -> Parsed {
     if version_command >> 4 != 2 {
         return Parsed::Malformed("a PROXY header of a version that is not 2");
     }
-    if length > MAX_V2 {
+    if length > MAX_BYTES {
         return Parsed::Malformed("a PROXY header of over 16 KiB");
     }
     let Some(body) = bytes.get(V2_HEADER..length) else {
@@ -198,7 +198,7 @@ mod tests {
             &v2(1, 0x11, &[0; 11]),
             &v2(1, 0x31, &[0; 216]),
             &v2(2, 0x11, &[0; 12]),
-            &v2(1, 0x11, &[0; MAX_V2]),
+            &v2(1, 0x11, &[0; MAX_BYTES]),
             &[V2, &[0x11, 0x11, 0, 0]].concat(),
         ] {
             assert!(matches!(parse(bytes), Parsed::Malformed(_)), "{bytes:?}");
