@@ -97,16 +97,18 @@ fn live() -> LiveFacts {
 fn read(data: &[u8]) -> Input {
     let mut input = Input::default();
     let mut vars = Vec::new();
-    let mut secret_follows = false;
+    let mut before: &[u8] = b"";
     for line in data.split(|byte| *byte == b'\n') {
         if let Some(argument) = line.strip_prefix(b"> ") {
-            let argument = match std::mem::take(&mut secret_follows) {
-                // clap takes it for a flag, and complains of the one before.
-                true if !argument.starts_with(b"-") => SECRET.into(),
+            let with_secret = match before {
+                // Whatever it is, clap takes it for the text.
+                b"--config-yaml" => with_secret_text(argument),
+                // clap takes what begins like one for a flag, and complains of the one before.
+                b"--token" if !argument.starts_with(b"-") => SECRET.into(),
                 _ => with_secret_argument(argument),
             };
-            secret_follows = argument == b"--token";
-            input.args.push(OsString::from_vec(argument));
+            before = if before == b"--config-yaml" { b"" } else { argument };
+            input.args.push(OsString::from_vec(with_secret));
         } else if let Some(file) = line.strip_prefix(b"< ") {
             let (path, content) = halves(file);
             let path = PathBuf::from(OsString::from_vec(path.to_vec()));
@@ -133,12 +135,25 @@ fn with_secret_argument(argument: &[u8]) -> Vec<u8> {
     let (flag, value) = halves(argument);
     match flag {
         b"--token" if flag.len() < argument.len() => [b"--token=", SECRET.as_bytes()].concat(),
+        // A bootstrap's text, whether it can be read or not.
+        b"--config-yaml" if flag.len() < argument.len() => {
+            [b"--config-yaml=", &with_secret_text(value)[..]].concat()
+        }
         b"--http-addr" | b"--consul" => {
             let glue: &[u8] = if flag.len() < argument.len() { b"=" } else { b"" };
             [flag, glue, &with_password(value)].concat()
         }
         _ => argument.to_vec(),
     }
+}
+
+/// In the place of each @, else behind everything.
+fn with_secret_text(text: &[u8]) -> Vec<u8> {
+    if !text.contains(&b'@') {
+        return [text, SECRET.as_bytes()].concat();
+    }
+    let pieces: Vec<&[u8]> = text.split(|byte| *byte == b'@').collect();
+    pieces.join(SECRET.as_bytes())
 }
 
 fn with_secret_value(name: &[u8], value: &[u8]) -> Vec<u8> {

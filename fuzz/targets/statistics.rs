@@ -55,7 +55,11 @@ fuzz_target!(|text: &str| {
             assert!(!line.contains(['\n', '\r']), "{line}");
         }
         let joined: Vec<String> = statsd::datagrams(&lines, 512);
-        assert_eq!(joined.join("\n"), lines.join("\n"), "nothing is lost in datagrams");
+        assert_eq!(
+            joined.join("\n"),
+            lines.join("\n"),
+            "nothing is lost in datagrams"
+        );
     }
     assert!(admin::json(&samples)["stats"].is_array());
     assert!(admin::text(&samples).ends_with('\n'));
@@ -65,13 +69,18 @@ fuzz_target!(|text: &str| {
 fn scrape(page: &str) {
     let word = |text: &str| {
         let mut letters = text.chars();
-        letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        letters
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
             && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     for line in page.lines() {
         if let Some(declared) = line.strip_prefix("# TYPE ") {
             let (name, kind) = declared.split_once(' ').expect("a type");
-            assert!(word(name) && ["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert!(
+                word(name) && ["counter", "gauge", "histogram"].contains(&kind),
+                "{line}"
+            );
             continue;
         }
         let (name, mut rest) = line.split_once('{').expect("labels, be they none");
