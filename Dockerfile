@@ -3,7 +3,7 @@
 #   docker build -t attache .
 #
 # In a Nomad job, in Envoy's place:   meta { connect.sidecar_image = "attache" }   on the clients, or
-#   sidecar_task { config { image = "attache" } }   in one job.
+#   image = "attache"   in the config of the job's sidecar_task.
 # It runs as any user and with a read-only root. The build needs the network and nothing of the host.
 
 FROM rust:1.95-bookworm AS build

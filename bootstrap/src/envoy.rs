@@ -4,6 +4,7 @@
 //! content is for `control::xds`, which reads the file again whenever it changes.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -48,6 +49,9 @@ pub struct EnvoyConfig {
     /// tried in the place of the bootstrap's token whenever its content changes. Empty outside of
     /// Nomad.
     pub token_files: Vec<PathBuf>,
+    /// Nomad's `NOMAD_ENVOY_READY_ADDR_<service>`: where it says that readiness is told. Consul writes a
+    /// listener for it only for gateways; a sidecar's bootstrap has none.
+    pub ready: Option<SocketAddr>,
     /// Where a task's folders are, for relative paths in the bootstrap.
     pub task_folders: TaskFolders,
     /// The release that is told to Consul and by the admin API: [`ENVOY_VERSION`], unless

@@ -156,6 +156,7 @@ fn config(config_yaml: Option<Document>) -> EnvoyConfig {
         admin_address_path: None,
         stats_tags: Vec::new(),
         token_files: Vec::new(),
+        ready: None,
         task_folders: TaskFolders::default(),
         envoy_version: ENVOY_VERSION,
         ignored: Vec::new(),

@@ -67,7 +67,7 @@ async fn refused(filter: Value, words: &[&str]) {
 
     api.register(&agent, hatch(&api, &filter)).await;
     let said = [
-        "a response is refused; the last good configuration goes on",
+        "a response is refused; what was accepted before, if anything, goes on",
         "lds",
     ];
     let line = api_sidecar.says(&said).await;

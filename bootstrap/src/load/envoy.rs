@@ -2,6 +2,7 @@
 //!
 //! Finds the bootstrap and opens it not: it may be a pipe, which can be read but once.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::envoy::{
     DRAIN_TIME, ENVOY_VERSION, EnvoyConfig, EnvoyFile, EnvoyVersion, NodeOverrides, PARENT_SHUTDOWN_TIME,
     TaskFolders, UnknownDynamicFields, UnknownFields,
 };
+use crate::names::clean_name;
 use crate::problem::Failure;
 use crate::report::Sourced;
 
@@ -88,6 +90,7 @@ pub(super) fn config(mut args: EnvoyArgs, mut draft: Draft<'_>) -> Result<EnvoyC
         admin_address_path: value("--admin-address-path", args.admin_address_path.take(), &mut draft),
         stats_tags: stats_tags(&args.stats_tag, &mut draft),
         token_files: token::nomad_paths(&mut draft).map_or_else(Vec::new, |files| files.value),
+        ready: ready(&mut draft),
         task_folders: task_folders(&mut draft),
         envoy_version: version(&mut draft),
         warnings: warnings(&args),
@@ -302,6 +305,17 @@ fn stats_tags(given: &[String], draft: &mut Draft<'_>) -> Vec<(String, String)> 
         tags.push((tag.to_owned(), value.to_owned()));
     }
     tags
+}
+
+/// Where Nomad tells people that the sidecar of its task says whether it is ready. What is no address is
+/// left alone: nothing depends on it.
+fn ready(draft: &mut Draft<'_>) -> Option<SocketAddr> {
+    let task = draft.peek(nomad::TASK_NAME)?;
+    let service = task.strip_prefix(nomad::SIDECAR_TASK)?;
+    draft
+        .peek(&format!("NOMAD_ENVOY_READY_ADDR_{}", clean_name(service)))?
+        .parse()
+        .ok()
 }
 
 fn task_folders(draft: &mut Draft<'_>) -> TaskFolders {

@@ -117,7 +117,7 @@ impl ListenerManager {
             if strict {
                 return Err(error);
             }
-            tracing::error!("{error}");
+            tracing::error!("{error}; tried again every {} s", RETRY.as_secs());
             self.told.insert(error.to_string());
         }
         tracing::info!(listeners = self.bound.len(), "listening");
@@ -152,7 +152,7 @@ impl ListenerManager {
             let errors = self.apply(&snapshot);
             let tell: BTreeSet<String> = errors.iter().map(ToString::to_string).collect();
             for error in tell.difference(&self.told) {
-                tracing::error!("{error}");
+                tracing::error!("{error}; tried again every {} s", RETRY.as_secs());
             }
             self.told = tell;
         }

@@ -21,6 +21,7 @@ use attache_proto::json::{self, Diagnostics, JsonError};
 use hyper::body::Bytes;
 use prost::Message as _;
 
+use super::ready;
 use super::stats::{self, Statistics};
 
 /// The metadata key of Consul's ACL token.
@@ -105,17 +106,18 @@ impl Bootstrap {
             Message::decode(wire.as_slice()).map_err(|error| BootstrapError::Syntax(error.to_string()))?;
         let mut notes: Vec<String> = diagnostics.warnings.iter().map(ToString::to_string).collect();
         if !notes.is_empty() && !config.unknown_fields.static_allowed {
-            notes.push("what is not known in the bootstrap file is left out; Envoy refuses it".to_owned());
+            notes.push("what is not known in the bootstrap file is left out; Envoy refuses what it does not know either".to_owned());
         }
         let node = overridden(message.node.clone().unwrap_or_default(), &config.node);
-        let statics = message.static_resources.clone().unwrap_or_default();
-        let ads = ads(&message, &statics)?;
+        let mut statics = message.static_resources.clone().unwrap_or_default();
+        let (ads, admin) = (ads(&message, &statics)?, admin(&message)?);
         if ads.is_some() {
             refuse_gateway(&node)?;
+            ready::listen(&mut statics, config.ready, admin)?;
         }
         Ok(Self {
             node,
-            admin: admin(&message)?,
+            admin,
             ads,
             statistics: stats::decode(&message, &mut notes)?,
             statics,

@@ -14,6 +14,7 @@ pub mod decode;
 mod grpc;
 mod leg;
 mod metrics;
+mod ready;
 mod report;
 mod settling;
 mod source;

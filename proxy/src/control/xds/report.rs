@@ -131,7 +131,7 @@ impl Reporter {
                     tracing::error!(
                         xds,
                         why,
-                        "a response is refused; the last good configuration goes on"
+                        "a response is refused; what was accepted before, if anything, goes on"
                     );
                 }
             }

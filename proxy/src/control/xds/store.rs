@@ -129,11 +129,23 @@ impl Store {
         }
         for cluster in &statics.clusters {
             let held = store.hold(fixed(&cluster.name, cluster), true, cluster_of)?;
-            store.clusters.insert(cluster.name.as_str().into(), held);
+            if store
+                .clusters
+                .insert(cluster.name.as_str().into(), held)
+                .is_some()
+            {
+                return Err(decode::At::resource("Cluster", &cluster.name).refuse("is there twice"));
+            }
         }
         for listener in &statics.listeners {
             let held = store.hold(fixed(&listener.name, listener), true, listener_of)?;
-            store.listeners.insert(listener.name.as_str().into(), held);
+            if store
+                .listeners
+                .insert(listener.name.as_str().into(), held)
+                .is_some()
+            {
+                return Err(decode::At::resource("Listener", &listener.name).refuse("is there twice"));
+            }
         }
         Ok(store)
     }
@@ -201,8 +213,10 @@ impl Store {
         let accepted = self.accepted();
         let now = Instant::now();
         let waited = |missing: &Missing| self.since.get(missing).map(|since| now.duration_since(*since));
-        let given_up =
-            |missing: &Missing| waited(missing).is_some_and(|waited| waited >= self.patience(missing));
+        // A file that is all there is says nothing more.
+        let given_up = |missing: &Missing| {
+            !self.has_control_plane || waited(missing).is_some_and(|waited| waited >= self.patience(missing))
+        };
         let Assembled {
             snapshot,
             missing,
@@ -210,7 +224,9 @@ impl Store {
         } = assemble(&accepted, self.published.as_deref(), &given_up);
         for missing in missing.iter().filter(|missing| given_up(missing)) {
             if self.published.is_none() {
-                tracing::warn!("{missing} did not come in time; what needs it is served without");
+                if self.has_control_plane {
+                    tracing::warn!("{missing} did not come in time; what needs it is served without");
+                }
                 self.count_timed_out(missing);
             }
         }
@@ -218,7 +234,15 @@ impl Store {
         self.metrics.warming(missing.iter().filter(is_warming).count());
         self.since.retain(|known, _| missing.contains(known));
         for missing in missing {
-            self.since.entry(missing).or_insert(now);
+            let has_control_plane = self.has_control_plane;
+            self.since.entry(missing).or_insert_with_key(|missing| {
+                if has_control_plane {
+                    tracing::info!("a listener waits for {missing}");
+                } else {
+                    tracing::warn!("a listener needs {missing}, which the file does not have");
+                }
+                now
+            });
         }
         let complete =
             self.answered.contains(&ResourceKind::Cluster) && self.answered.contains(&ResourceKind::Listener);

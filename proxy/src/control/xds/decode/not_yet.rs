@@ -28,7 +28,7 @@ pub(super) fn check(
     if let Some(what) = not_yet(manager, outbound) {
         let why = "is not supported yet";
         return Err(at.refuse(format!(
-            "have the HttpConnectionManager {prefix:?} with {what}, which {why}"
+            "have the HttpConnectionManager {prefix:?} with {what}, which {why}: services whose protocol is http, http2 or grpc need Envoy as yet, or the protocol tcp"
         )));
     }
     if !manager.upgrade_types.is_empty() {
