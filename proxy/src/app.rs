@@ -265,6 +265,7 @@ async fn drain(workers: &[WorkerHandle], deadline: Duration) -> usize {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -272,13 +273,18 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                // As Envoy: schedulers send it for "read your files again", which is done without being asked.
+                _ = self.hangup.recv() => tracing::info!("SIGHUP is ignored"),
+            }
         }
     }
 }

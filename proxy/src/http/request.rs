@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
 use hyper::{Method, StatusCode, Version};
 
 use super::local_reply::LocalReply;
@@ -70,6 +71,10 @@ pub(super) fn check(parts: &Parts) -> Result<String, LocalReply> {
     if parts.method == Method::CONNECT {
         return Err(LocalReply::no_route().closing());
     }
+    // Nothing here can undo another coding, and the header that names it goes no further.
+    if !only_chunked(&parts.headers) {
+        return Err(LocalReply::empty(StatusCode::NOT_IMPLEMENTED).closing());
+    }
     let host = host(parts)?;
     if upgrade(&parts.headers).is_some() {
         return Err(LocalReply::empty(StatusCode::FORBIDDEN).closing());
@@ -84,13 +89,25 @@ fn host(parts: &Parts) -> Result<String, LocalReply> {
         return Err(LocalReply::bad_request("there are several host headers"));
     }
     if let Some(authority) = parts.uri.authority() {
-        return Ok(authority.as_str().to_owned());
+        // Without the user information, which is no part of a host (RFC 9110, section 4.2.4).
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        return Ok(host.to_owned());
     }
     match header.map(HeaderValue::to_str) {
-        Some(Ok(host)) if !host.is_empty() => Ok(host.to_owned()),
+        Some(Ok(host)) if !host.is_empty() => match host.parse::<Authority>() {
+            Ok(_) => Ok(host.to_owned()),
+            Err(_) => Err(LocalReply::bad_request("the host header is no host")),
+        },
         Some(Err(_)) => Err(LocalReply::bad_request("the host header is no text")),
         Some(Ok(_)) | None => Err(LocalReply::empty(StatusCode::BAD_REQUEST).closing()),
     }
+}
+
+/// Whether a body is whole or in chunks, and nothing else (RFC 9112, section 6.1).
+fn only_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(chunked) && codings.next().is_none()
 }
 
 /// The protocol that a request would go on with. HTTP/2 over plain text is left out, as by Envoy: such a
@@ -183,11 +200,39 @@ mod tests {
         assert_eq!(check(&head(get().header("host", "a:1"))).unwrap(), "a:1");
         let absolute = hyper::Request::get("http://b/").header("host", "a");
         assert_eq!(check(&head(absolute)).unwrap(), "b");
+        let with_user = hyper::Request::get("http://u:p@b:1/").header("host", "a");
+        assert_eq!(check(&head(with_user)).unwrap(), "b:1");
+        for host in ["a_b:80", "[::1]:80", "A.b"] {
+            assert_eq!(check(&head(get().header("host", host))).unwrap(), host);
+        }
+        for host in ["a b", "a/../b", "a?b", "a#b"] {
+            assert_eq!(status(get().header("host", host)), 400, "{host}");
+        }
         assert_eq!(status(get()), 400);
         assert_eq!(status(get().header("host", "")), 400);
         assert_eq!(status(get().header("host", "a").header("host", "a")), 400);
         assert_eq!(status(get().header("host", "a").method("FOO")), 400);
         assert_eq!(status(get().header("host", "a").version(Version::HTTP_10)), 426);
+    }
+
+    #[test]
+    fn a_coding_that_nothing_here_undoes_is_refused() {
+        let coded = |codings: &[&str]| {
+            let get = hyper::Request::get("/").header("host", "a");
+            let add = |request: hyper::http::request::Builder, coding: &&str| {
+                request.header("transfer-encoding", *coding)
+            };
+            check(&head(codings.iter().fold(get, add)))
+        };
+        assert!(coded(&["Chunked"]).is_ok());
+        for codings in [
+            &["gzip, chunked"][..],
+            &["identity, chunked"],
+            &["chunked", "chunked"],
+        ] {
+            let refused = coded(codings).unwrap_err().into_response();
+            assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED, "{codings:?}");
+        }
     }
 
     #[test]

@@ -8,8 +8,10 @@ use super::spiffe::SpiffeId;
 /// One accepted connection as filter chain matching and rules see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Downstream {
-    /// Who connected; none on a unix socket.
+    /// Who connected, or who a PROXY header says did; none on a unix socket.
     pub source: Option<SocketAddr>,
+    /// Who wrote the PROXY header that [`Self::source`] is from; apart, since next to none is.
+    pub relay: Option<Box<SocketAddr>>,
     /// Where to: the local address, or what it was before a redirection (`original_dst`). None on a unix
     /// socket.
     pub destination: Option<SocketAddr>,
@@ -45,6 +47,16 @@ impl Downstream {
         self.destination_restored = true;
     }
 
+    /// Takes a PROXY header's word for who connected.
+    pub fn restore_source(&mut self, source: SocketAddr) {
+        self.relay = self.source.replace(source).map(Box::new);
+    }
+
+    /// The socket's other end, whatever a PROXY header says (Envoy's direct remote address).
+    pub fn direct_source(&self) -> Option<SocketAddr> {
+        self.relay.as_deref().copied().or(self.source)
+    }
+
     /// Where it went before a redirection. None if it was not redirected: dialling its destination
     /// ([`super::ClusterKind::OriginalDestination`]) would be dialling ourselves, again and again.
     pub fn original_destination(&self) -> Option<SocketAddr> {
@@ -67,16 +79,11 @@ impl Peer {
         }
     }
 
-    /// The names that Envoy's `authenticated` principal looks at: the URIs, else the DNS names, else the
-    /// subject.
+    /// The names that Envoy's `authenticated` principal looks at, in its order: the URIs, the DNS names and
+    /// the subject, each of them. A rule that denies by a DNS name holds for who has a URI too.
     pub fn principals(&self) -> impl Iterator<Item = &str> {
-        let names = match (self.uris.as_slice(), self.dns_names.as_slice()) {
-            ([], []) => &[],
-            ([], dns) => dns,
-            (uris, _) => uris,
-        };
-        let subject = names.is_empty().then_some(self.subject.as_str());
-        names.iter().map(String::as_str).chain(subject)
+        let names = self.uris.iter().chain(&self.dns_names).chain([&self.subject]);
+        names.map(String::as_str)
     }
 
     /// A name for logs: the first of [`Self::principals`].

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use regex::{Regex, RegexBuilder};
 
-/// A compiled expression larger than this is refused: RE2's limit that Consul writes into the bootstrap
-/// (`re2.max_program_size.error_level`) is of this order.
-const MAX_REGEX_BYTES: usize = 1 << 20;
+/// A compiled expression larger than this is refused. RE2's limit that Consul writes into the bootstrap
+/// (`re2.max_program_size.error_level`) is a million instructions; `\w{200}` alone is over one MiB here.
+const MAX_REGEX_BYTES: usize = 10 << 20;
 
 /// Envoy's `StringMatcher`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,9 +185,10 @@ impl Cidr {
         (length <= bits).then_some(Self { address, length })
     }
 
-    /// Whether `address` is among them. IPv4 addresses mapped into IPv6 are looked at as IPv4.
+    /// Whether `address` is among them. An IPv4 address mapped into IPv6 is looked at as IPv4, since that is
+    /// how a socket for both shows it; a range is of the family that it is written in, as Envoy's.
     pub fn contains(self, address: IpAddr) -> bool {
-        match (self.address.to_canonical(), address.to_canonical()) {
+        match (self.address, address.to_canonical()) {
             (IpAddr::V4(a), IpAddr::V4(b)) => {
                 let shift = 32 - u32::from(self.length.min(32));
                 (u32::from(a) ^ u32::from(b)).checked_shr(shift).unwrap_or(0) == 0
@@ -240,9 +241,10 @@ impl HeaderCheck {
 }
 
 impl MetadataMatcher {
-    /// Whether the metadata is what is asked for.
-    pub fn matches(&self, request: &dyn Request) -> bool {
-        let value = request.metadata(&self.filter, &self.path);
+    /// Whether the metadata is what is asked for. Without a request there is none, which is an answer that
+    /// can be turned round.
+    pub fn matches(&self, request: Option<&dyn Request>) -> bool {
+        let value = request.and_then(|request| request.metadata(&self.filter, &self.path));
         value.is_some_and(|value| self.value.matches(&value)) != self.invert
     }
 }
@@ -327,6 +329,8 @@ mod tests {
         assert!(!cidr("0.0.0.0", 0).contains(ip("::1")));
         assert!(cidr("::1", 128).contains(ip("::1")) && !cidr("::1", 128).contains(ip("::2")));
         assert!(cidr("::", 0).contains(ip("2001:db8::1")));
+        assert!(!cidr("::ffff:10.0.0.1", 128).contains(ip("10.0.0.1")));
+        assert!(!cidr("::ffff:10.0.0.1", 24).contains(ip("10.0.0.9")));
         assert!(Cidr::new(ip("1.2.3.4"), 33).is_none());
     }
 }

@@ -65,8 +65,10 @@ pub enum Principal {
     /// `authenticated`: a verified certificate, with a name that matches where one is asked for
     /// ([`super::downstream::Peer::principals`]).
     Authenticated(Option<StringMatcher>),
-    /// `direct_remote_ip`: the address that connected.
+    /// `source_ip` and `remote_ip`: the address that connected, or that a PROXY header says did.
     SourceIp(Cidr),
+    /// `direct_remote_ip`: the address that connected, which nobody can make up.
+    DirectRemoteIp(Cidr),
     /// `header`: of a request.
     Header(HeaderMatcher),
     /// `url_path`: of a request, without its query.
@@ -177,9 +179,12 @@ impl Principal {
             Self::SourceIp(range) => downstream
                 .source
                 .is_some_and(|source| range.contains(source.ip())),
+            Self::DirectRemoteIp(range) => downstream
+                .direct_source()
+                .is_some_and(|source| range.contains(source.ip())),
             Self::Header(header) => request.is_some_and(|request| header.matches(request)),
             Self::UrlPath(path) => request.is_some_and(|request| path.matches(request.path())),
-            Self::Metadata(metadata) => request.is_some_and(|request| metadata.matches(request)),
+            Self::Metadata(metadata) => metadata.matches(request),
             Self::All(all) => all.iter().all(|p| p.matches(downstream, request)),
             Self::AnyOf(any) => any.iter().any(|p| p.matches(downstream, request)),
             Self::Not(principal) => !principal.matches(downstream, request),
@@ -200,7 +205,7 @@ impl Permission {
             Self::RequestedServerName(name) => name.matches(downstream.server_name.as_deref().unwrap_or("")),
             Self::Header(header) => request.is_some_and(|request| header.matches(request)),
             Self::UrlPath(path) => request.is_some_and(|request| path.matches(request.path())),
-            Self::Metadata(metadata) => request.is_some_and(|request| metadata.matches(request)),
+            Self::Metadata(metadata) => metadata.matches(request),
             Self::All(all) => all.iter().all(|p| p.matches(downstream, request)),
             Self::AnyOf(any) => any.iter().any(|p| p.matches(downstream, request)),
             Self::Not(permission) => !permission.matches(downstream, request),
@@ -318,6 +323,55 @@ mod tests {
         assert_eq!(to("10.2.3.4:81", "web"), Action::Allow);
         assert_eq!(to("1.2.3.4:81", "web"), Action::Deny);
         assert_eq!(to("1.2.3.4:80", "intruder"), Action::Deny);
+    }
+
+    #[test]
+    fn every_name_of_a_certificate_counts() {
+        let named = |name: &str| Principal::Authenticated(Some(StringMatcher::exact(name)));
+        let mut web = Peer::of(SpiffeId::parse("spiffe://td.consul/ns/default/dc/dc1/svc/web").unwrap());
+        web.dns_names = vec!["web.td.consul".into()];
+        web.subject = "CN=web".into();
+        let web = Downstream {
+            peer: Some(Arc::new(web)),
+            ..Downstream::default()
+        };
+        for name in [
+            "spiffe://td.consul/ns/default/dc/dc1/svc/web",
+            "web.td.consul",
+            "CN=web",
+        ] {
+            assert!(named(name).matches(&web, None), "{name}");
+        }
+        assert!(!named("").matches(&web, None));
+    }
+
+    #[test]
+    fn a_proxy_header_changes_no_direct_source() {
+        let range = |address: [u8; 4]| Cidr::new(address.into(), 32).unwrap();
+        let (relay, client) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let mut downstream = Downstream {
+            source: Some((relay, 1).into()),
+            ..Downstream::default()
+        };
+        assert!(Principal::DirectRemoteIp(range(relay)).matches(&downstream, None));
+        downstream.restore_source((client, 2).into());
+        assert!(Principal::DirectRemoteIp(range(relay)).matches(&downstream, None));
+        assert!(!Principal::DirectRemoteIp(range(client)).matches(&downstream, None));
+        assert!(Principal::SourceIp(range(client)).matches(&downstream, None));
+    }
+
+    #[test]
+    fn a_connection_has_no_metadata_which_can_be_asked_for() {
+        let metadata = |invert| {
+            Principal::Metadata(MetadataMatcher {
+                filter: "f".into(),
+                path: vec!["k".into()],
+                value: StringMatcher::exact("v"),
+                invert,
+            })
+        };
+        assert!(!metadata(false).matches(&Downstream::default(), None));
+        assert!(metadata(true).matches(&Downstream::default(), None));
     }
 
     #[test]

@@ -82,7 +82,8 @@ fn principal(it: &Principal) -> Value {
         Principal::Authenticated(Some(name)) => {
             json!({ "authenticated": { "principal_name": string(name) } })
         }
-        Principal::SourceIp(range) => json!({ "direct_remote_ip": cidr(range) }),
+        Principal::SourceIp(range) => json!({ "remote_ip": cidr(range) }),
+        Principal::DirectRemoteIp(range) => json!({ "direct_remote_ip": cidr(range) }),
         Principal::Header(matcher) => json!({ "header": header(matcher) }),
         Principal::UrlPath(path) => json!({ "url_path": { "path": string(path) } }),
         Principal::Metadata(matcher) => json!({ "metadata": metadata(matcher) }),

@@ -115,7 +115,7 @@ async fn proxy_protocol(stream: &PlainStream, downstream: &mut Downstream) -> Re
             Parsed::Header { length, ends } => {
                 take(stream, length)?;
                 if let Some((source, destination)) = ends {
-                    downstream.source = Some(source);
+                    downstream.restore_source(source);
                     downstream.restore_destination(destination);
                 }
                 return Ok(());

@@ -20,6 +20,10 @@ use super::matcher;
 use crate::model::Action;
 use crate::model::rbac::{Permission, Principal, Rbac, Rule};
 
+/// Why a network filter refuses a rule about headers, as Envoy does: it would match nobody, which lets them
+/// in under DENY and NOT.
+const OF_REQUESTS: &str = "is of requests, and a network filter sees none";
+
 /// What the rules are asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -64,7 +68,7 @@ pub fn scoped(
             name: name.as_str().into(),
             action,
             principal: principals(policy, scope, &at)?,
-            permission: permissions(policy, &at)?,
+            permission: permissions(policy, scope, &at)?,
         })
     };
     let rules = rbac.policies.iter().map(rule).collect::<Result<_, _>>()?;
@@ -84,7 +88,7 @@ fn principals(policy: &wire::Policy, scope: Scope, at: &At<'_>) -> Result<Princi
     Ok(one_of(all, Principal::AnyOf))
 }
 
-fn permissions(policy: &wire::Policy, at: &At<'_>) -> Result<Permission, DecodeError> {
+fn permissions(policy: &wire::Policy, scope: Scope, at: &At<'_>) -> Result<Permission, DecodeError> {
     unsupported(
         at,
         &[
@@ -93,7 +97,9 @@ fn permissions(policy: &wire::Policy, at: &At<'_>) -> Result<Permission, DecodeE
             (policy.cel_config.is_some(), "cel_config"),
         ],
     )?;
-    let all = several(&policy.permissions, &at.field("permissions"), permission)?;
+    let all = several(&policy.permissions, &at.field("permissions"), |permission, at| {
+        self::permission(permission, scope, at)
+    })?;
     Ok(one_of(all, Permission::AnyOf))
 }
 
@@ -154,7 +160,12 @@ fn principal(principal: &wire::Principal, scope: Scope, at: &At<'_>) -> Result<P
         }
         Identifier::SourceIp(range) => remote(range, "source_ip")?,
         Identifier::RemoteIp(range) => remote(range, "remote_ip")?,
-        Identifier::DirectRemoteIp(range) => Principal::SourceIp(cidr(range, &at.field("direct_remote_ip"))?),
+        Identifier::DirectRemoteIp(range) => {
+            Principal::DirectRemoteIp(cidr(range, &at.field("direct_remote_ip"))?)
+        }
+        Identifier::Header(_) if scope == Scope::Network => {
+            return Err(at.field("header").refuse(OF_REQUESTS));
+        }
         Identifier::Header(header) => Principal::Header(matcher::header(header, &at.field("header"))?),
         Identifier::UrlPath(path) => Principal::UrlPath(matcher::path(path, &at.field("url_path"))?),
         Identifier::Metadata(metadata) => {
@@ -166,23 +177,28 @@ fn principal(principal: &wire::Principal, scope: Scope, at: &At<'_>) -> Result<P
     })
 }
 
-fn permission(permission: &wire::Permission, at: &At<'_>) -> Result<Permission, DecodeError> {
+fn permission(permission: &wire::Permission, scope: Scope, at: &At<'_>) -> Result<Permission, DecodeError> {
     let Some(rule) = &permission.rule else {
         return Err(at.refuse("permits nothing"));
     };
     let refuse = |field: &str| Err(at.field(field).refuse("is not supported"));
     let set = |set: &wire::permission::Set, field: &str| {
-        several(&set.rules, &at.field(field).field("rules"), self::permission)
+        several(&set.rules, &at.field(field).field("rules"), |one, at| {
+            self::permission(one, scope, at)
+        })
     };
     Ok(match rule {
         PermissionRule::AndRules(rules) => Permission::All(set(rules, "and_rules")?),
         PermissionRule::OrRules(rules) => Permission::AnyOf(set(rules, "or_rules")?),
         PermissionRule::NotRule(rule) => {
-            Permission::Not(Box::new(self::permission(rule, &at.field("not_rule"))?))
+            Permission::Not(Box::new(self::permission(rule, scope, &at.field("not_rule"))?))
         }
         PermissionRule::Any(any) => {
             must_be_true(*any, at)?;
             Permission::Any
+        }
+        PermissionRule::Header(_) if scope == Scope::Network => {
+            return Err(at.field("header").refuse(OF_REQUESTS));
         }
         PermissionRule::Header(header) => Permission::Header(matcher::header(header, &at.field("header"))?),
         PermissionRule::UrlPath(path) => Permission::UrlPath(matcher::path(path, &at.field("url_path"))?),

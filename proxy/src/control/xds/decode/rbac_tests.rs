@@ -172,7 +172,10 @@ fn principals() {
     assert_eq!(network(Identifier::Any(true)), Principal::Any);
     assert_eq!(network(Identifier::SourceIp(range("10.1.0.0", 8))), ten());
     assert_eq!(network(Identifier::RemoteIp(range("10.0.0.0", 8))), ten());
-    assert_eq!(network(Identifier::DirectRemoteIp(range("10.0.0.0", 8))), ten());
+    assert_eq!(
+        network(Identifier::DirectRemoteIp(range("10.0.0.0", 8))),
+        Principal::DirectRemoteIp(cidr(&range("10.0.0.0", 8), &AT).unwrap())
+    );
     let authenticated = wire::principal::Authenticated::default();
     assert_eq!(
         network(Identifier::Authenticated(authenticated)),
@@ -187,7 +190,7 @@ fn principals() {
     let not = network(Identifier::NotId(Box::new(anybody())));
     assert_eq!(not, Principal::Not(Box::new(Principal::Any)));
     assert!(matches!(
-        network(Identifier::Header(header())),
+        principal_of(who(Identifier::Header(header())), Scope::Http).unwrap(),
         Principal::Header(header) if header.check == HeaderCheck::Present(true)
     ));
     assert!(matches!(
@@ -294,6 +297,17 @@ fn what_cannot_be_decided_is_refused_by_name() {
     );
 
     let refused = |rbac: &wire::Rbac| read(rbac, Scope::Network).unwrap_err().path;
+    let by_header = || who(Identifier::Header(header()));
+    let not = who(Identifier::NotId(Box::new(by_header())));
+    assert_eq!(
+        refused(&rbac("p", vec![not], vec![anything()])),
+        at("principals[0].not_id.header")
+    );
+    let headed = what(PermissionRule::Header(header()));
+    assert_eq!(
+        refused(&rbac("p", vec![anybody()], vec![headed])),
+        at("permissions[0].header")
+    );
     assert_eq!(refused(&rbac("p", vec![], vec![anything()])), at("principals"));
     assert_eq!(refused(&rbac("p", vec![anybody()], vec![])), at("permissions"));
     let mut logged = rbac("p", vec![anybody()], vec![anything()]);

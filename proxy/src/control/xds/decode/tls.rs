@@ -26,7 +26,7 @@ use super::error::{At, DecodeError};
 use super::secret::{self, Secret, ValidationParts};
 use super::tls_params;
 use crate::model::listener::{ClientCertificate, TlsParams};
-use crate::model::{DownstreamTls, Identity, UpstreamTls, Validation};
+use crate::model::{DownstreamTls, Identity, Trust, UpstreamTls, Validation};
 
 /// The well-known name of plaintext, which may stand without a configuration.
 const RAW_BUFFER: &str = "envoy.transport_sockets.raw_buffer";
@@ -136,7 +136,8 @@ pub fn downstream(
         .ok_or_else(|| common_at.refuse("has no certificate to present"))?;
     let required = context.require_client_certificate == Some(true);
     let client = match common.validation {
-        Some(validation) if required => ClientCertificate::Required(validation),
+        // As in Envoy: who asks for a name, or trusts by SPIFFE bundles, is not satisfied by nobody.
+        Some(validation) if required || asks_for_name(&validation) => ClientCertificate::Required(validation),
         Some(validation) => ClientCertificate::Optional(validation),
         None if required => {
             return Err(at.field("require_client_certificate").refuse(
@@ -153,6 +154,11 @@ pub fn downstream(
         params: common.params,
     };
     Ok(ctx.shared.downstream(&config.value, tls))
+}
+
+/// Whether a certificate is verified by what it says, not by who signed it alone.
+fn asks_for_name(validation: &Validation) -> bool {
+    !validation.names.is_empty() || matches!(validation.trust, Trust::Spiffe(_))
 }
 
 /// An `UpstreamTlsContext`.

@@ -79,6 +79,23 @@ fn clients_are_verified_as_far_as_asked() {
         down(&context).unwrap().client,
         ClientCertificate::Optional(_)
     ));
+    // As in Envoy: nobody has none of the names.
+    let wanted = ValidationContextType::ValidationContext(CertificateValidationContext {
+        match_typed_subject_alt_names: vec![SubjectAltNameMatcher {
+            san_type: SanType::Uri.into(),
+            matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Exact(URI.to_owned())),
+                ignore_case: false,
+            }),
+            ..SubjectAltNameMatcher::default()
+        }],
+        ..trusted()
+    });
+    context.common_tls_context = Some(common_of(Some(wanted)));
+    assert!(matches!(
+        down(&context).unwrap().client,
+        ClientCertificate::Required(_)
+    ));
     context.common_tls_context = Some(common_of(None));
     assert_eq!(down(&context).unwrap().client, ClientCertificate::None);
     // An empty context asks for nothing; required, it would let anybody in.
