@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
@@ -87,6 +88,9 @@ struct State {
     status: Box<dyn Fn() -> serde_json::Value>,
 }
 
+/// A bootstrap file has some KiB; of more, such as an endless device, no more is read.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
 /// Reads the bootstrap that the command line names, to its end: a pipe can be read once only.
 ///
 /// # Errors
@@ -96,7 +100,10 @@ pub fn read(config: &EnvoyConfig) -> Result<Bootstrap, BootstrapError> {
         return Bootstrap::read(None, config);
     };
     let path = file.path.display();
-    let text = std::fs::read_to_string(&file.path);
+    let text = std::fs::File::open(&file.path).and_then(|file| {
+        let mut text = String::new();
+        file.take(MAX_FILE_BYTES).read_to_string(&mut text).map(|_| text)
+    });
     let text = text
         .map_err(|error| BootstrapError::Syntax(format!("{path} ({}) cannot be read: {error}", file.from)))?;
     Bootstrap::read(Some((&text, file.format)), config).map_err(|error| match error {

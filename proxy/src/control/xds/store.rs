@@ -587,6 +587,10 @@ fn replace<T: Lent>(all: &mut All<T>, newer: Vec<(Name, Held<T>)>, removed: &[St
         if let (Some(new), Some(Some(old))) = (&mut held.value, all.get(&name).map(|old| &old.value)) {
             new.lend(old);
         }
+        if held.value.is_none() {
+            // It waits for a secret; what it was goes on until then.
+            held.value = all.remove(&name).and_then(|old| old.value);
+        }
         all.insert(name, held);
     }
 }
