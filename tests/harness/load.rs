@@ -104,11 +104,19 @@ impl Load {
         }
     }
 
-    /// Ends it and fails the test unless every request was answered, `least` of each kind or more.
+    /// Goes on until `least` of each kind were answered, however slow the machine is, and ends it; fails the
+    /// test unless every request was answered.
     pub async fn finish_without_failure(self, least: u64) -> Figures {
+        loop {
+            let (short, long) = self.answered();
+            let failed = !self.shared.failures.lock().unwrap().is_empty();
+            if failed || (short >= least && long >= least) {
+                break;
+            }
+            self.goes_on().await;
+        }
         let figures = self.finish().await;
         assert!(figures.failures.is_empty(), "{figures:#?}");
-        assert!(figures.short >= least && figures.long >= least, "{figures:?}");
         figures
     }
 }
