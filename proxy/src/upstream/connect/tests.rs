@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::limit::Limits;
-use crate::model::cluster::{CircuitBreakers, OutlierDetection};
+use crate::model::cluster::{CircuitBreakers, Dns, DnsFamily, OutlierDetection};
 use crate::model::listener::{
     Direction, FilterChain, Listener, ListenerFilters, TcpProxy, Terminal, TlsParams,
 };
@@ -495,5 +495,39 @@ fn a_cluster_that_is_not_there_is_named() {
         Bed::new(vec![])
             .fails("ghost", 0, &["NC there is no cluster ghost"])
             .await;
+    });
+}
+
+#[test]
+fn a_host_name_is_resolved_before_the_first_connection() {
+    run(async {
+        let port = accepts();
+        let dns = Dns {
+            strict: true,
+            refresh: 5 * SECOND,
+            family: DnsFamily::V4Only,
+        };
+        let cluster = Cluster {
+            kind: ClusterKind::Dns(dns),
+            ..plain("c")
+        };
+        let bed = Bed::new(vec![cluster]);
+        let endpoint = Endpoint {
+            address: Target::Host {
+                host: "localhost".into(),
+                port: port.0.port(),
+            },
+            weight: 1,
+            healthy: true,
+            priority: 0,
+        };
+        let assignment = ClusterLoadAssignment {
+            endpoints: vec![endpoint],
+            ..ClusterLoadAssignment::default()
+        };
+        bed.change(|snapshot| {
+            snapshot.endpoints.insert("c".into(), Arc::new(assignment));
+        });
+        bed.reaches("c", &port).await;
     });
 }
