@@ -37,7 +37,7 @@ fuzz_target!(|text: &str| {
     let cluster_metrics = ClusterMetrics::new(&cluster);
     cluster_metrics.dialled.increment(1);
     cluster_metrics.connect_ms.record(1.5);
-    cluster_metrics.tls_established(&rest, &words, Some(&rest));
+    cluster_metrics.tls_established("TLSv1.3", "TLS_AES_128_GCM_SHA256", Some("X25519"));
     let listener_metrics = ListenerMetrics::new(&listener);
     listener_metrics.opened.increment(1);
     let scope = registry().scope(&cluster);
