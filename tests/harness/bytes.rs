@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 
 /// `length` bytes that look random and are the same for the same seed (xorshift).
 pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -28,6 +28,17 @@ pub async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> (Vec<u8>, io::Resu
     let read = tokio::time::timeout(crate::PATIENCE, stream.read_to_end(&mut bytes)).await;
     let ended = read.unwrap_or_else(|_| panic!("no end after {} bytes", bytes.len()));
     (bytes, ended.map(drop))
+}
+
+/// Connects, says `words` and reads to the end, as [`to_end`]. Who is refused may be reset before the connect
+/// is told to have succeeded, or before the words are out: that is how it ended, too.
+pub async fn dial_to_end(address: impl ToSocketAddrs, words: &[u8]) -> (Vec<u8>, io::Result<()>) {
+    let dial = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(words).await?;
+        Ok(to_end(&mut stream).await)
+    };
+    dial.await.unwrap_or_else(|refused| (Vec::new(), Err(refused)))
 }
 
 /// Closes with a reset instead of an end.

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use attache::demo::standin::{Action, IssueOptions, Registration, Sidecar};
 use attache_tests::app::Line;
-use attache_tests::bytes::{AppEnds, exchange, pattern, reset, to_end};
+use attache_tests::bytes::{AppEnds, dial_to_end, exchange, pattern, reset, to_end};
 use attache_tests::envoy::{Envoy, Identity, Version};
 use attache_tests::{App, Member, Mesh, Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -215,8 +215,8 @@ async fn attache_keeps_an_envoy_out_that_an_intention_denies() {
         .await;
     assert!(line.contains("flags=\"UAEX\""), "{line}");
 
-    let mut refused = TcpStream::connect(pair.dial).await.unwrap();
-    let (heard, ended) = to_end(&mut refused).await;
-    assert!(heard.is_empty() && ended.is_err());
+    let (heard, ended) = dial_to_end(pair.dial, b"").await;
+    assert!(heard.is_empty());
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     pair.attache.sidecar.says(&["access", "denied by"]).await;
 }

@@ -1,13 +1,14 @@
 //! One static bootstrap, run unchanged by Attaché and by Envoy: without Consul, side by side.
 
+use std::io::ErrorKind;
+
 use attache::demo::standin::{IssueOptions, Issued};
 use attache_tests::app::Line;
-use attache_tests::bytes::{AppEnds, exchange, to_end};
+use attache_tests::bytes::{AppEnds, dial_to_end, exchange};
 use attache_tests::envoy::{Envoy, Identity, Program, Version};
 use attache_tests::mesh::get;
 use attache_tests::{App, Mesh, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::ATTACHE;
 
@@ -67,10 +68,11 @@ async fn one_file_denies_alike_in_both() {
             println!("skipped: no envoy on PATH");
             continue;
         };
-        let mut client = TcpStream::connect(row.caller.address).await.unwrap();
-        client.write_all(b"?").await.unwrap();
-        let (bytes, _) = to_end(&mut client).await;
-        assert_eq!(bytes, b"", "nothing comes back");
+        let (bytes, ended) = dial_to_end(row.caller.address, b"?").await;
+        let refused = ended
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        assert!(bytes.is_empty() && !refused, "nothing comes back: {ended:?}");
         if callee == OURS {
             let words = ["UAEX", "denied by consul-intentions-layer4", "/svc/intruder"];
             row.callee.process.says(&words).await;

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use attache::demo::standin::{IssueOptions, Issued};
 use attache_tests::app::Line;
-use attache_tests::bytes::to_end;
+use attache_tests::bytes::dial_to_end;
 use attache_tests::envoy::{Program, Static, place};
 use attache_tests::mesh::get;
 use attache_tests::{App, Folder, Mesh, eventually, free_port, peer};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 use crate::xds_mesh::OURS;
 
@@ -428,7 +427,7 @@ async fn access_logs_are_written_alike() {
         };
         assert_eq!(ask(text_at).await, "app: hi");
         assert_eq!(ask(json_at).await, "app: hi");
-        let (heard, _) = to_end(&mut TcpStream::connect(none_at).await.unwrap()).await;
+        let (heard, _) = dial_to_end(none_at, b"").await;
         assert_eq!(heard, b"");
         let mut lines = BTreeMap::new();
         for name in ["text", "json", "nr"] {
