@@ -11,7 +11,8 @@ use prost::Message as _;
 use serde_json::Value;
 
 use super::bootstrap::Bootstrap;
-use super::store::{All, Held, Store};
+use super::held::{All, Held};
+use super::store::Store;
 use super::{Resource as Received, ResourceKind};
 use crate::dump::{ConfigDump, ErrorState, Resource, ResourceState, ServerInfo};
 use crate::model::Snapshot;

@@ -12,6 +12,7 @@ mod config_dump;
 pub mod credentials;
 pub mod decode;
 mod grpc;
+mod held;
 mod leg;
 mod metrics;
 mod ready;

@@ -8,48 +8,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use attache_proto::TypeUrl;
 use attache_proto::envoy::config::bootstrap::v3::bootstrap::StaticResources;
-use hyper::body::Bytes;
-use prost::Message;
 
 use super::assemble::{Accepted, Assembled, Missing, assemble};
-use super::decode::{self, Context, DecodeError, Disk, Eds, Secret, Shared, Why};
+use super::decode::{self, Context, DecodeError, Disk, Secret, Shared, Why};
+use super::held::{
+    All, Held, HeldCluster, cluster_of, endpoints_of, fixed, is_static, listener_of, replace, routes_of,
+    secret_of, values,
+};
 use super::metrics::{self, NamedMetrics};
 use super::settling::Settling;
 use super::{Refused, Resource, ResourceKind, Resources};
 use crate::control::StatusPublisher;
 use crate::model::route::RouteConfiguration;
-use crate::model::{Cluster, ClusterLoadAssignment, Identity, Listener, Name, Snapshot};
+use crate::model::{ClusterLoadAssignment, Identity, Listener, Name, Snapshot};
 use crate::snapshot::Publisher;
 
 /// Envoy's default for `initial_fetch_timeout`: how long a listener waits for endpoints or routes.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// One resource.
-pub(super) struct Held<T> {
-    /// As it came.
-    pub(super) resource: Resource,
-    /// From the bootstrap file: nobody can change it.
-    pub(super) is_static: bool,
-    /// When it was accepted.
-    pub(super) updated: SystemTime,
-    /// Decoded; none while it waits for a secret.
-    pub(super) value: Option<T>,
-    notices: BTreeSet<String>,
-    watched: BTreeSet<PathBuf>,
-    secrets: BTreeSet<Name>,
-}
-
-/// A cluster, with endpoints of its own or those of EDS.
-pub(super) struct HeldCluster {
-    pub(super) cluster: Arc<Cluster>,
-    endpoints: Option<Arc<ClusterLoadAssignment>>,
-    pub(super) eds: Option<Eds>,
-}
-
-/// By name.
-pub(super) type All<T> = BTreeMap<Name, Held<T>>;
 
 /// A version that was not taken.
 #[derive(Clone, Debug)]
@@ -165,8 +141,7 @@ impl Store {
 
     /// Decodes again what is made of files. Where one is not good any more, what was made of it stays.
     pub(super) fn files_changed(&mut self) {
-        let retry = |held: &BTreeSet<PathBuf>| !held.is_empty();
-        self.again(|watched, _| retry(watched));
+        self.again(|watched, _| !watched.is_empty());
         self.publish();
     }
 
@@ -352,13 +327,12 @@ impl Store {
         &mut self,
         kind: ResourceKind,
         changed: Vec<Resource>,
-        is_static: impl Fn(&Self, &str) -> bool,
         decode: impl Fn(&[u8], &mut Context<'_>) -> Result<T, DecodeError>,
     ) -> Result<Vec<(Name, Held<T>)>, Refused> {
         let mut all = Vec::new();
         for resource in changed {
             let name = Name::from(resource.name.as_str());
-            let held = match is_static(self, &name) {
+            let held = match self.is_static(kind, &name) {
                 true => Err(format!(
                     "{kind}: {name} is static, in the bootstrap file: it cannot be changed"
                 )),
@@ -380,6 +354,16 @@ impl Store {
             }
         }
         Ok(all)
+    }
+
+    /// Whether the bootstrap file has it, so that no response may.
+    fn is_static(&self, kind: ResourceKind, name: &str) -> bool {
+        match kind {
+            ResourceKind::Cluster => is_static(&self.clusters, name),
+            ResourceKind::Listener => is_static(&self.listeners, name),
+            ResourceKind::Secret => is_static(&self.secrets, name),
+            ResourceKind::Endpoint | ResourceKind::Route => false,
+        }
     }
 
     fn learn_secrets(&mut self) {
@@ -429,33 +413,27 @@ impl Store {
     ) -> Result<(), Refused> {
         match kind {
             ResourceKind::Cluster => {
-                let is_static =
-                    |store: &Self, name: &str| store.clusters.get(name).is_some_and(|h| h.is_static);
-                let newer = self.hold_all(kind, changed, is_static, cluster_of)?;
+                let newer = self.hold_all(kind, changed, cluster_of)?;
                 replace(&mut self.clusters, newer, removed);
                 let wanted = self.interest(ResourceKind::Endpoint);
                 self.endpoints.retain(|name, _| wanted.contains(name));
             }
             ResourceKind::Endpoint => {
-                let newer = self.hold_all(kind, changed, never_static, endpoints_of)?;
+                let newer = self.hold_all(kind, changed, endpoints_of)?;
                 replace(&mut self.endpoints, newer, removed);
             }
             ResourceKind::Listener => {
-                let is_static =
-                    |store: &Self, name: &str| store.listeners.get(name).is_some_and(|h| h.is_static);
-                let newer = self.hold_all(kind, changed, is_static, listener_of)?;
+                let newer = self.hold_all(kind, changed, listener_of)?;
                 replace(&mut self.listeners, newer, removed);
                 let wanted = self.interest(ResourceKind::Route);
                 self.routes.retain(|name, _| wanted.contains(name));
             }
             ResourceKind::Route => {
-                let newer = self.hold_all(kind, changed, never_static, routes_of)?;
+                let newer = self.hold_all(kind, changed, routes_of)?;
                 replace(&mut self.routes, newer, removed);
             }
             ResourceKind::Secret => {
-                let is_static =
-                    |store: &Self, name: &str| store.secrets.get(name).is_some_and(|h| h.is_static);
-                let newer = self.hold_all(kind, changed, is_static, secret_of)?;
+                let newer = self.hold_all(kind, changed, secret_of)?;
                 replace(&mut self.secrets, newer, removed);
                 self.learn_secrets();
                 self.again(|_, secrets| !secrets.is_empty());
@@ -527,102 +505,12 @@ impl Resources for Store {
             ResourceKind::Secret => {
                 let clusters = self.clusters.values().flat_map(|held| &held.secrets);
                 let listeners = self.listeners.values().flat_map(|held| &held.secrets);
-                let is_static = |name: &&Name| self.secrets.get(*name).is_some_and(|held| held.is_static);
                 clusters
                     .chain(listeners)
-                    .filter(|name| !is_static(name))
+                    .filter(|name| !is_static(&self.secrets, name))
                     .cloned()
                     .collect()
             }
         }
     }
-}
-
-fn never_static(_: &Store, _: &str) -> bool {
-    false
-}
-
-fn secret_of(body: &[u8], context: &mut Context<'_>) -> Result<Secret, DecodeError> {
-    decode::secret::decode_bytes(body, context).map(|(_, secret)| secret)
-}
-
-fn cluster_of(body: &[u8], context: &mut Context<'_>) -> Result<HeldCluster, DecodeError> {
-    let decoded = decode::cluster::decode_bytes(body, context)?;
-    Ok(HeldCluster {
-        cluster: Arc::new(decoded.cluster),
-        endpoints: decoded.endpoints.map(Arc::new),
-        eds: decoded.eds,
-    })
-}
-
-fn endpoints_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<ClusterLoadAssignment>, DecodeError> {
-    decode::endpoint::decode_bytes(body, context).map(|(_, endpoints)| Arc::new(endpoints))
-}
-
-fn routes_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<RouteConfiguration>, DecodeError> {
-    decode::route::decode_bytes(body, context).map(Arc::new)
-}
-
-fn listener_of(body: &[u8], context: &mut Context<'_>) -> Result<Arc<Listener>, DecodeError> {
-    decode::listener::decode_bytes(body, context).map(Arc::new)
-}
-
-fn fixed<M: Message + TypeUrl>(name: &str, message: &M) -> Resource {
-    Resource {
-        name: name.to_owned(),
-        version: String::new(),
-        type_url: M::TYPE_URL.to_owned(),
-        body: Bytes::from(message.encode_to_vec()),
-    }
-}
-
-/// Puts the newer ones in. What is equal to what was there stays the same `Arc`, so readers see no change.
-fn replace<T: Lent>(all: &mut All<T>, newer: Vec<(Name, Held<T>)>, removed: &[String]) {
-    for name in removed {
-        if all.get(name.as_str()).is_some_and(|held| !held.is_static) {
-            all.remove(name.as_str());
-        }
-    }
-    for (name, mut held) in newer {
-        if let (Some(new), Some(Some(old))) = (&mut held.value, all.get(&name).map(|old| &old.value)) {
-            new.lend(old);
-        }
-        if held.value.is_none() {
-            // It waits for a secret; what it was goes on until then.
-            held.value = all.remove(&name).and_then(|old| old.value);
-        }
-        all.insert(name, held);
-    }
-}
-
-/// Parts of an older version that are equal.
-trait Lent {
-    fn lend(&mut self, old: &Self);
-}
-
-impl<T: PartialEq> Lent for Arc<T> {
-    fn lend(&mut self, old: &Self) {
-        if **self == **old {
-            *self = Arc::clone(old);
-        }
-    }
-}
-
-impl Lent for HeldCluster {
-    fn lend(&mut self, old: &Self) {
-        self.cluster.lend(&old.cluster);
-        if let (Some(new), Some(old)) = (&mut self.endpoints, &old.endpoints) {
-            new.lend(old);
-        }
-    }
-}
-
-impl Lent for Secret {
-    fn lend(&mut self, _: &Self) {}
-}
-
-fn values<T>(all: &All<Arc<T>>) -> BTreeMap<Name, Arc<T>> {
-    let value =
-        |(name, held): (&Name, &Held<Arc<T>>)| Some((Arc::clone(name), Arc::clone(held.value.as_ref()?)));
-    all.iter().filter_map(value).collect()
 }

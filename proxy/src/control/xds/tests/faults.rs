@@ -72,6 +72,15 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
 }
 
 impl World {
+    /// Accepts a stream and has its first response, of one cluster, acknowledged.
+    async fn serves_one_cluster(&mut self) -> Call {
+        let mut call = self.server.accept().await;
+        greeted(&mut call).await;
+        call.respond(&response(Cluster, "1", one_cluster(1)));
+        acknowledged(&mut call, Cluster, "1").await;
+        call
+    }
+
     /// What kind of failure a watch has.
     fn failing(&self, watch: &str) -> Option<(String, String)> {
         match &self.status.borrow().watches.get(watch)?.state {
@@ -165,10 +174,7 @@ fn a_call_is_grpc_with_the_token_and_the_node() {
 #[test]
 fn a_refused_response_is_told_and_the_next_good_one_heals_it() {
     run(async |mut world| {
-        let mut call = world.server.accept().await;
-        greeted(&mut call).await;
-        call.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut call, Cluster, "1").await;
+        let mut call = world.serves_one_cluster().await;
         let bad = vec![resource(Cluster, "local_app", 2, BAD)];
         call.respond(&response(Cluster, "2", bad));
         let nack = expect(&mut call).await;
@@ -312,10 +318,7 @@ fn a_stream_that_is_cut_after_any_message_is_taken_up_by_the_next() {
 #[test]
 fn a_new_token_takes_over_once_it_works() {
     run(async |mut world| {
-        let mut old = world.server.accept().await;
-        greeted(&mut old).await;
-        old.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut old, Cluster, "1").await;
+        let mut old = world.serves_one_cluster().await;
         world.handle.replace_token(Some(Secret::new("second")));
         let mut new = world.server.accept().await;
         assert_eq!(token(&new), "second");
@@ -345,10 +348,7 @@ fn a_new_token_takes_over_once_it_works() {
 #[test]
 fn a_wrong_new_token_is_told_while_the_old_stream_goes_on() {
     run(async |mut world| {
-        let mut old = world.server.accept().await;
-        greeted(&mut old).await;
-        old.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut old, Cluster, "1").await;
+        let mut old = world.serves_one_cluster().await;
         world.handle.replace_token(Some(Secret::new("wrong")));
         for _ in 0..3 {
             let call = world.server.accept().await;
@@ -383,10 +383,7 @@ fn a_wrong_new_token_is_told_while_the_old_stream_goes_on() {
 #[test]
 fn the_old_stream_may_end_while_the_new_one_begins() {
     run(async |mut world| {
-        let mut old = world.server.accept().await;
-        greeted(&mut old).await;
-        old.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut old, Cluster, "1").await;
+        let old = world.serves_one_cluster().await;
         world.handle.replace_token(Some(Secret::new("second")));
         let mut new = world.server.accept().await;
         greeted(&mut new).await;
@@ -403,10 +400,7 @@ fn the_old_stream_may_end_while_the_new_one_begins() {
 #[test]
 fn a_stream_whose_first_response_is_refused_does_not_take_over() {
     run(async |mut world| {
-        let mut old = world.server.accept().await;
-        greeted(&mut old).await;
-        old.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut old, Cluster, "1").await;
+        let mut old = world.serves_one_cluster().await;
         world.handle.replace_token(Some(Secret::new("second")));
         let mut new = world.server.accept().await;
         greeted(&mut new).await;
@@ -518,10 +512,7 @@ fn addresses_that_refuse_or_hang_are_passed_over() {
 #[test]
 fn a_stream_that_is_open_but_dead_is_noticed() {
     run(async |mut world| {
-        let mut call = world.server.accept().await;
-        greeted(&mut call).await;
-        call.respond(&response(Cluster, "1", one_cluster(1)));
-        acknowledged(&mut call, Cluster, "1").await;
+        let call = world.serves_one_cluster().await;
         // An idle one is not: the server answers pings.
         tokio::time::sleep(Duration::from_secs(900)).await;
         assert_eq!(world.failing("ads"), None);
