@@ -14,6 +14,7 @@ mod consul_away;
 mod endpoints;
 mod ends;
 mod envoy;
+mod http_routes;
 mod intentions;
 mod load;
 mod many;
