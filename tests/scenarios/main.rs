@@ -14,6 +14,8 @@ mod consul_away;
 mod endpoints;
 mod ends;
 mod envoy;
+mod http_headers;
+mod http_rewrites;
 mod http_routes;
 mod intentions;
 mod load;

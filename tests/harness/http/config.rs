@@ -92,6 +92,8 @@ impl Manager {
         let mut manager = json!({
             "@type": format!("{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
             "stat_prefix": self.name, "route_config": table, "http_filters": filters,
+            // Envoy waits so long before it ends a connection whose request it has not read to its end.
+            "delayed_close_timeout": "0.1s",
         });
         merge(&mut manager, self.fields.clone());
         let name = listener_name(&self.name, upstream);

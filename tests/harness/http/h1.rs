@@ -43,14 +43,18 @@ impl Connection {
             }
             return all;
         }
-        self.wire.send(head(ask).as_bytes()).await;
+        let mut bytes = head(ask).into_bytes();
         let body = ask.body.as_deref().unwrap_or_default();
+        if ask.upgrade.is_none() && !ask.expects {
+            // In one piece: whether an early answer meets the body is not left to chance.
+            bytes.extend(framed(ask, body));
+        }
+        self.wire.send(&bytes).await;
         let got = if let Some(protocol) = &ask.upgrade {
             self.upgraded(ask, protocol, body).await
         } else if ask.expects {
             self.expecting(ask, body).await
         } else {
-            self.wire.send(&framed(ask, body)).await;
             self.answer(&ask.method).await
         };
         vec![got]
