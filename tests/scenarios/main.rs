@@ -15,6 +15,8 @@ mod endpoints;
 mod ends;
 mod envoy;
 mod http_headers;
+mod http_manager;
+mod http_messages;
 mod http_rewrites;
 mod http_routes;
 mod intentions;
