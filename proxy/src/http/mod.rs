@@ -10,6 +10,8 @@ mod close;
 mod headers;
 mod io;
 mod local_reply;
+#[expect(dead_code, reason = "used by the connection manager to come")]
+mod path;
 mod request;
 mod router;
 mod serve;
