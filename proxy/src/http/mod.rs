@@ -7,10 +7,18 @@
 mod activity;
 mod body;
 mod close;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod forwarding;
 mod headers;
 mod io;
 mod local_reply;
-#[expect(dead_code, reason = "used by the connection manager to come")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
 mod path;
 mod request;
 mod router;
