@@ -50,9 +50,7 @@ fn filter(kind: &str, mut config: Value) -> Value {
     with(|m| m["http_filters"] = json!([{"name": "f", "typed_config": config}, router()]))
 }
 
-fn listen(
-    manager: &Value,
-) -> Result<(Arc<HttpConnectionManager>, Vec<String>), String> {
+fn listen(manager: &Value) -> Result<(Arc<HttpConnectionManager>, Vec<String>), String> {
     let mut config = manager.clone();
     config["@type"] = format!("{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager").into();
     let json = json!({
