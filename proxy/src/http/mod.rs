@@ -6,6 +6,11 @@
 
 mod activity;
 mod body;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod client_cert;
 mod close;
 #[cfg_attr(
     not(test),
