@@ -17,6 +17,11 @@ mod close;
     expect(dead_code, reason = "used by the connection manager to come")
 )]
 mod forwarding;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod hash;
 mod headers;
 mod io;
 mod local_reply;
