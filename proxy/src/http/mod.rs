@@ -4,6 +4,7 @@
 //! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
 mod body;
+mod client_cert;
 mod clock;
 mod connection;
 mod exchange;
@@ -11,6 +12,7 @@ mod filters;
 mod forwarding;
 mod h1;
 mod h2;
+mod hash;
 mod headers;
 mod local_reply;
 mod message;
