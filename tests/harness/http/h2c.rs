@@ -296,7 +296,11 @@ async fn exchange(
     });
     let wish = Wish::read(&headers, &name, entry.number);
     let method = request.method().to_string();
+    let expects = headers.iter().any(|(name, value)| name == "expect" && value == "100-continue");
     let mut body = request.into_body();
+    if expects && !wish.early {
+        let _ = respond.send_informational(Response::builder().status(100).body(()).unwrap());
+    }
     if !wish.early && !wish.upgrade && !read_body(&mut body, &entry).await {
         entry.end("the request was cut");
         return false;
