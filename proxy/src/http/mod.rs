@@ -7,6 +7,7 @@
 mod activity;
 mod body;
 mod close;
+pub mod filters;
 mod headers;
 mod io;
 mod local_reply;

@@ -1,0 +1,3 @@
+//! Tokens and keys that are made here.
+
+mod keys;
