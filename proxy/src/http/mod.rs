@@ -8,7 +8,7 @@ mod client_cert;
 mod clock;
 mod connection;
 mod exchange;
-mod filters;
+pub mod filters;
 mod forwarding;
 mod h1;
 mod h2;
