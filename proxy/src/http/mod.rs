@@ -4,6 +4,7 @@
 //! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
 mod body;
+mod client;
 mod client_cert;
 mod clock;
 mod connection;
@@ -29,5 +30,5 @@ mod upstream;
 mod wire;
 mod worker;
 
-pub use connection::{Connection, serve};
+pub use connection::{Certificates, Connection, serve};
 pub use worker::HttpWorker;
