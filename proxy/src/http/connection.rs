@@ -14,10 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use hyper::Request;
+use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::body::{RequestBody, Source};
+use super::client_cert::{ClientCert, PeerCertificate};
 use super::clock::Alarm;
 use super::h1::framing::Reader;
 use super::h1::head::{HeadError, HeadLimits, RawRequest};
@@ -33,7 +35,7 @@ use super::stream::{Ended, Stream};
 use super::wire::Wire;
 use super::worker::HttpWorker;
 use crate::model::Downstream;
-use crate::model::http::{Codec, HttpConnectionManager};
+use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager};
 use crate::net::Duplex;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 
@@ -57,7 +59,18 @@ pub struct Connection {
     pub encrypted: bool,
     /// The worker's.
     pub worker: Rc<HttpWorker>,
+    /// What was presented in the handshake, by either side; none without TLS.
+    pub certificates: Option<Certificates>,
     state: State,
+}
+
+/// The certificates of a handshake.
+#[derive(Debug)]
+pub struct Certificates {
+    /// The peer's, its own first; may be empty.
+    pub peer: Vec<CertificateDer<'static>>,
+    /// The URIs of ours.
+    pub own_uris: Vec<String>,
 }
 
 /// What the requests of a connection have in common.
@@ -69,6 +82,8 @@ struct State {
     endpoint: RefCell<Option<(crate::model::Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
+    /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
+    client_cert: RefCell<Option<(ForwardClientCert, Rc<ClientCert>)>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -96,12 +111,14 @@ impl Connection {
         downstream: Rc<Downstream>,
         encrypted: bool,
         worker: Rc<HttpWorker>,
+        certificates: Option<Certificates>,
     ) -> Self {
         Self {
             manager,
             downstream,
             encrypted,
             worker,
+            certificates,
             state: State::default(),
         }
     }
@@ -109,6 +126,27 @@ impl Connection {
     /// Whether it is to end as soon as HTTP allows.
     pub(super) fn is_draining(&self) -> bool {
         self.state.draining.get()
+    }
+
+    /// What becomes of `x-forwarded-client-cert`.
+    pub(super) fn client_cert(&self, options: &ForwardClientCert) -> Rc<ClientCert> {
+        let mut made = self.state.client_cert.borrow_mut();
+        if let Some((by, made)) = &*made
+            && by == options
+        {
+            return Rc::clone(made);
+        }
+        let certificate = self.certificates.as_ref().zip(self.downstream.peer.as_ref());
+        let newer = Rc::new(ClientCert::new(
+            options,
+            certificate.map(|(certificates, peer)| PeerCertificate {
+                peer,
+                chain: &certificates.peer,
+                own_uris: &certificates.own_uris,
+            }),
+        ));
+        *made = Some((*options, Rc::clone(&newer)));
+        newer
     }
 
     /// A stream has ended.

@@ -50,7 +50,9 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
         node: Node::default(),
     };
     let upgrade = head.upgrade.is_some();
+    let client_cert = stream.connection.client_cert(&manager.forward_client_cert);
     let trusted = forwarding::received_request(&mut head.headers, manager, &hop, upgrade);
+    client_cert.apply(&mut head.headers);
     if head.version != Version::Http2 {
         head.scheme = forwarding::scheme(&head.headers, stream.connection.encrypted);
     }
@@ -91,7 +93,10 @@ fn normalize(head: &mut RequestHead, manager: &HttpConnectionManager) -> Result<
 }
 
 /// Of an upstream's response.
-pub(super) fn received_response(stream: &Stream, _plan: &Plan<'_>, headers: &mut HeaderMap) {
+pub(super) fn received_response(stream: &Stream, plan: &Plan<'_>, headers: &mut HeaderMap) {
+    for cookie in &plan.set_cookies {
+        headers.append(hyper::header::SET_COOKIE, cookie.clone());
+    }
     if !stream.manager.suppress_envoy_headers {
         let millis = u64::try_from(stream.clock.since_request_end().as_millis()).unwrap_or(u64::MAX);
         headers.insert(SERVICE_TIME, millis.into());

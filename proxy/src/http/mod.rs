@@ -4,11 +4,12 @@
 //! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
 mod body;
+mod client;
 mod client_cert;
 mod clock;
 mod connection;
 mod exchange;
-mod filters;
+pub mod filters;
 mod forwarding;
 mod h1;
 mod h2;
@@ -29,5 +30,5 @@ mod upstream;
 mod wire;
 mod worker;
 
-pub use connection::{Connection, serve};
+pub use connection::{Certificates, Connection, serve};
 pub use worker::HttpWorker;

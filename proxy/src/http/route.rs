@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 
+use super::hash::{Hashed, RequestHash, request_hash};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, ResponseHead};
 use super::stream::{Stop, Stream};
@@ -26,6 +27,8 @@ pub(super) struct Plan<'a> {
     /// The answer where the cluster does not exist.
     pub(super) not_found: StatusCode,
     pub(super) retry_policy: Option<&'a Arc<RetryPolicy>>,
+    /// Cookies that the hash made, for the downstream to come back with.
+    pub(super) set_cookies: Vec<HeaderValue>,
     /// Of several clusters, the share that it fell into.
     pub(super) share: Option<&'a ClusterWeight>,
 }
@@ -67,19 +70,37 @@ pub(super) fn plan<'a>(
         head.headers.insert(EXPECTED_TIMEOUT, millis.into());
     }
     *stream.facts.cluster.borrow_mut() = Some(Name::clone(cluster));
+    let hashed = hashed(stream, head, action);
     Ok(Plan {
         cluster: Name::clone(cluster),
         context: LoadBalancerContext {
             destination: stream.connection.downstream.destination,
-            hash: None,
+            hash: hashed.hash,
             max_attempts: None,
             per_request: true,
         },
+        set_cookies: hashed.set_cookies,
         not_found: StatusCode::from_u16(action.cluster_not_found_response_code)
             .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
         retry_policy,
         share,
     })
+}
+
+fn hashed(stream: &Stream, head: &RequestHead, action: &RouteAction) -> RequestHash {
+    if action.hash_policy.is_empty() {
+        return RequestHash::default();
+    }
+    let downstream = stream.downstream.borrow();
+    let hashed = Hashed {
+        method: head.method.as_str(),
+        authority: &head.authority,
+        target: &head.target,
+        headers: &head.headers,
+        source: downstream.source.map(|source| source.ip()),
+        connection: downstream.direct_source().zip(downstream.destination),
+    };
+    request_hash(&action.hash_policy, &hashed)
 }
 
 fn rewrite_host(head: &mut RequestHead, action: &RouteAction, share: Option<&ClusterWeight>) {
@@ -149,17 +170,18 @@ fn at_weight(clusters: &[ClusterWeight], mut place: u64) -> Option<&ClusterWeigh
     })
 }
 
-/// The head of an answer that the route has.
-pub(super) fn direct(direct: &DirectResponse) -> ResponseHead {
-    let mut headers = HeaderMap::new();
-    if !direct.body.is_empty() {
-        headers.insert(CONTENT_LENGTH, direct.body.len().into());
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+/// The answer that the route has. One that may tell of another place tells of the same.
+pub(super) fn direct(direct: &DirectResponse, request: &RequestHead) -> LocalReply {
+    let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut reply = LocalReply::empty(status, "direct_response");
+    reply.body = String::from_utf8_lossy(&direct.body).into_owned();
+    if status == StatusCode::CREATED || status.is_redirection() {
+        let here = format!("{}://{}{}", request.scheme, request.authority, request.target);
+        reply
+            .headers
+            .extend(HeaderValue::from_str(&here).map(|here| (LOCATION, here)));
     }
-    ResponseHead {
-        status: StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-        headers,
-    }
+    reply
 }
 
 /// The head of an answer that sends the downstream elsewhere.

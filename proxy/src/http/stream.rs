@@ -3,6 +3,7 @@
 //! Owns the request and its limits in time; borrows the downstream's end of the stream for as long. The
 //! upstream's end is the exchange's, dropped with the stream, and so reset, unless it ended in order.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -59,7 +60,7 @@ pub(super) struct Facts {
     pub(super) status: Cell<Option<StatusCode>>,
     pub(super) sent: Cell<u64>,
     pub(super) why: RefCell<Option<(ResponseFlag, String)>>,
-    pub(super) details: Cell<&'static str>,
+    pub(super) details: RefCell<Cow<'static, str>>,
 }
 
 /// Why the phases of a stream ended before the response did.
@@ -147,7 +148,7 @@ impl Stream {
                     ResponseFlag::DownstreamConnectionTermination,
                     "the downstream is gone",
                 );
-                self.facts.details.set("downstream_remote_disconnect");
+                self.facts.details.replace("downstream_remote_disconnect".into());
                 Ended::Cut
             }
         }
@@ -195,14 +196,10 @@ impl Stream {
         *self.facts.host.borrow_mut() = Some(Arc::clone(&host));
         *self.facts.route.borrow_mut() = Some(Arc::clone(&route));
         match &route.action {
-            RouteDecision::DirectResponse(direct) => {
-                let head = route::direct(direct);
-                self.facts.details.set("direct_response");
-                self.send_whole(head, Bytes::copy_from_slice(&direct.body)).await
-            }
+            RouteDecision::DirectResponse(direct) => Err(route::direct(direct, &self.head.borrow()).into()),
             RouteDecision::Redirect(redirect) => {
                 let head = route::redirect(redirect, &route, &self.head.borrow());
-                self.facts.details.set("direct_response");
+                self.facts.details.replace("direct_response".into());
                 self.send_whole(head, Bytes::new()).await
             }
             RouteDecision::Route(action) => {
@@ -300,7 +297,7 @@ impl Stream {
         headers::received_response(self, plan, &mut head.headers);
         self.finish_response_headers(&mut head);
         let end = live.exchange.has_ended();
-        self.facts.details.set("via_upstream");
+        self.facts.details.replace("via_upstream".into());
         self.start(head, end)?;
         if end {
             self.sink.end()?;
@@ -386,10 +383,9 @@ impl Stream {
             tracing::debug!(flags = %flag, reason = %why, "a request is answered here");
             self.note(*flag, why);
         }
-        self.facts.details.set(reply.details);
-        if reply.close
-            && let Sink::Http1(http1) = &self.sink
-        {
+        self.facts.details.replace(reply.details.clone());
+        let closes = reply.close || reply.status == StatusCode::BAD_REQUEST;
+        if closes && let Sink::Http1(http1) = &self.sink {
             http1.close.set(true);
         }
         let grpc = self.head.borrow().is_grpc();

@@ -258,9 +258,18 @@ pub(in crate::http) fn write_response(
     out.extend_from_slice(version);
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(reason(status).as_bytes());
     out.extend_from_slice(b"\r\n");
     fields(out, headers);
+}
+
+/// The words that Envoy has for a status.
+fn reason(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        418 | 425 | 103 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
+        _ => status.canonical_reason().unwrap_or("Unknown"),
+    }
 }
 
 /// Writes one field.
