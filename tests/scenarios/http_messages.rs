@@ -1,6 +1,7 @@
 //! Messages: bodies and how they are delimited, methods and statuses without one, interim answers, trailers,
 //! the life of a connection, upgrades, what the versions make of each other.
 
+use attache_tests::http::config::merge;
 use attache_tests::http::{Case, Group, Manager, Path, case, cluster, get, post, raw};
 use serde_json::{Value, json};
 
@@ -65,9 +66,8 @@ async fn http_bodies() {
         .await;
 }
 
-#[tokio::test]
-async fn http_trailers_and_interim_answers() {
-    let cases = [
+fn interim() -> Vec<Case> {
+    vec![
         get("trailers down", "/").wish("trailer=x-sum: 1;trailer=x-more: 2"),
         get("trailers down without a body", "/").wish("text=;trailer=x-sum: 1"),
         get("a trailer for HEAD", "/").wish("trailer=x-sum: 1"),
@@ -103,29 +103,39 @@ async fn http_trailers_and_interim_answers() {
         get("expect without a body", "/").header("expect", "100-continue"),
         post("expect from a direct answer", "/direct").expecting(),
         post("expect from nobody", "/none").host("nobody").expecting(),
-    ];
+    ]
+}
+
+/// The same cases through managers with these fields.
+async fn interim_group(name: &str, managers: &[(&str, Value)]) {
     let routes = json!([
         { "match": { "path": "/direct" }, "direct_response": { "status": 403 } },
         { "match": { "path": "/none" }, "route": { "cluster": "nowhere" } },
         action("/", json!({})),
     ]);
-    let trailers = json!({ "http_protocol_options": { "enable_trailers": true } });
-    let proxying = json!({ "proxy_100_continue": true });
-    let mut group = Group::new("trailers and interim answers");
-    for (name, fields) in [
-        ("plain", json!({})),
-        ("with trailers", trailers),
-        ("proxying 100", proxying),
-    ] {
-        let of = cases.iter().cloned().map(|mut case| {
+    let mut group = Group::new(name);
+    for (name, fields) in managers {
+        let of = interim().into_iter().map(|mut case| {
             case.name = format!("{name}, {}", case.name);
             case.on(name)
         });
-        group = group
-            .manager(Manager::new(name).with(fields).routes(routes.clone()))
-            .cases(of);
+        let manager = Manager::new(name).with(fields.clone()).routes(routes.clone());
+        group = group.manager(manager).cases(of);
     }
     group.run(OURS).await;
+}
+
+#[tokio::test]
+async fn http_trailers_and_interim_answers() {
+    let proxying = json!({ "proxy_100_continue": true });
+    let managers = [("plain", json!({})), ("proxying 100", proxying)];
+    interim_group("trailers and interim answers", &managers).await;
+}
+
+#[tokio::test]
+async fn http_trailers_of_http1() {
+    let fields = json!({ "http_protocol_options": { "enable_trailers": true } });
+    interim_group("trailers of HTTP/1", &[("with trailers", fields)]).await;
 }
 
 const HOST: &str = "host: test.local\r\n";
@@ -266,8 +276,6 @@ fn lengths() -> Vec<Case> {
 #[tokio::test]
 async fn http_connections() {
     let limited = json!({ "common_http_protocol_options": { "max_requests_per_connection": 2 } });
-    let http10 = json!({ "http_protocol_options": { "accept_http_10": true,
-        "default_host_for_http_10": "old.test" } });
     let one = "GET /1 HTTP/1.1\r\nhost: test.local\r\n\r\n";
     let two = "GET /2 HTTP/1.1\r\nhost: test.local\r\n\r\n";
     let posted = "POST /3 HTTP/1.1\r\nhost: test.local\r\ncontent-length: 3\r\n\r\nabc";
@@ -295,43 +303,50 @@ async fn http_connections() {
     ];
     let once =
         cluster("c").options(json!({ "common_http_protocol_options": { "max_requests_per_connection": 1 } }));
-    let old = request_lines()
-        .into_iter()
-        .filter(|case| case.name.contains("1.0"))
-        .map(|mut case| {
-            case.name = format!("accepted, {}", case.name);
-            case.on("accept 1.0")
-        });
     Group::new("connections")
         .manager(Manager::new("main"))
         .manager(Manager::new("limited").with(limited))
-        .manager(Manager::new("accept 1.0").with(http10))
         .manager(Manager::new("upstream once").routes(json!([action("/", json!({ "cluster": "c" }))])))
         .cluster(once)
         .cases(cases)
         .cases(request_lines())
         .cases(fields())
         .cases(lengths())
-        .cases(old)
         .run(OURS)
         .await;
 }
 
 #[tokio::test]
-async fn http_upgrades() {
-    let upgrades = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }, { "upgrade_type": "Echo" },
-        { "upgrade_type": "off", "enabled": false }], "http2_protocol_options": { "allow_connect": true } });
+async fn http_10_accepted() {
+    let http10 = json!({ "http_protocol_options": { "accept_http_10": true,
+        "default_host_for_http_10": "old.test" } });
+    let old = request_lines()
+        .into_iter()
+        .filter(|case| case.name.contains("1.0"));
+    Group::new("HTTP/1.0 accepted")
+        .manager(Manager::new("main").with(http10))
+        .cases(old)
+        .run(OURS)
+        .await;
+}
+
+/// Requests for upgrades, of managers that allow some and of one that allows none.
+async fn upgrade_group(name: &str, allowing: Value) {
+    let mut fields = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }, { "upgrade_type": "Echo" },
+        { "upgrade_type": "off", "enabled": false }] });
+    merge(&mut fields, allowing);
     let routes: Value = json!([
         { "match": { "prefix": "/none" }, "route": { "cluster": "nowhere" } },
         { "match": { "prefix": "/short" }, "route": { "cluster": "a", "timeout": "0.2s" } },
         action("/", json!({})),
     ]);
     let asks = |path: &str, kind: &str, name: &str| get(name, path).upgrading(kind).body("hello");
-    let mut group = Group::new("upgrades");
+    let mut group = Group::new(name);
     for (name, manager) in [
-        ("allowed", Manager::new("allowed").with(upgrades)),
+        ("allowed", Manager::new("allowed").with(fields)),
         ("denied", Manager::new("denied")),
     ] {
+        let ordinary = asks("/", "websocket", "answered as an ordinary request");
         let cases = [
             asks("/", "websocket", "websocket").wish("upgrade"),
             asks("/", "WebSocket", "websocket in capitals").wish("upgrade"),
@@ -340,9 +355,7 @@ async fn http_upgrades() {
             asks("/", "h2c", "h2c"),
             asks("/", "other", "one that is not named").wish("upgrade"),
             asks("/", "websocket", "refused by the app").wish("early;status=403"),
-            asks("/", "websocket", "answered as an ordinary request")
-                .wish("early;status=200")
-                .over(&[Path::H1_H1]),
+            ordinary.wish("early;status=200").over(&[Path::H1_H1]),
             asks("/none", "websocket", "without a cluster").wish("upgrade"),
             asks("/short", "websocket", "not cut by the route's timeout").wish("upgrade"),
         ];
@@ -353,6 +366,17 @@ async fn http_upgrades() {
         group = group.manager(manager.routes(routes.clone())).cases(cases);
     }
     group.run(OURS).await;
+}
+
+#[tokio::test]
+async fn http_upgrades() {
+    upgrade_group("upgrades", json!({})).await;
+}
+
+#[tokio::test]
+async fn http_upgrades_by_extended_connect() {
+    let fields = json!({ "http2_protocol_options": { "allow_connect": true } });
+    upgrade_group("upgrades by extended CONNECT", fields).await;
 }
 
 #[tokio::test]

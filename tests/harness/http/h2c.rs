@@ -296,7 +296,9 @@ async fn exchange(
     });
     let wish = Wish::read(&headers, &name, entry.number);
     let method = request.method().to_string();
-    let expects = headers.iter().any(|(name, value)| name == "expect" && value == "100-continue");
+    let expects = headers
+        .iter()
+        .any(|(name, value)| name == "expect" && value == "100-continue");
     let mut body = request.into_body();
     if expects && !wish.early {
         let _ = respond.send_informational(Response::builder().status(100).body(()).unwrap());
