@@ -30,6 +30,11 @@ mod local_reply;
     expect(dead_code, reason = "used by the connection manager to come")
 )]
 mod path;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod redirect;
 mod request;
 mod router;
 mod serve;
