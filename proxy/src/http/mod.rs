@@ -19,6 +19,7 @@ mod local_reply;
 mod message;
 mod path;
 mod pool;
+mod redirect;
 mod request;
 mod retry;
 mod route;
