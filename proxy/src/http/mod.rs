@@ -22,6 +22,11 @@ mod forwarding;
     expect(dead_code, reason = "used by the connection manager to come")
 )]
 mod hash;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod header_to_metadata;
 mod headers;
 mod io;
 mod local_reply;
