@@ -14,6 +14,11 @@ mod forwarding;
 mod h1;
 mod h2;
 mod hash;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod header_to_metadata;
 mod headers;
 mod local_reply;
 mod message;
