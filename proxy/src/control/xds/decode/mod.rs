@@ -27,6 +27,7 @@ pub mod matcher;
 mod network_filters;
 mod not_yet;
 mod otel_access_log;
+mod otel_tracing;
 pub mod rbac;
 pub mod route;
 mod route_action;
