@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, Target, UpstreamTls};
 pub use downstream::{Downstream, Peer};
-pub use flags::ResponseFlag;
+pub use flags::{ResponseFlag, ResponseFlags};
 pub use http::HttpConnectionManager;
 pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
 pub use metadata::Metadata;
