@@ -7,6 +7,7 @@
 mod activity;
 mod body;
 mod close;
+pub mod header_mutation;
 mod headers;
 mod io;
 mod local_reply;

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod downstream;
 pub mod filter_chain_match;
 pub mod flags;
+pub mod header_value;
 pub mod http;
 pub mod jwt;
 pub mod listener;
