@@ -14,10 +14,7 @@ mod forwarding;
 mod h1;
 mod h2;
 mod hash;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "used by the connection manager to come")
-)]
+pub mod header_mutation;
 mod header_to_metadata;
 mod headers;
 mod local_reply;

@@ -10,6 +10,7 @@
 //! refuse the resource, elsewhere they are noticed.
 
 pub mod access_log;
+mod access_log_filter;
 pub mod address;
 pub mod cluster;
 mod cluster_fields;
