@@ -39,6 +39,9 @@ mod upstream_limits;
 mod upstreams;
 mod watch;
 
+#[cfg(test)]
+mod equivalence_tests;
+
 use std::convert::Infallible;
 
 use attache_bootstrap::Config;
