@@ -15,6 +15,7 @@ mod endpoints;
 mod ends;
 mod envoy;
 mod intentions;
+mod l7_entries;
 mod load;
 mod many;
 mod observe;
