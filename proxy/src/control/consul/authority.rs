@@ -120,6 +120,15 @@ fn decode_mesh_http(http: &Node<'_>, found: &mut Mesh) -> Result<(), DecodeError
     let Some(wanted) = wanted else {
         return Ok(());
     };
+    let known = [
+        "InsecureDisablePathNormalization",
+        "MergeSlashes",
+        "PathWithEscapedSlashesAction",
+        "HeadersWithUnderscoresAction",
+    ];
+    for field in wanted.unknown(&known) {
+        found.notices.push(format!("mesh entry: {field} is not honoured"));
+    }
     let slashes = wanted.text("PathWithEscapedSlashesAction")?;
     let underscores = wanted.text("HeadersWithUnderscoresAction")?;
     // Rules about paths and headers rest on it: what is not known must not end up laxer.

@@ -146,6 +146,10 @@ pub fn decode(body: &[u8]) -> Result<Chain, DecodeError> {
         start: node.need_text("StartNode")?.to_owned(),
         ..Chain::default()
     };
+    if !node.objects("EnvoyExtensions")?.is_empty() {
+        let what = "its EnvoyExtensions are not honoured: they patch Envoy's resources";
+        chain.notices.push(what.to_owned());
+    }
     for (key, node) in node.map("Nodes")? {
         let decoded = decode_node(&node, &mut chain.notices)?;
         chain.nodes.insert(key.to_owned(), decoded);

@@ -443,6 +443,9 @@ fn registration_notices(registration: &Registration, notices: &mut BTreeSet<Stri
             "maxrequestheaderskb",
         ];
         let plain = super::json::plain(key);
+        if plain == "maxrequestheaderskb" && has_http_upstream(registration) {
+            continue;
+        }
         if is_http && (http_only.contains(&plain.as_str()) || plain == "balanceinboundconnections") {
             continue;
         }
@@ -452,6 +455,14 @@ fn registration_notices(registration: &Registration, notices: &mut BTreeSet<Stri
             notices.insert(format!("Proxy.Config.{key} is not honoured"));
         }
     }
+}
+
+fn has_http_upstream(registration: &Registration) -> bool {
+    let protocols = registration
+        .upstreams
+        .iter()
+        .filter_map(|u| u.config.text("protocol"));
+    protocols.into_iter().any(|text| Protocol::parse(text).is_some())
 }
 
 fn finish(parts: Parts, previous: Option<&Snapshot>) -> Snapshot {

@@ -228,7 +228,7 @@ impl<'a> Node<'a> {
             return Ok(Vec::new());
         };
         let mut pairs = Vec::new();
-        for name in map.keys() {
+        for name in map.keys().filter(|name| map.value(name).is_some()) {
             pairs.push((name, map.text(name)?));
         }
         pairs.sort_unstable();

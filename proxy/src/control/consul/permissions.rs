@@ -64,9 +64,15 @@ impl RequestTerms {
 
 /// The terms of the intention `node`.
 pub(super) fn decode(node: &Node<'_>) -> RequestTerms {
-    decode_all(node).unwrap_or_else(|error| RequestTerms {
-        unclear: Some(error.to_string()),
-        ..RequestTerms::default()
+    decode_all(node).unwrap_or_else(|error| {
+        let text = error.to_string();
+        // Where in the answer the intention stands says nothing, and changes with others.
+        let at = node.path("");
+        let unclear = text.strip_prefix(&at).unwrap_or(&text).to_owned();
+        RequestTerms {
+            unclear: Some(unclear),
+            ..RequestTerms::default()
+        }
     })
 }
 

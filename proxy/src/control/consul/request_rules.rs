@@ -56,7 +56,12 @@ enum Jwt {
     /// The conditions of each that is enough.
     OneOf(Vec<Vec<MetadataMatcher>>),
     /// Nobody is known who could have issued it.
-    NoProvider(String),
+    NoProvider {
+        /// The first that is named.
+        name: String,
+        /// Consul was asked and has none; otherwise it has not answered yet.
+        missing: bool,
+    },
 }
 
 struct Writer<'a> {
@@ -128,9 +133,13 @@ impl Writer<'_> {
                 self.rules.push(rule);
                 return;
             }
-            (Jwt::NoProvider(provider), _) | (_, Jwt::NoProvider(provider)) => {
-                let what = format!("{name}: deny (its JWT provider {provider:?} is not known)");
-                self.notices.insert(format!("intention {what}"));
+            (Jwt::NoProvider { name: of, missing }, _) | (_, Jwt::NoProvider { name: of, missing }) => {
+                let yet = if *missing { "" } else { " yet" };
+                let what = format!("{name}: deny (its JWT provider {of:?} is not known{yet})");
+                // That Consul does not answer is told by whoever asks it.
+                if *missing {
+                    self.notices.insert(format!("intention {what}"));
+                }
                 let mut denied = intention.rule_for(self.to, Action::Deny, what);
                 denied.permission = permission.requests.clone();
                 self.rules.push(denied);
@@ -183,7 +192,10 @@ impl Writer<'_> {
         });
         let tokens: Vec<_> = known.collect();
         match (tokens.is_empty(), terms.first()) {
-            (true, Some(first)) => Jwt::NoProvider(first.provider.clone()),
+            (true, Some(first)) => Jwt::NoProvider {
+                name: first.provider.clone(),
+                missing: terms.iter().all(|one| self.providers.contains_key(&one.provider)),
+            },
             _ => Jwt::OneOf(tokens),
         }
     }
