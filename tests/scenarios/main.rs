@@ -18,6 +18,7 @@ mod http_headers;
 mod http_rewrites;
 mod http_routes;
 mod intentions;
+mod l7_entries;
 mod load;
 mod many;
 mod observe;
