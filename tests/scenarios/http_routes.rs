@@ -1,7 +1,7 @@
 //! Which route takes a request: paths, headers, queries, methods, domains, shares of clusters. Envoy and Attaché
 //! choose alike.
 
-use attache_tests::http::{Case, Group, Manager, Path, case, get, post};
+use attache_tests::http::{Case, Group, Manager, Path, case, get};
 use serde_json::{Value, json};
 
 use crate::xds_mesh::OURS;
@@ -303,7 +303,6 @@ async fn http_queries_and_methods() {
             "/put-or-delete",
             json!({ "safe_regex": { "regex": "PUT|DELETE" } })
         ),
-        to("b", json!({ "path": "/grpc", "grpc": {} })),
         to("a", json!({ "prefix": "/" })),
     ]));
     let mut cases = Vec::new();
@@ -334,10 +333,6 @@ async fn http_queries_and_methods() {
         get("both of two", "/two?q=v&r"),
         get("both of two, the other way round", "/two?r=1&q=v"),
         get("one of two", "/two?q=v"),
-        post("a route for gRPC, another type", "/grpc"),
-        post("a route for gRPC", "/grpc")
-            .header("content-type", "application/grpc")
-            .over(&[Path::H2_H2]),
     ]);
     for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "put", "FOO"] {
         let bare = |path: &str| case(&format!("{method} {path}"), method, path).over(&Path::SAME);

@@ -50,8 +50,8 @@ impl Connection {
             bytes.extend(framed(ask, body));
         }
         self.wire.send(&bytes).await;
-        let got = if let Some(protocol) = &ask.upgrade {
-            self.upgraded(ask, protocol, body).await
+        let got = if ask.upgrade.is_some() {
+            self.upgraded(ask, body).await
         } else if ask.expects {
             self.expecting(ask, body).await
         } else {
@@ -74,7 +74,7 @@ impl Connection {
         got
     }
 
-    async fn upgraded(&mut self, ask: &Ask, _protocol: &str, payload: &[u8]) -> Got {
+    async fn upgraded(&mut self, ask: &Ask, payload: &[u8]) -> Got {
         let head = match self.wire.head().await {
             Err(stop) => return Got::nothing(&stop),
             Ok(head) => head,

@@ -53,19 +53,11 @@ impl Connection {
 
     /// Sends a request and reads the answer.
     pub async fn ask(&mut self, ask: &Ask) -> Got {
-        match timeout(SILENCE, self.exchange(ask)).await {
-            Ok(got) => got,
-            Err(_) => Got {
-                stop: Some("silent".to_owned()),
-                ..Got::default()
-            },
-        }
-    }
-
-    async fn exchange(&mut self, ask: &Ask) -> Got {
         let mut got = Got::default();
-        if let Err(error) = self.try_exchange(ask, &mut got).await {
-            got.stop = Some(told(&error));
+        match timeout(SILENCE, self.try_exchange(ask, &mut got)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => got.stop = Some(told(&error)),
+            Err(_) => got.stop = Some("silent".to_owned()),
         }
         got
     }
@@ -83,8 +75,8 @@ impl Connection {
         {
             return read(early, got).await;
         }
-        if let Some(protocol) = &ask.upgrade {
-            return upgraded(answer, sender, protocol, ask, got).await;
+        if ask.upgrade.is_some() {
+            return upgraded(answer, sender, ask, got).await;
         }
         if streams {
             send(&mut sender, ask);
@@ -139,8 +131,7 @@ async fn first_answer(
 }
 
 async fn read(answer: Response<RecvStream>, got: &mut Got) -> Result<(), h2::Error> {
-    got.first = format!("HTTP/2 {}", answer.status().as_u16());
-    got.headers = pairs(answer.headers());
+    head(&answer, got);
     let mut body = answer.into_body();
     while let Some(part) = body.data().await {
         let part = part?;
@@ -156,7 +147,6 @@ async fn read(answer: Response<RecvStream>, got: &mut Got) -> Result<(), h2::Err
 async fn upgraded(
     mut answer: ResponseFuture,
     mut sender: SendStream<Bytes>,
-    _protocol: &str,
     ask: &Ask,
     got: &mut Got,
 ) -> Result<(), h2::Error> {
@@ -166,11 +156,28 @@ async fn upgraded(
             None => continue,
         }
     };
-    if answered.status().is_success() {
-        let payload = ask.body.clone().unwrap_or_default();
-        sender.send_data(payload.into(), true)?;
+    let payload = ask.body.clone().unwrap_or_default();
+    if !answered.status().is_success() {
+        return read(answered, got).await;
     }
-    read(answered, got).await
+    let length = payload.len();
+    sender.send_data(payload.into(), false)?;
+    head(&answered, got);
+    let mut body = answered.into_body();
+    while got.body.len() < length
+        && let Some(part) = body.data().await
+    {
+        got.body.extend_from_slice(&part?);
+    }
+    // An end of one side is not passed on by all; a reset is.
+    sender.send_reset(Reason::CANCEL);
+    got.stop = Some("upgraded, given up by the downstream".to_owned());
+    Ok(())
+}
+
+fn head(answer: &Response<RecvStream>, got: &mut Got) {
+    got.first = format!("HTTP/2 {}", answer.status().as_u16());
+    got.headers = pairs(answer.headers());
 }
 
 fn send(sender: &mut SendStream<Bytes>, ask: &Ask) {
@@ -289,7 +296,13 @@ async fn exchange(
     });
     let wish = Wish::read(&headers, &name, entry.number);
     let method = request.method().to_string();
+    let expects = headers
+        .iter()
+        .any(|(name, value)| name == "expect" && value == "100-continue");
     let mut body = request.into_body();
+    if expects && !wish.early {
+        let _ = respond.send_informational(Response::builder().status(100).body(()).unwrap());
+    }
     if !wish.early && !wish.upgrade && !read_body(&mut body, &entry).await {
         entry.end("the request was cut");
         return false;

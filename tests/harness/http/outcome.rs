@@ -105,13 +105,15 @@ fn stable(name: &str, value: &str) -> String {
     }
 }
 
-/// A time limit of which some milliseconds have passed already, rounded up to a tenth of a second.
+/// A time limit of which some milliseconds have passed already, rounded up: to a second, or if it is shorter to
+/// a tenth of one.
 fn rounded(value: &str) -> String {
     let digits = value.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = value.split_at(digits);
     match number.parse::<u64>() {
         Ok(number) if number > 100 && matches!(unit, "" | "m") => {
-            format!("{}{unit}", number.div_ceil(100) * 100)
+            let step = if number > 1000 { 1000 } else { 100 };
+            format!("{}{unit}", number.div_ceil(step) * step)
         }
         _ => value.to_owned(),
     }

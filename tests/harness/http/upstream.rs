@@ -275,8 +275,10 @@ async fn answer(wire: &mut Wire, wish: &Wish, method: &str) -> Answered {
     if wish.cut == Some(Cut::AfterHeaders) {
         return Answered::Cut("cut by the upstream");
     }
-    if wish.has_body(method) && !send_body(wire, wish).await {
-        return Answered::Cut("cut by the upstream");
+    if wish.has_body(method)
+        && let Some(how) = send_body(wire, wish).await
+    {
+        return Answered::Cut(how);
     }
     if wish.close || wish.framing == Some(Framing::ToEnd) {
         return Answered::Closed;
@@ -302,18 +304,18 @@ fn first_lines(wish: &Wish, method: &str) -> String {
     text
 }
 
-/// Sends the body in two halves; whether it is to go on.
-async fn send_body(wire: &mut Wire, wish: &Wish) -> bool {
+/// Sends the body in two halves; how it was cut off between them.
+async fn send_body(wire: &mut Wire, wish: &Wish) -> Option<&'static str> {
     let chunked = wish.framing == Some(Framing::Chunked) || !wish.trailers.is_empty();
     let (one, two) = wish.body.split_at(wish.body.len() / 2);
     send_part(wire, one, chunked).await;
     if wish.cut == Some(Cut::InBody) {
-        return false;
+        return Some("cut by the upstream");
     }
     if let Some(pause) = wish.pause
         && tokio::time::timeout(pause, wire.gone()).await.is_ok()
     {
-        return false;
+        return Some("given up by the proxy");
     }
     send_part(wire, two, chunked).await;
     if chunked {
@@ -323,7 +325,7 @@ async fn send_body(wire: &mut Wire, wish: &Wish) -> bool {
         }
         wire.send(format!("{end}\r\n").as_bytes()).await;
     }
-    true
+    None
 }
 
 async fn send_part(wire: &mut Wire, part: &[u8], chunked: bool) {
