@@ -14,6 +14,7 @@ mod consul_away;
 mod endpoints;
 mod ends;
 mod envoy;
+mod http1_messages;
 mod intentions;
 mod load;
 mod many;
