@@ -1,23 +1,24 @@
-//! What Envoy changes of headers on their way, with the defaults of a connection manager that is not at the
-//! edge.
+//! What a connection manager changes of headers on their way, in Envoy's order.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, SERVER, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, DATE, EXPECT, Entry, HeaderMap, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 
-use super::request::tokens;
+use super::h1::server::tokens;
+use super::local_reply::LocalReply;
+use super::message::ResponseHead;
+use super::request::wants_trailers;
+use super::route::Plan;
+use super::stream::{Stop, Stream};
 use crate::model::http::{HttpConnectionManager, ServerHeaderTransformation};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// Said by nobody but a connection manager or its operator: taken away from requests that come from outside,
@@ -39,71 +40,44 @@ const INTERNAL: [&str; 14] = [
     "x-envoy-expected-rq-timeout-ms",
 ];
 
-/// Of a request, before it is routed. `encrypted` is the downstream's connection.
-pub(super) fn received_request(headers: &mut HeaderMap, host: &str, encrypted: bool, generate_id: bool) {
+/// Of a request, before anything looks at it.
+///
+/// # Errors
+/// The answer to one that is refused.
+pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
+    let head = &mut *stream.head.borrow_mut();
+    if !head.target.starts_with('/') {
+        return Err(LocalReply::empty(hyper::StatusCode::NOT_FOUND, "absolute_path_rejected").into());
+    }
+    let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     for name in INTERNAL {
         headers.remove(name);
     }
-    if let Ok(host) = HeaderValue::from_str(host) {
-        headers.insert(HOST, host);
-    }
     let known = |proto: &HeaderValue| proto == "http" || proto == "https";
     if !headers.get(X_FORWARDED_PROTO).is_some_and(known) {
-        let proto = if encrypted { "https" } else { "http" };
+        let proto = if stream.connection.encrypted {
+            "https"
+        } else {
+            "http"
+        };
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     }
-    if generate_id
+    if stream.manager.request_id.generate
         && let Entry::Vacant(vacant) = headers.entry(X_REQUEST_ID)
         && let Ok(id) = HeaderValue::from_str(&uuid())
     {
         vacant.insert(id);
     }
-}
-
-/// Of a request, before it is sent to an upstream.
-pub(super) fn sent_request(headers: &mut HeaderMap, timeout: Option<Duration>, original_path: Option<&str>) {
-    if let Some(timeout) = timeout {
-        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        headers.insert(EXPECTED_TIMEOUT, millis.into());
-    }
-    if let Some(path) = original_path.and_then(|path| HeaderValue::from_str(path).ok()) {
-        headers.insert(ORIGINAL_PATH, path);
-    }
-}
-
-/// Of an upstream's response. `waited` is what it took since the request was there as a whole.
-pub(super) fn received_response(headers: &mut HeaderMap, waited: Duration) {
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(SERVICE_TIME, millis.into());
-}
-
-/// Of every response, before it is sent.
-pub(super) fn sent_response(headers: &mut HeaderMap, manager: &HttpConnectionManager) {
-    let ours = match manager.server_header.transformation {
-        ServerHeaderTransformation::Overwrite => true,
-        ServerHeaderTransformation::AppendIfAbsent => !headers.contains_key(SERVER),
-        ServerHeaderTransformation::PassThrough => false,
-    };
-    if ours && let Ok(name) = HeaderValue::from_str(&manager.server_header.name) {
-        headers.insert(SERVER, name);
-    }
+    Ok(())
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers = wants_trailers(headers);
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|token| token.parse().ok())
-        // These say how the message itself is read; who names them wants to confuse.
-        .filter(|name| *name != HOST && *name != CONTENT_LENGTH && *name != TE)
+        // It says how the message itself is read; who names it wants to confuse.
+        .filter(|name| *name != hyper::header::CONTENT_LENGTH && *name != TE)
         .collect();
     for name in named {
         headers.remove(name);
@@ -118,16 +92,76 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-    // The one extension that a proxy can pass on.
-    if tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers")) {
+    if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     } else {
         headers.remove(TE);
     }
 }
 
+/// Of an upstream's response.
+pub(super) fn received_response(stream: &Stream, _plan: &Plan<'_>, headers: &mut HeaderMap) {
+    if !stream.manager.suppress_envoy_headers {
+        let millis = u64::try_from(stream.clock.since_request_end().as_millis()).unwrap_or(u64::MAX);
+        headers.insert(SERVICE_TIME, millis.into());
+    }
+}
+
+/// Of every response, before it is sent.
+pub(super) fn sent_response(stream: &Stream, head: &mut ResponseHead) {
+    let headers = &mut head.headers;
+    let switches = head.status == hyper::StatusCode::SWITCHING_PROTOCOLS;
+    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING] {
+        headers.remove(name);
+    }
+    if switches {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+    stamp(headers, &stream.manager);
+}
+
+/// What every response says of who sends it and when.
+pub(super) fn stamp(headers: &mut HeaderMap, manager: &HttpConnectionManager) {
+    let server = &manager.server_header;
+    let ours = match server.transformation {
+        ServerHeaderTransformation::Overwrite => true,
+        ServerHeaderTransformation::AppendIfAbsent => !headers.contains_key(SERVER),
+        ServerHeaderTransformation::PassThrough => false,
+    };
+    if ours && let Ok(name) = HeaderValue::from_str(&server.name) {
+        headers.insert(SERVER, name);
+    }
+    if let Entry::Vacant(vacant) = headers.entry(DATE) {
+        vacant.insert(date());
+    }
+}
+
+/// The date of now (RFC 9110 section 5.6.7), made once a second a thread.
+fn date() -> HeaderValue {
+    thread_local! {
+        static DATE_NOW: std::cell::RefCell<(u64, HeaderValue)> =
+            const { std::cell::RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
+    }
+    let now = SystemTime::now();
+    let second = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
+    DATE_NOW.with_borrow_mut(|(at, text)| {
+        if *at != second
+            && let Ok(newer) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            (*at, *text) = (second, newer);
+        }
+        text.clone()
+    })
+}
+
 /// A random UUID, version 4 (RFC 9562).
 fn uuid() -> String {
+    use std::fmt::Write as _;
     let bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
     let mut uuid = String::with_capacity(36);
@@ -137,73 +171,4 @@ fn uuid() -> String {
         let _ = write!(uuid, "{separator}{}", &hex[at..part]);
     }
     uuid
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        headers
-    }
-
-    #[test]
-    fn hop_by_hop_headers_and_those_named_are_taken_away() {
-        let mut headers = headers(&[
-            ("host", "h"),
-            ("connection", "keep-alive, x-hop, host, content-length"),
-            ("x-hop", "1"),
-            ("keep-alive", "3"),
-            ("proxy-connection", "keep-alive"),
-            ("te", "gzip, trailers"),
-            ("upgrade", "h2c"),
-            ("content-length", "3"),
-            ("x-forwarded-client-cert", "forged"),
-            ("x-envoy-max-retries", "1000"),
-            ("x-forwarded-for", "1.2.3.4"),
-        ]);
-        received_request(&mut headers, "h", false, false);
-        let mut left: Vec<_> = headers
-            .iter()
-            .map(|(k, v)| (k.as_str(), v.to_str().unwrap()))
-            .collect();
-        left.sort_unstable();
-        assert_eq!(
-            left,
-            [
-                ("content-length", "3"),
-                ("host", "h"),
-                ("te", "trailers"),
-                ("x-forwarded-for", "1.2.3.4"),
-                ("x-forwarded-proto", "http"),
-            ]
-        );
-    }
-
-    #[test]
-    fn what_the_downstream_said_of_itself_stays() {
-        let mut known = headers(&[("x-forwarded-proto", "https"), ("x-request-id", "mine")]);
-        received_request(&mut known, "h", false, true);
-        assert_eq!(known["x-forwarded-proto"], "https");
-        assert_eq!(known["x-request-id"], "mine");
-        let mut odd = headers(&[("x-forwarded-proto", "gopher")]);
-        received_request(&mut odd, "h", true, true);
-        assert_eq!(odd["x-forwarded-proto"], "https");
-        assert_eq!(odd["x-request-id"].len(), 36);
-    }
-
-    #[test]
-    fn a_uuid_has_its_version_and_variant() {
-        for _ in 0..64 {
-            let uuid = uuid();
-            assert_eq!(uuid.len(), 36);
-            assert_eq!(&uuid[14..15], "4");
-            assert!(matches!(&uuid[19..20], "8" | "9" | "a" | "b"), "{uuid}");
-            assert_eq!(uuid.matches('-').count(), 4);
-        }
-    }
 }

@@ -17,7 +17,7 @@ use super::active::{ActiveChain, ActiveConfig, ActiveListener, Handshake, MAX_HA
 use super::filters::{self, FilterError};
 use super::live::CutReason;
 use crate::filter::tcp_proxy;
-use crate::http;
+use crate::http::{self, HttpWorker};
 use crate::model::Downstream;
 use crate::model::http::HttpConnectionManager;
 use crate::model::listener::{TcpProxy, Terminal};
@@ -37,6 +37,7 @@ pub async fn serve(
     downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
+    http: Rc<HttpWorker>,
 ) {
     let from = source_of(&downstream);
     let log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
@@ -44,6 +45,7 @@ pub async fn serve(
         downstream,
         listener,
         clusters,
+        http,
         log,
     };
     let config = connection.listener.config();
@@ -91,6 +93,7 @@ struct Connection {
     downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
+    http: Rc<HttpWorker>,
     log: ConnectionLog,
 }
 
@@ -231,7 +234,7 @@ impl Connection {
 
     /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
     /// changed during the handshake. `early` is the upstream where it is connected already.
-    async fn run_filters<D: Duplex + Unpin>(&mut self, mut stream: D, early: Option<Connected>) {
+    async fn run_filters<D: Duplex + Unpin + 'static>(&mut self, mut stream: D, early: Option<Connected>) {
         let listener = Rc::clone(&self.listener);
         let config = listener.config();
         let Some(chain) = config.find(&self.downstream) else {
@@ -268,15 +271,24 @@ impl Connection {
                 live.until_cut(pin!(carried)).await
             }
             Terminal::HttpConnectionManager(first) => {
-                let newest = || newest(&listener, &downstream, first);
-                let connection = http::Connection {
-                    limits: &first.limits,
-                    manager: &newest,
-                    encrypted: chain.transport.is_some(),
-                    clusters: &self.clusters,
+                let newest = {
+                    let (listener, downstream, first) =
+                        (Rc::clone(&listener), Rc::clone(&downstream), Arc::clone(first));
+                    move || newest(&listener, &downstream, &first)
                 };
+                let connection = Rc::new(http::Connection::new(
+                    Box::new(newest),
+                    Rc::clone(&downstream),
+                    chain.transport.is_some(),
+                    Rc::clone(&self.http),
+                ));
                 // On the heap, or every TCP connection would have the room for it too.
-                let mut serving = Box::pin(http::serve(connection, stream, live.draining(), &mut self.log));
+                let mut serving = Box::pin(http::serve(
+                    connection,
+                    Box::new(stream),
+                    live.draining(),
+                    &mut self.log,
+                ));
                 live.until_cut(serving.as_mut()).await
             }
         };

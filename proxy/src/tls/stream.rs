@@ -428,6 +428,13 @@ impl Duplex for TlsStream {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
+    fn alpn(&self) -> Option<&[u8]> {
+        match &self.session {
+            Session::Client(connection) => connection.alpn_protocol(),
+            Session::Server(connection) => connection.alpn_protocol(),
+        }
+    }
+
     fn finished(&mut self) {
         close_cleanly(&self.socket);
     }
@@ -543,14 +550,6 @@ impl TlsStream {
     /// The socket under the session.
     pub(super) fn socket(&self) -> &TcpStream {
         &self.socket
-    }
-
-    /// The protocol agreed on.
-    pub(super) fn alpn(&self) -> Option<&[u8]> {
-        match &self.session {
-            Session::Client(connection) => connection.alpn_protocol(),
-            Session::Server(connection) => connection.alpn_protocol(),
-        }
     }
 
     /// Bytes to the socket past the session, as a broken peer would send them.

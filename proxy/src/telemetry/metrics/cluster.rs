@@ -173,6 +173,10 @@ pub struct CircuitBreakerMetrics {
     pub connections_open: Gauge,
     /// `rq_pending_open`: no more that wait.
     pub pending_open: Gauge,
+    /// `rq_open`: no more requests.
+    pub requests_open: Gauge,
+    /// `rq_retry_open`: no more retries.
+    pub retries_open: Gauge,
     _scope: Scope,
 }
 
@@ -184,6 +188,8 @@ impl CircuitBreakerMetrics {
         Self {
             connections_open: gauge("cx_open"),
             pending_open: gauge("rq_pending_open"),
+            requests_open: gauge("rq_open"),
+            retries_open: gauge("rq_retry_open"),
             _scope: scope,
         }
     }

@@ -8,6 +8,7 @@ mod least_request;
 mod maglev;
 mod random;
 mod ring_hash;
+mod round_robin;
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -24,6 +25,7 @@ const EXTRA_PROBES: usize = 16;
 pub struct Pool {
     endpoints: Vec<Rc<EndpointState>>,
     table: OnceCell<Table>,
+    turns: round_robin::Turns,
 }
 
 /// Where hashes lead; made when the first connection asks.
@@ -37,6 +39,7 @@ impl Pool {
     /// Of these.
     pub fn new(endpoints: Vec<Rc<EndpointState>>) -> Self {
         Self {
+            turns: round_robin::Turns::new(&endpoints),
             endpoints,
             table: OnceCell::new(),
         }
@@ -65,6 +68,11 @@ impl Pool {
                 self.choose_by_hash(self.table.get_or_init(|| self.table(kind)), hash, avoid)
             }
         }
+    }
+
+    /// The one whose turn it is among those that are not to be avoided, for requests.
+    pub fn take_turn(&self, avoid: impl Fn(&EndpointState) -> bool) -> Option<&Rc<EndpointState>> {
+        self.turns.take(&self.endpoints, avoid)
     }
 
     fn choose_by_hash(
