@@ -386,8 +386,8 @@ async fn refuse(connection: &Connection, server: &Server, reply: LocalReply) -> 
     let why = reply.why.clone();
     let (mut head, body) = reply.into_response(false);
     let headers = &mut head.headers;
-    headers.insert(hyper::header::CONNECTION, super::h1::client::CLOSE);
     super::headers::stamp(headers, &(connection.manager)());
+    headers.insert(hyper::header::CONNECTION, super::h1::client::CLOSE);
     let method = hyper::Method::GET;
     server.begin_body(Reader::Ended);
     server.write_head((&method, Version::Http11), head, body.is_empty());

@@ -54,6 +54,6 @@ fn denied_by(rules: &Rbac, stream: &Stream) -> Option<std::sync::Arc<str>> {
         head: &head,
         metadata: &metadata,
     };
-    let verdict = rules.evaluate(&stream.connection.downstream, Some(&view));
+    let verdict = rules.evaluate(&stream.downstream.borrow(), Some(&view));
     (verdict.action == Action::Deny).then_some(verdict.policy)
 }

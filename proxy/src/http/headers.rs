@@ -1,101 +1,92 @@
-//! What a connection manager changes of headers on their way, in Envoy's order.
+//! The headers of a request as it comes in, of a response as it comes from an upstream and as it goes out.
+//!
+//! What Envoy does with each is in `path` and `forwarding`; this is their order.
 
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::{
-    CONNECTION, DATE, EXPECT, Entry, HeaderMap, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING,
-    UPGRADE,
-};
+use hyper::StatusCode;
+use hyper::header::{DATE, Entry, HeaderMap, HeaderName, HeaderValue, LOCATION};
 
-use super::h1::server::tokens;
+use super::forwarding::{self, Hop, Node};
 use super::local_reply::LocalReply;
-use super::message::ResponseHead;
-use super::request::wants_trailers;
+use super::message::{RequestHead, ResponseHead, Version};
+use super::path::{self, PathOutcome};
 use super::route::Plan;
 use super::stream::{Stop, Stream};
-use crate::model::http::{HttpConnectionManager, ServerHeaderTransformation};
+use crate::model::http::HttpConnectionManager;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
-
-/// Said by nobody but a connection manager or its operator: taken away from requests that come from outside,
-/// which all do unless internal addresses are configured.
-const INTERNAL: [&str; 14] = [
-    "x-envoy-internal",
-    "x-forwarded-client-cert",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retriable-header-names",
-    "x-envoy-force-trace",
-    "x-envoy-ip-tags",
-    "x-envoy-retry-on",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-max-retries",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-expected-rq-timeout-ms",
-];
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Of a request, before anything looks at it.
 ///
 /// # Errors
-/// The answer to one that is refused.
+/// The answer to one that is refused, or to be asked otherwise.
 pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
     let head = &mut *stream.head.borrow_mut();
+    let manager = &stream.manager;
+    let downstream = &stream.connection.downstream;
+    let port = downstream.destination.map(|address| address.port());
+    if let Cow::Owned(host) = path::normalize_host(&head.authority, &manager.normalization, port) {
+        head.authority = host;
+    }
     if !head.target.starts_with('/') {
-        return Err(LocalReply::empty(hyper::StatusCode::NOT_FOUND, "absolute_path_rejected").into());
-    }
-    let headers = &mut head.headers;
-    remove_hop_by_hop(headers);
-    for name in INTERNAL {
-        headers.remove(name);
-    }
-    let known = |proto: &HeaderValue| proto == "http" || proto == "https";
-    if !headers.get(X_FORWARDED_PROTO).is_some_and(known) {
-        let proto = if stream.connection.encrypted {
-            "https"
+        let details = if head.target.is_empty() {
+            "missing_path_rejected"
         } else {
-            "http"
+            "absolute_path_rejected"
         };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+        return Err(LocalReply::empty(StatusCode::NOT_FOUND, details).into());
     }
-    if stream.manager.request_id.generate
-        && let Entry::Vacant(vacant) = headers.entry(X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::from_str(&uuid())
-    {
-        vacant.insert(id);
+    normalize(head, manager)?;
+    let hop = Hop {
+        remote: downstream.source,
+        local: downstream.destination,
+        encrypted: stream.connection.encrypted,
+        machine: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        node: Node::default(),
+    };
+    let upgrade = head.upgrade.is_some();
+    let trusted = forwarding::received_request(&mut head.headers, manager, &hop, upgrade);
+    if head.version != Version::Http2 {
+        head.scheme = forwarding::scheme(&head.headers, stream.connection.encrypted);
+    }
+    for name in [
+        hyper::header::EXPECT,
+        hyper::header::CONNECTION,
+        hyper::header::UPGRADE,
+    ] {
+        head.headers.remove(name);
+    }
+    if let Some(trusted) = trusted.filter(|trusted| Some(*trusted) != downstream.source) {
+        let mut told = downstream.as_ref().clone();
+        told.restore_source(trusted);
+        *stream.downstream.borrow_mut() = Rc::new(told);
     }
     Ok(())
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let trailers = wants_trailers(headers);
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
-        .filter_map(|token| token.parse().ok())
-        // It says how the message itself is read; who names it wants to confuse.
-        .filter(|name| *name != hyper::header::CONTENT_LENGTH && *name != TE)
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        EXPECT,
-    ] {
-        headers.remove(name);
-    }
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    } else {
-        headers.remove(TE);
+fn normalize(head: &mut RequestHead, manager: &HttpConnectionManager) -> Result<(), Stop> {
+    match path::normalize(&head.target, &manager.normalization) {
+        PathOutcome::Unchanged => Ok(()),
+        PathOutcome::Changed(target) => {
+            head.target = target;
+            Ok(())
+        }
+        PathOutcome::Redirect(to) if !head.is_grpc() => {
+            let mut reply = LocalReply::empty(StatusCode::TEMPORARY_REDIRECT, "path_normalization_failed");
+            let location = HeaderValue::from_str(&to);
+            reply
+                .headers
+                .extend(location.map(|location| (LOCATION, location)));
+            Err(reply.into())
+        }
+        PathOutcome::Redirect(_) | PathOutcome::Reject => {
+            Err(LocalReply::empty(StatusCode::BAD_REQUEST, "path_normalization_failed").into())
+        }
     }
 }
 
@@ -108,34 +99,20 @@ pub(super) fn received_response(stream: &Stream, _plan: &Plan<'_>, headers: &mut
 }
 
 /// Of every response, before it is sent.
-pub(super) fn sent_response(stream: &Stream, head: &mut ResponseHead) {
-    let headers = &mut head.headers;
-    let switches = head.status == hyper::StatusCode::SWITCHING_PROTOCOLS;
-    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING] {
-        headers.remove(name);
+pub(super) fn sent_response(stream: &Stream, response: &mut ResponseHead) {
+    let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let request = stream.head.borrow();
+    let id = request.headers.get(X_REQUEST_ID);
+    forwarding::sent_response(&mut response.headers, &stream.manager, id, switches);
+    if let Entry::Vacant(vacant) = response.headers.entry(DATE) {
+        vacant.insert(date());
     }
-    if switches {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(UPGRADE);
-    }
-    stamp(headers, &stream.manager);
 }
 
 /// What every response says of who sends it and when.
 pub(super) fn stamp(headers: &mut HeaderMap, manager: &HttpConnectionManager) {
-    let server = &manager.server_header;
-    let ours = match server.transformation {
-        ServerHeaderTransformation::Overwrite => true,
-        ServerHeaderTransformation::AppendIfAbsent => !headers.contains_key(SERVER),
-        ServerHeaderTransformation::PassThrough => false,
-    };
-    if ours && let Ok(name) = HeaderValue::from_str(&server.name) {
-        headers.insert(SERVER, name);
-    }
-    if let Entry::Vacant(vacant) = headers.entry(DATE) {
-        vacant.insert(date());
-    }
+    forwarding::sent_response(headers, manager, None, false);
+    headers.insert(DATE, date());
 }
 
 /// The date of now (RFC 9110 section 5.6.7), made once a second a thread.
@@ -157,18 +134,4 @@ fn date() -> HeaderValue {
         }
         text.clone()
     })
-}
-
-/// A random UUID, version 4 (RFC 9562).
-fn uuid() -> String {
-    use std::fmt::Write as _;
-    let bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    let mut uuid = String::with_capacity(36);
-    for (at, part) in [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)] {
-        let separator = if at == 0 { "" } else { "-" };
-        // Writing to a String cannot fail.
-        let _ = write!(uuid, "{separator}{}", &hex[at..part]);
-    }
-    uuid
 }

@@ -1,13 +1,13 @@
 //! What becomes of a request before anything looks at it: its form, its host and path, what it may not say.
 
 use h2::ext::Protocol;
-use hyper::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderValue, TE, UPGRADE};
+use hyper::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
+use super::forwarding;
 use super::h1::framing::{LengthError, Reader};
 use super::h1::head::{RawRequest, is_host};
-use super::h1::server::tokens;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 
@@ -71,6 +71,8 @@ pub(super) fn from_http1(
     if !METHODS.contains(&method.as_str()) {
         return Err(codec_error("the method is none of HTTP's"));
     }
+    forwarding::remove_nominated(&mut headers)
+        .map_err(|error| LocalReply::bad_request(&error.to_string(), "http1.connection_header_rejected"))?;
     let reader = Reader::of_request(&headers, version).map_err(|error| match error {
         LengthError::Malformed(why) => codec_error(why),
         LengthError::Coding => LocalReply::text(
@@ -257,7 +259,12 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
         .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Whether `te` asks for trailers, the one thing of it that a proxy can pass on.
-pub(super) fn wants_trailers(headers: &HeaderMap) -> bool {
-    tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"))
+/// The words of a header that is a list.
+pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
 }

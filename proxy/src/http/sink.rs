@@ -133,5 +133,5 @@ impl From<h2::Error> for Gone {
 
 /// Whether a response that has these headers says that its connection ends.
 pub(super) fn says_close(headers: &HeaderMap) -> bool {
-    super::h1::server::tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"))
+    super::request::tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"))
 }

@@ -28,7 +28,7 @@ use super::sink::{Gone, Sink};
 use super::upstream::{self, Live, TryError};
 use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
-use crate::model::{Metadata, Name};
+use crate::model::{Downstream, Metadata, Name};
 use crate::telemetry::ResponseFlag;
 
 /// One request and its response.
@@ -37,6 +37,8 @@ pub(super) struct Stream {
     pub(super) manager: Arc<HttpConnectionManager>,
     pub(super) head: RefCell<RequestHead>,
     pub(super) metadata: RefCell<Metadata>,
+    /// The connection's, unless a trusted hop says that somebody else asks.
+    pub(super) downstream: RefCell<Rc<Downstream>>,
     pub(super) body: RequestBody,
     pub(super) sink: Sink,
     pub(super) clock: Clock,
@@ -111,6 +113,7 @@ impl Stream {
             manager,
             head: RefCell::new(head),
             metadata: RefCell::default(),
+            downstream: RefCell::new(Rc::clone(&connection.downstream)),
             body,
             sink,
             clock,

@@ -11,9 +11,10 @@ use hyper::{Method, StatusCode};
 
 use super::framing::{LengthError, Reader, Writer};
 use super::head::{HeadError, HeadLimits, RawResponse, field, take_response, write_request};
-use super::server::{has_no_body, tokens};
+use super::server::has_no_body;
 use crate::http::body::BodyError;
 use crate::http::message::{RequestHead, ResponseHead, Version};
+use crate::http::request::tokens;
 use crate::http::wire::Wire;
 
 /// Of a response's head; Envoy's `max_response_headers_kb` and count of headers by default.

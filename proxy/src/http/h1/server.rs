@@ -8,7 +8,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode};
 
 use super::framing::{Reader, Writer};
@@ -212,17 +212,4 @@ fn cut<T>(why: &str) -> Poll<Result<T, ReadError>> {
 /// Whether a status never has a body (RFC 9110 section 6.4.1).
 pub(in crate::http) fn has_no_body(status: StatusCode) -> bool {
     status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
-}
-
-/// The words of a header that is a list.
-pub(in crate::http) fn tokens<'a>(
-    headers: &'a HeaderMap,
-    name: &hyper::header::HeaderName,
-) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
 }

@@ -213,6 +213,10 @@ pub struct OutlierMetrics {
     pub detected_gateway_failure: Counter,
     /// `ejections_enforced_consecutive_gateway_failure`.
     pub enforced_gateway_failure: Counter,
+    /// `ejections_detected_success_rate`.
+    pub detected_success_rate: Counter,
+    /// `ejections_enforced_success_rate`.
+    pub enforced_success_rate: Counter,
     _scope: Scope,
 }
 
@@ -229,6 +233,8 @@ impl OutlierMetrics {
             enforced_consecutive_5xx: counter("enforced_consecutive_5xx"),
             detected_gateway_failure: counter("detected_consecutive_gateway_failure"),
             enforced_gateway_failure: counter("enforced_consecutive_gateway_failure"),
+            detected_success_rate: counter("detected_success_rate"),
+            enforced_success_rate: counter("enforced_success_rate"),
             _scope: scope,
         }
     }

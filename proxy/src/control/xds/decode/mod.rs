@@ -25,7 +25,6 @@ mod jwt;
 pub mod listener;
 pub mod matcher;
 mod network_filters;
-mod not_yet;
 mod otel_access_log;
 pub mod rbac;
 pub mod route;
