@@ -92,6 +92,35 @@ impl Case {
     }
 }
 
+/// Messages that Attaché treats otherwise than Envoy, on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deviation {
+    /// The reason.
+    pub(crate) why: &'static str,
+    /// What Attaché does instead.
+    pub(crate) ours: Instead,
+    /// Their names. A `*` at the end stands for any ending, of which some deviate.
+    pub(crate) names: &'static [&'static str],
+}
+
+/// What Attaché does where it deviates.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Instead {
+    /// It answers a request with this status and closes; the upstream gets no whole request.
+    Refuses(&'static str),
+    /// It answers with these statuses; what becomes of the connection follows from them.
+    Answers(&'static str),
+}
+
+impl Deviation {
+    fn is_of(&self, case: &Case) -> bool {
+        self.names.iter().any(|name| match name.strip_suffix('*') {
+            Some(begin) => case.name.starts_with(begin),
+            None => case.name == *name,
+        })
+    }
+}
+
 /// A proxy with its lanes.
 struct Running {
     lanes: Vec<Lane>,
@@ -171,7 +200,7 @@ async fn responses_are_treated_as_by_envoy() {
 
 /// Plays `cases` with both and fails with every difference at once. Without an Envoy, with each that Attaché neither
 /// answers nor closes.
-async fn agree(cases: Vec<Case>, deviations: &[(&str, &str)]) {
+async fn agree(cases: Vec<Case>, deviations: &[Deviation]) {
     let names: BTreeSet<_> = cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names.len(), cases.len(), "names are unique");
     let cases = Arc::new(cases);
@@ -181,18 +210,27 @@ async fn agree(cases: Vec<Case>, deviations: &[(&str, &str)]) {
         None => None,
     };
     let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
     for (index, (case, ours)) in cases.iter().zip(&ours).enumerate() {
         let title = format!("[{}] {}", case.section, case.name);
         if ours.ending == Ending::Stuck {
             wrong.push(format!("{title}: neither answered nor closed\n{ours}"));
         }
         let Some(envoys) = &envoys else { continue };
-        let known = deviations.iter().any(|(name, _)| *name == case.name);
-        match ours.difference(&envoys[index]) {
-            Some(difference) if !known => wrong.push(format!("{title}\n{difference}")),
-            None if known => wrong.push(format!("{title}: a known deviation, but there is none")),
-            _ => {}
+        let Some(difference) = ours.difference(&envoys[index]) else {
+            continue;
+        };
+        seen.insert(case.name.as_str());
+        match deviations.iter().find(|known| known.is_of(case)) {
+            Some(known) if ours.is(known.ours) => {}
+            Some(Deviation { why, ours, .. }) => {
+                wrong.push(format!("{title}: not {ours:?}, as known ({why})\n{difference}"));
+            }
+            None => wrong.push(format!("{title}\n{difference}")),
         }
+    }
+    if envoys.is_some() {
+        wrong.extend(stale(deviations, &seen));
     }
     let (count, all) = (wrong.len(), cases.len());
     assert!(
@@ -200,4 +238,14 @@ async fn agree(cases: Vec<Case>, deviations: &[(&str, &str)]) {
         "{count} of {all} are wrong:\n{}",
         wrong.join("\n")
     );
+}
+
+/// The known deviations that are none any more; `seen` are the names of those that were seen.
+fn stale<'a>(deviations: &'a [Deviation], seen: &'a BTreeSet<&str>) -> impl Iterator<Item = String> + 'a {
+    let names = deviations.iter().flat_map(|known| known.names);
+    let gone = names.filter(|name| match name.strip_suffix('*') {
+        Some(begin) => !seen.iter().any(|seen| seen.starts_with(begin)),
+        None => !seen.contains(*name),
+    });
+    gone.map(|name| format!("a known deviation, but there is none: {name}"))
 }

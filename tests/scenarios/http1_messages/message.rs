@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+/// Stands where the rest of a message did not come.
+pub(super) const NO_END: &str = "and no end\n";
+
 /// A message as far as it came.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
@@ -99,7 +102,7 @@ impl Message {
             let _ = writeln!(shown, "trailer: {}", line.escape_debug());
         }
         if !self.whole {
-            shown.push_str("and no end\n");
+            shown.push_str(NO_END);
         }
         shown
     }

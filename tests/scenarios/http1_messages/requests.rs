@@ -3,13 +3,87 @@
 use super::request_tables::{
     CHUNKED, CHUNKS, ENDED, FIELDS, GET, IN_TWO, LINES, POST, POSTS, RESET, TARGETS, WHOLE,
 };
-use super::{Case, Step, Then};
+use super::{Case, Deviation, Instead, Step, Then};
 
 /// Section, name, bytes.
 pub(super) type Row = (&'static str, &'static str, &'static [u8]);
 
-/// Requests that Attaché treats otherwise than Envoy, and why.
-pub(super) const DEVIATIONS: &[(&str, &str)] = &[];
+/// Requests that Attaché treats otherwise than Envoy.
+pub(super) const DEVIATIONS: &[Deviation] = &[
+    Deviation {
+        why: "a line ends with CRLF (2.2): readers disagree about where one ends that a bare LF or CR ends",
+        ours: Instead::Refuses("400"),
+        names: &[
+            "bare LF ends every line",
+            "bare LF ends the request line",
+            "bare LF ends a field line",
+            "bare LF ends the head",
+            "two requests with bare LF",
+            "CR CR LF ends the request line",
+            "method with 0x0d",
+            "host with 0x0d",
+            "field value with 0x0d",
+            "TE hidden after bare CR, with CL",
+            "bare LF after data",
+            "bare LF ends the body",
+            "trailer: bare LF",
+            "trailer: bare CR in the value",
+            "extension: quoted CRLF start",
+        ],
+    },
+    Deviation {
+        why: "a request line has two single spaces (3)",
+        ours: Instead::Refuses("400"),
+        names: &[
+            "two spaces after the method",
+            "two spaces before the version",
+            "trailing space after the version",
+            "tab after the method",
+            "tab before the version",
+            "method with 0x09",
+            "method with 0x20",
+        ],
+    },
+    Deviation {
+        why: "a server refuses a folded line or joins it (5.2): what another reader takes for a field is refused",
+        ours: Instead::Refuses("400"),
+        names: &["obs-fold*", "trailer: obs-fold"],
+    },
+    Deviation {
+        why: "a request has one Host, which is a host (3.2): Envoy joins two with a comma",
+        ours: Instead::Refuses("400"),
+        names: &[
+            "duplicate Host, *",
+            "absolute form with two Hosts",
+            "Host with user info",
+            "Host with user and password",
+            "Host with two colons",
+            "Host with IPv6 without brackets",
+            "Host with an open bracket",
+            "Host with percent",
+            "host with 0x25",
+            "host with 0x40",
+            "host with 0x5b",
+            "host with 0x5d",
+        ],
+    },
+    Deviation {
+        why: "a chunk is as long as its size says, and its line holds nothing but what the grammar has (7.1)",
+        ours: Instead::Refuses("400"),
+        names: &[
+            "size with 20 leading zeros",
+            "size with inner space",
+            "data longer than the size",
+            "a chunk that is too long after a chunk",
+            "chunk extension with 0x*",
+        ],
+    },
+    Deviation {
+        why: "chunk extensions are skipped, which costs: what is longer than 4 KB is no use to anybody (7.1.1)",
+        ours: Instead::Refuses("400"),
+        names: &["a chunk extension of 70 KB", "a chunk extension of 1024 KB"],
+    },
+];
 
 /// All of them.
 pub(super) fn all() -> Vec<Case> {

@@ -2,10 +2,46 @@
 
 use super::requests::{filler, odd_octets};
 use super::response_tables::{ANSWERS, ENDED, TO_HEAD, TO_UPGRADE, TO_UPGRADE_ENDED};
-use super::{Case, Script, Step, Then};
+use super::{Case, Deviation, Instead, Script, Step, Then};
 
-/// Responses that Attaché treats otherwise than Envoy, and why.
-pub(super) const DEVIATIONS: &[(&str, &str)] = &[];
+/// Responses that Attaché treats otherwise than Envoy.
+pub(super) const DEVIATIONS: &[Deviation] = &[
+    Deviation {
+        why: "a line ends with CRLF (2.2): readers disagree about where one ends that a bare LF or CR ends",
+        ours: Instead::Answers("502"),
+        names: &[
+            "bare LF everywhere",
+            "bare LF ends the status line",
+            "bare LF ends a field",
+            "status with 0x0d",
+            "field value with 0x0d",
+        ],
+    },
+    Deviation {
+        why: "a status line has single spaces, and a status three digits (4)",
+        ours: Instead::Answers("502"),
+        names: &[
+            "status +200",
+            "status 1000",
+            "status 2000",
+            "version HTTP/1.1 ",
+            "two spaces after the version",
+            "tab after the version",
+            "tab after the status",
+            "status with 0x09",
+        ],
+    },
+    Deviation {
+        why: "a folded line is refused, as in a request (5.2)",
+        ours: Instead::Answers("502"),
+        names: &["obs-fold"],
+    },
+    Deviation {
+        why: "a reset is no end: a response that was cut off must not look complete",
+        ours: Instead::Answers("200"),
+        names: &["to the end, then a reset"],
+    },
+];
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";
 const HEAD: &[u8] = b"HEAD /x HTTP/1.1\r\nHost: a.test\r\n\r\n";

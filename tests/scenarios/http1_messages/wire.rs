@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::message::{Message, is_interim, position};
-use super::{Case, Script, Step, Then};
+use super::message::{Message, NO_END, is_interim, position};
+use super::{Case, Instead, Script, Step, Then};
 
 /// What has not happened by then never will: far above what an idle machine needs.
 const GUARD: Duration = Duration::from_secs(10);
@@ -49,6 +49,18 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether it is what a deviation is known for.
+    pub(super) fn is(&self, known: Instead) -> bool {
+        let statuses = self.statuses.join(" ");
+        match known {
+            Instead::Refuses(status) => {
+                let begun = |request: &String| request.ends_with(NO_END);
+                statuses == status && self.ending == Ending::Closed && self.requests.iter().all(begun)
+            }
+            Instead::Answers(known) => statuses == known && self.ending != Ending::Stuck,
+        }
+    }
+
     /// What is different in ours from Envoy's.
     pub(super) fn difference(&self, envoys: &Self) -> Option<String> {
         let mut all = String::new();
