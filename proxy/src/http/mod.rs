@@ -4,13 +4,15 @@
 //! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
 mod body;
+mod client_cert;
 mod clock;
 mod connection;
 mod exchange;
-mod filters;
+pub mod filters;
 mod forwarding;
 mod h1;
 mod h2;
+mod hash;
 mod headers;
 mod local_reply;
 mod message;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{ClientConfig, HandshakeKind};
@@ -151,12 +151,17 @@ impl TlsStream {
 
     /// None where no certificate was asked for, or none presented to who only asked.
     fn peer(&self) -> Result<Option<Peer>, HandshakeError> {
+        let leaf = self.peer_certificates().first();
+        Ok(leaf.map(verifier::peer).transpose()?)
+    }
+
+    /// What the peer presented, its own certificate first; empty where it presented none.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         let certificates = match &self.session {
             Session::Client(connection) => connection.peer_certificates(),
             Session::Server(connection) => connection.peer_certificates(),
         };
-        let leaf = certificates.and_then(|chain| chain.first());
-        Ok(leaf.map(verifier::peer).transpose()?)
+        certificates.unwrap_or_default()
     }
 
     /// Our end's address.

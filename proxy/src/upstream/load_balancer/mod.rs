@@ -134,6 +134,36 @@ fn endpoints(weights_and_active: &[(u32, u32)]) -> Vec<Rc<EndpointState>> {
         .collect()
 }
 
+/// What Envoy 1.40.0 chose for the 1,000 values `key-0` to `key-999` of a header, among the endpoints
+/// 127.0.0.1:21001 to :21005 of these weights: the first choices, and xxHash64 of all of them.
+#[cfg(test)]
+struct EnvoysChoice {
+    weights: [u32; 5],
+    /// Indices, as digits.
+    first: &'static str,
+    all: u64,
+}
+
+#[cfg(test)]
+impl EnvoysChoice {
+    fn keys(&self) -> Vec<(String, u32)> {
+        let keys = (21_001..).map(|port| format!("127.0.0.1:{port}"));
+        keys.zip(self.weights).collect()
+    }
+
+    fn assert(&self, choose: impl Fn(u64) -> Option<usize>) {
+        let chosen: String = (0..1000)
+            .map(|i| {
+                choose(xxhash64(format!("key-{i}").as_bytes(), 0))
+                    .unwrap()
+                    .to_string()
+            })
+            .collect();
+        assert_eq!(&chosen[..self.first.len()], self.first, "{:?}", self.weights);
+        assert_eq!(xxhash64(chosen.as_bytes(), 0), self.all, "{:?}", self.weights);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! The HTTP filters before the router, in their order.
 
-use super::local_reply::LocalReply;
-use super::message::RequestView;
-use super::stream::{Stop, Stream};
+use crate::http::local_reply::LocalReply;
+use crate::http::message::RequestView;
+use crate::http::stream::{Stop, Stream};
 use crate::model::http::HttpFilter;
 use crate::model::{Action, Rbac};
 use crate::telemetry::ResponseFlag;
@@ -11,7 +11,7 @@ use crate::telemetry::ResponseFlag;
 ///
 /// # Errors
 /// The answer of a filter that lets the request go no further.
-pub(super) async fn run(stream: &Stream) -> Result<(), Stop> {
+pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
     for filter in &stream.manager.http_filters {
         match filter {
             HttpFilter::Rbac {
@@ -38,7 +38,7 @@ pub(super) async fn run(stream: &Stream) -> Result<(), Stop> {
 }
 
 /// The rule by which the newest configuration would keep a request out that is under way.
-pub(super) fn denied_now(stream: &Stream) -> Option<std::sync::Arc<str>> {
+pub(in crate::http) fn denied_now(stream: &Stream) -> Option<std::sync::Arc<str>> {
     let manager = (stream.connection.manager)();
     manager.http_filters.iter().find_map(|filter| match filter {
         HttpFilter::Rbac {
