@@ -85,10 +85,14 @@ impl Message {
         self.head.starts_with("GET /probe ")
     }
 
-    /// What can be compared: fields that differ from one run to the next have a placeholder, chunks are joined.
+    /// What can be compared: fields that differ from one run to the next have a placeholder, chunks are joined. The
+    /// order of fields with different names means nothing (RFC 9110 section 5.3) and is left out.
     pub(super) fn shown(&self) -> String {
-        let mut shown = String::new();
-        for line in self.head.lines() {
+        let mut lines = self.head.lines();
+        let mut shown = format!("{}\n", lines.next().unwrap_or_default().escape_debug());
+        let mut fields: Vec<_> = lines.collect();
+        fields.sort_by_key(|line| line.split(':').next().map(str::to_ascii_lowercase));
+        for line in fields {
             let line = match line.split_once(':') {
                 Some(("x-request-id", _)) => "x-request-id: <an ID>",
                 Some(("date", _)) => "date: <a date>",
