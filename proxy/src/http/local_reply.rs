@@ -1,5 +1,7 @@
 //! Responses that are made here, in Envoy's words.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +25,7 @@ pub(super) struct LocalReply {
     /// Envoy's flag for it, and what the log says.
     pub(super) why: Option<(ResponseFlag, String)>,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`.
-    pub(super) details: &'static str,
+    pub(super) details: Cow<'static, str>,
 }
 
 impl LocalReply {
@@ -35,7 +37,7 @@ impl LocalReply {
             close: false,
             headers: Vec::new(),
             why: None,
-            details,
+            details: Cow::Borrowed(details),
         }
     }
 

@@ -62,6 +62,25 @@ impl Version {
 }
 
 impl RequestHead {
+    /// A header, or pseudo header, as text; several of one name joined.
+    pub(crate) fn header_text(&self, name: &str) -> Option<Cow<'_, str>> {
+        match name {
+            ":method" => Some(self.method.as_str().into()),
+            ":path" => Some((&*self.target).into()),
+            ":authority" | "host" => Some((&*self.authority).into()),
+            ":scheme" => Some(self.scheme.into()),
+            _ => joined(&self.headers, name),
+        }
+    }
+
+    /// Whether any value of a header holds; none if there is no such header.
+    pub(crate) fn any_header_value(&self, name: &str, holds: &mut dyn FnMut(&str) -> bool) -> Option<bool> {
+        if name.starts_with(':') || name == "host" {
+            return self.header_text(name).map(|value| holds(&value));
+        }
+        any_value(&self.headers, name, holds)
+    }
+
     /// Stands for a request that never became one.
     pub(crate) fn nothing(method: Method) -> Self {
         Self {
@@ -95,6 +114,17 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest[0] == b'+' || rest[0] == b';')
 }
 
+/// Whether any value of a header holds; none if there is no such header.
+pub(crate) fn any_value(
+    headers: &HeaderMap,
+    name: &str,
+    holds: &mut dyn FnMut(&str) -> bool,
+) -> Option<bool> {
+    let mut values = headers.get_all(name).iter().peekable();
+    values.peek()?;
+    Some(values.any(|value| holds(&String::from_utf8_lossy(value.as_bytes()))))
+}
+
 /// All values of a header, joined as RFC 9110 section 5.2 does.
 pub(crate) fn joined<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
     let mut values = headers.get_all(name).iter();
@@ -106,14 +136,11 @@ pub(crate) fn joined<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, s
 
 impl matcher::Request for RequestView<'_> {
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let head = self.head;
-        match name {
-            ":method" => Some(head.method.as_str().into()),
-            ":path" => Some((&*head.target).into()),
-            ":authority" | "host" => Some((&*head.authority).into()),
-            ":scheme" => Some(head.scheme.into()),
-            _ => joined(&head.headers, name),
-        }
+        self.head.header_text(name)
+    }
+
+    fn any_value(&self, name: &str, holds: &mut dyn FnMut(&str) -> bool) -> Option<bool> {
+        self.head.any_header_value(name, holds)
     }
 
     fn path(&self) -> &str {

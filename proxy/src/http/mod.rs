@@ -4,6 +4,7 @@
 //! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
 mod body;
+mod client;
 mod client_cert;
 mod clock;
 mod connection;
@@ -13,11 +14,17 @@ mod forwarding;
 mod h1;
 mod h2;
 mod hash;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod header_to_metadata;
 mod headers;
 mod local_reply;
 mod message;
 mod path;
 mod pool;
+mod redirect;
 mod request;
 mod retry;
 mod route;
@@ -29,5 +36,5 @@ mod upstream;
 mod wire;
 mod worker;
 
-pub use connection::{Connection, serve};
+pub use connection::{Certificates, Connection, serve};
 pub use worker::HttpWorker;

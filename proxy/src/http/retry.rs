@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 
-use super::message::{RequestView, joined};
+use super::message::{RequestView, any_value, joined};
 use crate::model::matcher::{self, HeaderMatcher};
 use crate::model::route::{RetryOn, RetryPolicy};
 use crate::upstream::breaker::Place;
@@ -198,6 +198,10 @@ struct Response<'a>(&'a HeaderMap);
 impl matcher::Request for Response<'_> {
     fn header(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
         joined(self.0, name)
+    }
+
+    fn any_value(&self, name: &str, holds: &mut dyn FnMut(&str) -> bool) -> Option<bool> {
+        any_value(self.0, name, holds)
     }
 
     fn path(&self) -> &str {

@@ -47,6 +47,7 @@ pub async fn serve(
         clusters,
         http,
         log,
+        certificates: None,
     };
     let config = connection.listener.config();
     // Nearly no listener has any: they must not make every connection's task larger.
@@ -95,6 +96,8 @@ struct Connection {
     clusters: Rc<ClusterManager>,
     http: Rc<HttpWorker>,
     log: ConnectionLog,
+    /// Of the handshake, where HTTP is to tell the upstream of them.
+    certificates: Option<http::Certificates>,
 }
 
 /// What is found before a handshake.
@@ -163,6 +166,9 @@ impl Connection {
                 self.downstream.server_name = hello.server_name.map(Arc::from);
                 self.downstream.peer = peer.map(Arc::new);
                 self.log.shaken(&self.downstream, || stream.agreed());
+                if matches!(chain.config.terminal, Terminal::HttpConnectionManager(_)) {
+                    self.certificates = Some(certificates(&stream, chain));
+                }
                 self.run_filters(stream, early).await;
             }
             Err(HandshakeError::Silent) => self.log.silent(),
@@ -281,6 +287,8 @@ impl Connection {
                     Rc::clone(&downstream),
                     chain.transport.is_some(),
                     Rc::clone(&self.http),
+                    self.certificates.take(),
+                    listener.metrics.address(),
                 ));
                 // On the heap, or every TCP connection would have the room for it too.
                 let mut serving = Box::pin(http::serve(
@@ -361,6 +369,15 @@ fn newest(
     match chain.as_ref().map(|chain| &chain.config.terminal) {
         Some(Terminal::HttpConnectionManager(manager)) => Arc::clone(manager),
         Some(Terminal::TcpProxy(_)) | None => Arc::clone(first),
+    }
+}
+
+fn certificates(stream: &TlsStream, chain: &ActiveChain) -> http::Certificates {
+    let own = chain.config.transport.as_ref();
+    let own = own.and_then(|tls| tls.identity.spiffe_id.as_ref());
+    http::Certificates {
+        peer: stream.peer_certificates().to_vec(),
+        own_uris: own.map(ToString::to_string).into_iter().collect(),
     }
 }
 

@@ -141,6 +141,9 @@ impl Server {
         } else if bodyless {
             if status == StatusCode::NO_CONTENT || status.is_informational() {
                 headers.remove(CONTENT_LENGTH);
+            } else if *method == Method::HEAD && !headers.contains_key(CONTENT_LENGTH) {
+                // What a GET would have, as far as it is known.
+                headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
             Writer::None
         } else if headers.contains_key(CONTENT_LENGTH) {

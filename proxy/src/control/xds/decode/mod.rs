@@ -26,6 +26,7 @@ pub mod listener;
 pub mod matcher;
 mod network_filters;
 mod otel_access_log;
+mod otel_tracing;
 pub mod rbac;
 pub mod route;
 mod route_action;
