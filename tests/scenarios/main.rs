@@ -14,6 +14,7 @@ mod consul_away;
 mod endpoints;
 mod ends;
 mod envoy;
+mod http1_messages;
 mod http_headers;
 mod http_manager;
 mod http_messages;
