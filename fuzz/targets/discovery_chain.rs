@@ -21,6 +21,12 @@ fuzz_target!(|body: &[u8]| {
                 // A timeout of zero would fail every dial.
                 assert!(connect_timeout.is_none_or(|timeout| !timeout.is_zero()));
             }
+            ChainNode::Router { routes } => {
+                assert!(routes.iter().all(|route| !route.next.is_empty()));
+            }
+            ChainNode::Splitter { splits, .. } => {
+                assert!(splits.iter().all(|split| !split.next.is_empty() && split.weight <= 10_000));
+            }
             ChainNode::Other { kind } => assert!(!kind.is_empty() && kind != "resolver"),
         }
     }

@@ -37,6 +37,7 @@ use super::worker::HttpWorker;
 use crate::model::Downstream;
 use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager};
 use crate::net::Duplex;
+use crate::telemetry::metrics::http::{ConnectionEnd, ConnectionManagerMetrics, HttpVersion};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 
 /// A request's headers, once they have begun, must be there after this long. Envoy has no limit of its own
@@ -61,6 +62,8 @@ pub struct Connection {
     pub worker: Rc<HttpWorker>,
     /// What was presented in the handshake, by either side; none without TLS.
     pub certificates: Option<Certificates>,
+    /// Of the connection manager that took it.
+    pub(super) metrics: Rc<ConnectionManagerMetrics>,
     state: State,
 }
 
@@ -77,6 +80,10 @@ pub struct Certificates {
 #[derive(Debug, Default)]
 struct State {
     draining: Cell<bool>,
+    opened: Option<Instant>,
+    version: Cell<Option<HttpVersion>>,
+    ended_by_downstream: Cell<bool>,
+    active: Cell<u32>,
     requests: Cell<u64>,
     /// The last endpoint connected to, and its cluster.
     endpoint: RefCell<Option<(crate::model::Name, String)>>,
@@ -112,20 +119,33 @@ impl Connection {
         encrypted: bool,
         worker: Rc<HttpWorker>,
         certificates: Option<Certificates>,
+        listener: &str,
     ) -> Self {
+        let metrics = worker.metrics(&manager().stat_prefix, listener);
+        metrics.connection_begins(encrypted);
         Self {
+            metrics,
             manager,
             downstream,
             encrypted,
             worker,
             certificates,
-            state: State::default(),
+            state: State {
+                opened: Some(Instant::now()),
+                ..State::default()
+            },
         }
     }
 
     /// Whether it is to end as soon as HTTP allows.
     pub(super) fn is_draining(&self) -> bool {
         self.state.draining.get()
+    }
+
+    /// A stream begins.
+    pub(super) fn stream_begins(&self, version: Version) {
+        self.state.active.set(self.state.active.get() + 1);
+        self.metrics.request_begins(http_version(version));
     }
 
     /// What becomes of `x-forwarded-client-cert`.
@@ -151,6 +171,8 @@ impl Connection {
 
     /// A stream has ended.
     pub(super) fn record(&self, stream: &Stream) {
+        self.state.active.set(self.state.active.get().saturating_sub(1));
+        self.metrics.request_ends(stream.clock.began.elapsed());
         let facts = &stream.facts;
         if let (Some(cluster), Some(endpoint)) = (&*facts.cluster.borrow(), &*facts.endpoint.borrow()) {
             *self.state.endpoint.borrow_mut() = Some((Arc::clone(cluster), endpoint.clone()));
@@ -158,6 +180,25 @@ impl Connection {
         if let Some((flag, why)) = &*facts.why.borrow() {
             *self.state.failure.borrow_mut() = Some((*flag, why.clone()));
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.metrics.connection_ends(&ConnectionEnd {
+            version: self.state.version.get(),
+            tls: self.encrypted,
+            remote: self.state.ended_by_downstream.get(),
+            active_request: self.state.active.get() > 0,
+            duration: self.state.opened.map(|at| at.elapsed()).unwrap_or_default(),
+        });
+    }
+}
+
+fn http_version(version: Version) -> HttpVersion {
+    match version {
+        Version::Http10 | Version::Http11 => HttpVersion::Http1,
+        Version::Http2 => HttpVersion::Http2,
     }
 }
 
@@ -178,6 +219,15 @@ pub async fn serve(
         (Codec::Http2, _) | (Codec::Auto, Some(true)) => Ok(true),
         (Codec::Auto, _) => sniff(&mut wire, &manager, &connection, draining.as_mut()).await,
     };
+    if let Ok(http2) = http2 {
+        let version = if http2 {
+            HttpVersion::Http2
+        } else {
+            HttpVersion::Http1
+        };
+        connection.state.version.set(Some(version));
+        connection.metrics.version_known(version);
+    }
     let end = match http2 {
         Ok(false) => http1(&connection, wire, &manager, draining).await,
         Ok(true) => http2_connection(&connection, wire, &manager, draining).await,
@@ -297,14 +347,14 @@ async fn http1_requests(
         served = served.saturating_add(1);
         let manager = (connection.manager)();
         let asked_close = sink::says_close(&raw.headers);
+        let asked_continue = request::expects_continue(&raw.headers);
         let method = raw.method.clone();
         let (head, reader) = match request::from_http1(raw, connection.encrypted, &manager.upgrade_types) {
             Ok(request) => request,
             Err(reply) => return refuse(connection, server, reply).await,
         };
         server.begin_body(reader);
-        if !server.body_has_ended() && request::expects_continue(&head.headers) && !manager.proxy_100_continue
-        {
+        if asked_continue && !manager.proxy_100_continue {
             server.go_on();
             if let Err(error) = poll_fn(|cx| server.poll_flush(cx)).await {
                 return End::Broken(ResponseFlag::DownstreamConnectionTermination, error.to_string());
@@ -413,15 +463,20 @@ fn refused_head(error: HeadError) -> LocalReply {
             "http1.headers_too_large",
         )
         .because(ResponseFlag::DownstreamProtocolError, "the headers are too large"),
-        HeadError::Malformed(_) | HeadError::Version => {
-            LocalReply::bad_request(&error.to_string(), "http1.codec_error")
-        }
+        HeadError::Malformed(_) => LocalReply::bad_request(&error.to_string(), "http1.codec_error"),
+        HeadError::Version => LocalReply::upgrade_required(),
     }
 }
 
 /// Answers what never became a request, and ends the connection.
 async fn refuse(connection: &Connection, server: &Server, reply: LocalReply) -> End {
     let why = reply.why.clone();
+    connection.metrics.request_begins(HttpVersion::Http1);
+    connection.metrics.response(reply.status.as_u16());
+    connection.metrics.request_ends(Duration::ZERO);
+    if matches!(why, Some((ResponseFlag::DownstreamProtocolError, _))) {
+        connection.metrics.counts.cx_protocol_error.increment(1);
+    }
     let (mut head, body) = reply.into_response(false);
     let headers = &mut head.headers;
     super::headers::stamp(headers, &(connection.manager)());
@@ -582,6 +637,14 @@ fn accept(
 
 fn record(connection: &Connection, end: End, log: &mut ConnectionLog) {
     let state = &connection.state;
+    let gone = matches!(
+        end,
+        End::ByDownstream | End::Broken(ResponseFlag::DownstreamConnectionTermination, _)
+    );
+    state.ended_by_downstream.set(gone);
+    if matches!(end, End::InOrder("idle for too long")) {
+        connection.metrics.counts.cx_idle_timeout.increment(1);
+    }
     if let Some((cluster, endpoint)) = state.endpoint.take() {
         log.cluster(cluster);
         log.endpoint(endpoint);

@@ -17,6 +17,7 @@ use super::path::{self, PathOutcome};
 use super::route::Plan;
 use super::stream::{Stop, Stream};
 use crate::model::http::HttpConnectionManager;
+use crate::telemetry::ResponseFlag;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,6 +31,13 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
     let manager = &stream.manager;
     let downstream = &stream.connection.downstream;
     let port = downstream.destination.map(|address| address.port());
+    if path::underscores(&mut head.headers, manager.normalization.headers_with_underscores).is_err() {
+        let why = "a header name has an underscore";
+        return Err(match head.version {
+            Version::Http2 => Stop::Reset(ResponseFlag::DownstreamProtocolError, why.to_owned()),
+            _ => LocalReply::bad_request(why, "http1.unexpected_underscore").into(),
+        });
+    }
     if let Cow::Owned(host) = path::normalize_host(&head.authority, &manager.normalization, port) {
         head.authority = host;
     }
@@ -87,7 +95,8 @@ fn normalize(head: &mut RequestHead, manager: &HttpConnectionManager) -> Result<
             Err(reply.into())
         }
         PathOutcome::Redirect(_) | PathOutcome::Reject => {
-            Err(LocalReply::empty(StatusCode::BAD_REQUEST, "path_normalization_failed").into())
+            let reply = LocalReply::empty(StatusCode::BAD_REQUEST, "path_normalization_failed");
+            Err(reply.closing().into())
         }
     }
 }
@@ -97,7 +106,8 @@ pub(super) fn received_response(stream: &Stream, plan: &Plan<'_>, headers: &mut 
     for cookie in &plan.set_cookies {
         headers.append(hyper::header::SET_COOKIE, cookie.clone());
     }
-    if !stream.manager.suppress_envoy_headers {
+    let switches = stream.head.borrow().upgrade.is_some();
+    if !stream.manager.suppress_envoy_headers && stream.clock.has_request() && !switches {
         let millis = u64::try_from(stream.clock.since_request_end().as_millis()).unwrap_or(u64::MAX);
         headers.insert(SERVICE_TIME, millis.into());
     }

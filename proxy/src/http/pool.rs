@@ -25,6 +25,7 @@ use crate::model::Name;
 use crate::model::cluster::HttpProtocol;
 use crate::net::Duplex;
 use crate::net::relay::Counts;
+use crate::telemetry::metrics::http::HttpVersion;
 use crate::upstream::breaker::Place;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::Lease;
@@ -254,10 +255,12 @@ impl Pools {
         let link = if speaks_http2(&cluster, http2) {
             let pool = self.get_or_make(&cluster, &endpoint);
             self.keep(clusters, &pool);
+            cluster.http_metrics().connection_begins(HttpVersion::Http2);
             let connection = self.speak_http2(&pool, stream, lease).await?;
             Link::Http2(Stream::open(&connection))
         } else {
             let wire = Wire::new(stream, Rc::<Counts>::default());
+            cluster.http_metrics().connection_begins(HttpVersion::Http1);
             self.keep(clusters, &self.get_or_make(&cluster, &endpoint));
             Link::Http1 { wire, lease }
         };

@@ -1,7 +1,7 @@
 //! What becomes of a request before anything looks at it: its form, its host and path, what it may not say.
 
 use h2::ext::Protocol;
-use hyper::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
@@ -12,7 +12,7 @@ use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 
 /// Methods that Envoy's HTTP/1 parser knows; others are refused, as by it.
-const METHODS: [&str; 34] = [
+const METHODS: [&str; 35] = [
     "GET",
     "HEAD",
     "POST",
@@ -38,7 +38,7 @@ const METHODS: [&str; 34] = [
     "MKACTIVITY",
     "CHECKOUT",
     "MERGE",
-    "M-SEARCH",
+    "MSEARCH",
     "NOTIFY",
     "SUBSCRIBE",
     "UNSUBSCRIBE",
@@ -47,6 +47,7 @@ const METHODS: [&str; 34] = [
     "LINK",
     "UNLINK",
     "SOURCE",
+    "QUERY",
 ];
 
 /// A request of HTTP/1, as far as its form goes, and how long its body is. `encrypted` is the connection, and
@@ -65,14 +66,12 @@ pub(super) fn from_http1(
         version,
         mut headers,
     } = raw;
-    if version == Version::Http10 {
-        return Err(LocalReply::upgrade_required());
-    }
     if !METHODS.contains(&method.as_str()) {
         return Err(codec_error("the method is none of HTTP's"));
     }
-    forwarding::remove_nominated(&mut headers)
-        .map_err(|error| LocalReply::bad_request(&error.to_string(), "http1.connection_header_rejected"))?;
+    if method.as_str() == "QUERY" && headers.get(CONTENT_TYPE).is_none_or(HeaderValue::is_empty) {
+        return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "query_without_content_type").closing());
+    }
     let reader = Reader::of_request(&headers, version).map_err(|error| match error {
         LengthError::Malformed(why) => codec_error(why),
         LengthError::Coding => LocalReply::text(
@@ -86,6 +85,11 @@ pub(super) fn from_http1(
             "a transfer coding that is not chunked",
         ),
     })?;
+    if version == Version::Http10 {
+        return Err(LocalReply::upgrade_required());
+    }
+    forwarding::remove_nominated(&mut headers)
+        .map_err(|error| LocalReply::bad_request(&error.to_string(), "http1.connection_header_rejected"))?;
     let (scheme, authority, target) = split_target(&method, target, &headers, encrypted)?;
     headers.remove(HOST);
     let upgrade = asked_upgrade(&headers, upgrades)?;
@@ -187,7 +191,7 @@ fn split_target(
     }
     let own = if encrypted { "https" } else { "http" };
     if *method == Method::CONNECT {
-        return Err(LocalReply::no_route().closing());
+        return Err(codec_error("CONNECT is not configured"));
     }
     let absolute = |scheme: &'static str| {
         let length = scheme.len() + 3;
@@ -204,10 +208,12 @@ fn split_target(
         }
         let path = match &rest[end..] {
             "" => "/".to_owned(),
-            query if query.starts_with('?') => format!("/{query}"),
             path => path.to_owned(),
         };
         return Ok((scheme, authority, path));
+    }
+    if !target.starts_with('/') && !(target == "*" && *method == Method::OPTIONS) {
+        return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
     }
     match host.map(HeaderValue::to_str) {
         Some(Ok(host)) if !host.is_empty() => match is_host(host) {
@@ -254,9 +260,9 @@ fn asked_upgrade(headers: &HeaderMap, allowed: &[std::sync::Arc<str>]) -> Result
 
 /// Whether the downstream waits for `100 Continue` before it sends the body.
 pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(EXPECT)
-        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    let mut expected = headers.get_all(EXPECT).iter();
+    let first = expected.next().map(HeaderValue::as_bytes);
+    first.is_some_and(|first| first.eq_ignore_ascii_case(b"100-continue")) && expected.next().is_none()
 }
 
 /// The words of a header that is a list.

@@ -8,17 +8,17 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 use super::hash::{Hashed, RequestHash, request_hash};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, ResponseHead};
+use super::redirect::{Requested, location, rewritten_target, tell_original_host};
 use super::stream::{Stop, Stream};
 use crate::model::Name;
 use crate::model::route::{
-    ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, PathRewrite, Redirect,
-    RetryPolicy, Route, RouteAction, VirtualHost,
+    ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, Redirect, RetryPolicy, Route,
+    RouteAction, VirtualHost,
 };
 use crate::upstream::LoadBalancerContext;
 
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Where a request goes.
 pub(super) struct Plan<'a> {
@@ -27,6 +27,8 @@ pub(super) struct Plan<'a> {
     /// The answer where the cluster does not exist.
     pub(super) not_found: StatusCode,
     pub(super) retry_policy: Option<&'a Arc<RetryPolicy>>,
+    /// Its virtual host wants the tries told: to the upstream, and to the downstream.
+    pub(super) tell_attempts: (bool, bool),
     /// Cookies that the hash made, for the downstream to come back with.
     pub(super) set_cookies: Vec<HeaderValue>,
     /// Of several clusters, the share that it fell into.
@@ -83,6 +85,10 @@ pub(super) fn plan<'a>(
         not_found: StatusCode::from_u16(action.cluster_not_found_response_code)
             .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
         retry_policy,
+        tell_attempts: (
+            host.include_request_attempt_count,
+            host.include_attempt_count_in_response,
+        ),
         share,
     })
 }
@@ -103,20 +109,14 @@ fn hashed(stream: &Stream, head: &RequestHead, action: &RouteAction) -> RequestH
     request_hash(&action.hash_policy, &hashed)
 }
 
+/// The host of the share comes first, the route's wins over it; Envoy tells of the latter alone.
 fn rewrite_host(head: &mut RequestHead, action: &RouteAction, share: Option<&ClusterWeight>) {
-    let of_route = match &action.host_rewrite {
-        Some(HostRewrite::Literal(host)) => Some(&**host),
-        Some(HostRewrite::Auto) | None => None,
-    };
-    let Some(host) = share.and_then(|share| share.host_rewrite.as_deref()).or(of_route) else {
-        return;
-    };
-    let before = std::mem::replace(&mut head.authority, host.to_owned());
-    if action.append_x_forwarded_host
-        && before != host
-        && let Ok(before) = HeaderValue::from_str(&before)
-    {
-        head.headers.append(FORWARDED_HOST, before);
+    if let Some(host) = share.and_then(|share| share.host_rewrite.as_deref()) {
+        host.clone_into(&mut head.authority);
+    }
+    if let Some(HostRewrite::Literal(host)) = &action.host_rewrite {
+        let before = std::mem::replace(&mut head.authority, host.to_string());
+        tell_original_host(&mut head.headers, &before, action.append_x_forwarded_host);
     }
 }
 
@@ -124,8 +124,8 @@ fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> 
     let Some(rewrite) = &action.path_rewrite else {
         return Ok(());
     };
-    let rewritten = rewritten(head, route, rewrite);
-    if !rewritten.starts_with('/') || rewritten.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+    let rewritten = rewritten_target(rewrite, &route.matches, &head.target);
+    if rewritten.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Err(LocalReply::bad_request("the rewritten path is none", "path_rewrite").into());
     }
     let before = std::mem::replace(&mut head.target, rewritten);
@@ -133,19 +133,6 @@ fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> 
         head.headers.insert(ORIGINAL_PATH, before);
     }
     Ok(())
-}
-
-/// The target after a rewrite; its query stays.
-fn rewritten(head: &RequestHead, route: &Route, rewrite: &PathRewrite) -> String {
-    let path = head.path();
-    let query = &head.target[path.len()..];
-    match rewrite {
-        PathRewrite::Prefix(with) => {
-            let rest = &path[route.matches.path.matched_length(path)..];
-            format!("{with}{rest}{query}")
-        }
-        PathRewrite::Regex(regex) => format!("{}{query}", regex.rewrite(path)),
-    }
 }
 
 /// The route's cluster, of several one by weight.
@@ -187,7 +174,13 @@ pub(super) fn direct(direct: &DirectResponse, request: &RequestHead) -> LocalRep
 /// The head of an answer that sends the downstream elsewhere.
 pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead) -> ResponseHead {
     let mut headers = HeaderMap::new();
-    if let Ok(location) = HeaderValue::from_str(&location(redirect, route, request)) {
+    let requested = Requested {
+        scheme: request.scheme,
+        authority: &request.authority,
+        target: &request.target,
+    };
+    let location = location(redirect, &route.matches, &requested);
+    if let Ok(location) = HeaderValue::from_str(&location) {
         headers.insert(LOCATION, location);
     }
     ResponseHead {
@@ -196,71 +189,13 @@ pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead
     }
 }
 
-fn location(redirect: &Redirect, route: &Route, request: &RequestHead) -> String {
-    use crate::model::route::RedirectPath;
-    let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme);
-    let before = crate::model::route_match::without_port(&request.authority);
-    let host = match (&redirect.host, redirect.port) {
-        (Some(host), None) => host.to_string(),
-        (Some(host), Some(port)) => format!("{host}:{port}"),
-        (None, Some(port)) => format!("{before}:{port}"),
-        (None, None) => request.authority.clone(),
-    };
-    let target = match &redirect.path {
-        None => request.target.clone(),
-        Some(RedirectPath::Path(path)) if path.contains('?') => path.to_string(),
-        Some(RedirectPath::Path(path)) => format!("{path}{}", &request.target[request.path().len()..]),
-        Some(RedirectPath::Rewrite(rewrite)) => rewritten(request, route, rewrite),
-    };
-    let target = match redirect.strip_query {
-        true => target.split('?').next().unwrap_or_default().to_owned(),
-        false => target,
-    };
-    format!("{scheme}://{host}{target}")
-}
-
 /// What a route changes of an answer that is made here.
 pub(super) fn change_local_response(_stream: &Stream, _head: &mut ResponseHead) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::message::Version;
-    use crate::model::route::{HeaderMutations, PathMatch, RouteDecision, RouteMatch};
-
-    fn request(target: &str) -> RequestHead {
-        RequestHead {
-            method: hyper::Method::GET,
-            scheme: "http",
-            authority: "h:80".to_owned(),
-            target: target.to_owned(),
-            version: Version::Http11,
-            headers: HeaderMap::new(),
-            upgrade: None,
-        }
-    }
-
-    fn route(path: PathMatch) -> Route {
-        Route {
-            name: "".into(),
-            matches: RouteMatch::path(path),
-            action: RouteDecision::Route(Box::new(RouteAction::to("c".into()))),
-            headers: HeaderMutations::default(),
-        }
-    }
-
-    #[test]
-    fn a_prefix_or_the_whole_path_is_rewritten_and_the_query_stays() {
-        let to = |target: &str, path: PathMatch, with: &str| {
-            rewritten(&request(target), &route(path), &PathRewrite::Prefix(with.into()))
-        };
-        let exact = PathMatch::Path("/metrics".into());
-        assert_eq!(
-            to("/metrics?a=/metrics", exact, "/stats/prometheus"),
-            "/stats/prometheus?a=/metrics"
-        );
-        assert_eq!(to("/a/b/c?d", PathMatch::Prefix("/a/".into()), "/x/"), "/x/b/c?d");
-    }
+    use crate::model::route::HeaderMutations;
 
     #[test]
     fn shares_follow_the_weights() {

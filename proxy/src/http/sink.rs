@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use hyper::Method;
-use hyper::header::{CONNECTION, HeaderMap};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName};
 
 use super::body::Chunk;
 use super::h1::client::CLOSE;
 use super::h1::server::Server;
 use super::h2::server::Responder;
 use super::message::{ResponseHead, Version};
+use super::request::tokens;
 
 /// The sink. Says itself what its version of HTTP wants said of the connection.
 #[derive(Debug)]
@@ -133,5 +134,7 @@ impl From<h2::Error> for Gone {
 
 /// Whether a response that has these headers says that its connection ends.
 pub(super) fn says_close(headers: &HeaderMap) -> bool {
-    super::request::tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("close"))
+    [CONNECTION, HeaderName::from_static("proxy-connection")]
+        .iter()
+        .any(|name| tokens(headers, name).any(|token| token.eq_ignore_ascii_case("close")))
 }

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::StatusCode;
+use hyper::header::HeaderName;
 use tokio::time::{Instant, sleep};
 
 use super::body::{BodyError, Chunk, Place, RequestBody};
@@ -31,6 +32,10 @@ use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
 use crate::model::{Downstream, Metadata, Name};
 use crate::telemetry::ResponseFlag;
+use crate::telemetry::metrics::http::{Backoff, Response};
+use crate::upstream::cluster::ClusterState;
+
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 /// One request and its response.
 pub(super) struct Stream {
@@ -109,6 +114,7 @@ impl Stream {
         if body.has_ended() {
             clock.request_ended();
         }
+        connection.stream_begins(head.version);
         Self {
             connection: Rc::clone(connection),
             manager,
@@ -169,6 +175,18 @@ impl Stream {
 
     fn overdue(&self, overdue: Overdue) -> LocalReply {
         let has_request = self.clock.has_request();
+        let counts = &self.connection.metrics.counts;
+        match overdue {
+            Overdue::Route => {
+                if let Some(cluster) = self.cluster() {
+                    cluster.http_metrics().counts.rq_timeout.increment(1);
+                    self.answered_for(&cluster, StatusCode::GATEWAY_TIMEOUT);
+                }
+            }
+            Overdue::Idle => counts.rq_idle_timeout.increment(1),
+            Overdue::Request => counts.rq_timeout.increment(1),
+            Overdue::Duration => counts.rq_max_duration_reached.increment(1),
+        }
         let idle = ResponseFlag::StreamIdleTimeout;
         match overdue {
             Overdue::Route => LocalReply::timeout(),
@@ -188,16 +206,33 @@ impl Stream {
         }
     }
 
+    /// The cluster that the request goes to, once that is known.
+    fn cluster(&self) -> Option<Rc<ClusterState>> {
+        let name = self.facts.cluster.borrow().clone()?;
+        self.connection.worker.clusters.get(&name)
+    }
+
+    /// Counts a response that the downstream gets, of a cluster or in its place.
+    fn answered_for(&self, cluster: &ClusterState, status: StatusCode) {
+        cluster.http_metrics().response(Response {
+            code: status.as_u16(),
+            internal: false,
+        });
+    }
+
     async fn phases(&self) -> Result<(), Stop> {
         headers::receive(self)?;
         filters::run(self).await?;
-        let (table, host, route) = self.find_route()?;
+        let router = &self.connection.metrics.router;
+        router.rq_total.increment(1);
+        let (table, host, route) = self.find_route().inspect_err(|_| router.no_route.increment(1))?;
         *self.facts.table.borrow_mut() = Some(Arc::clone(&table));
         *self.facts.host.borrow_mut() = Some(Arc::clone(&host));
         *self.facts.route.borrow_mut() = Some(Arc::clone(&route));
         match &route.action {
             RouteDecision::DirectResponse(direct) => Err(route::direct(direct, &self.head.borrow()).into()),
             RouteDecision::Redirect(redirect) => {
+                router.rq_direct_response.increment(1);
                 let head = route::redirect(redirect, &route, &self.head.borrow());
                 self.facts.details.replace("direct_response".into());
                 self.send_whole(head, Bytes::new()).await
@@ -251,6 +286,10 @@ impl Stream {
         loop {
             retries.attempts += 1;
             self.facts.attempts.set(retries.attempts);
+            if plan.tell_attempts.0 {
+                let headers = &mut self.head.borrow_mut().headers;
+                headers.insert(ATTEMPT_COUNT, retries.attempts.into());
+            }
             let (decision, tried) = match upstream::attempt(self, plan, &retries).await {
                 Ok((head, live)) => {
                     let cluster = Rc::clone(live.cluster());
@@ -272,6 +311,7 @@ impl Stream {
             };
             let flag = match decision {
                 Decision::Again(pause) => {
+                    self.again(&tried);
                     drop(tried);
                     sleep(pause).await;
                     continue;
@@ -285,16 +325,44 @@ impl Stream {
                     if let Some(flag) = flag {
                         self.note(flag, "no more retries");
                     }
+                    self.answered_for(live.cluster(), head.status);
                     self.respond(plan, head, live).await
                 }
-                Err(failed) => Err(failed.into_reply(plan, retries.attempts > 1).into()),
+                Err(failed) => {
+                    let cluster = failed.cluster.clone();
+                    let reply = failed.into_reply(plan, retries.attempts > 1);
+                    if let Some(cluster) = cluster {
+                        self.answered_for(&cluster, reply.status);
+                    }
+                    Err(reply.into())
+                }
             };
+        }
+    }
+
+    /// Counts that a try is followed by another.
+    fn again(&self, tried: &Result<(ResponseHead, Live), Box<Failed>>) {
+        let cluster = match tried {
+            Ok((head, live)) => {
+                live.cluster()
+                    .http_metrics()
+                    .response_retried(head.status.as_u16());
+                Some(live.cluster())
+            }
+            Err(failed) => failed.cluster.as_ref(),
+        };
+        if let Some(cluster) = cluster {
+            cluster.http_metrics().retry(Backoff::Exponential);
         }
     }
 
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
         headers::received_response(self, plan, &mut head.headers);
+        if plan.tell_attempts.1 {
+            head.headers
+                .insert(ATTEMPT_COUNT, self.facts.attempts.get().into());
+        }
         self.finish_response_headers(&mut head);
         let end = live.exchange.has_ended();
         self.facts.details.replace("via_upstream".into());
@@ -333,13 +401,11 @@ impl Stream {
                 }
             }
             ready!(self.sink.poll_flush(cx))?;
-            // A protocol that was switched to goes on until both sides have ended.
-            if live.switched && !live.request_is_over(self) {
-                return Poll::Pending;
-            }
             Poll::Ready(Ok(()))
         })
         .await?;
+        let took = self.clock.since_request_end();
+        live.cluster().http_metrics().response_complete(false, took);
         live.give_back(self);
         Ok(())
     }
@@ -432,6 +498,14 @@ impl Stream {
     fn start(&self, head: ResponseHead, end: bool) -> Result<(), Gone> {
         self.started.set(true);
         self.facts.status.set(Some(head.status));
+        self.connection.metrics.response(head.status.as_u16());
+        if !self.body.has_ended() {
+            self.connection
+                .metrics
+                .counts
+                .rq_response_before_rq_complete
+                .increment(1);
+        }
         if self.connection.is_draining()
             && let Sink::Http1(http1) = &self.sink
         {
@@ -481,7 +555,7 @@ pub(super) struct Failed {
     pub(super) failure: Failure,
     /// Some of the request was sent.
     pub(super) sent: bool,
-    pub(super) cluster: Option<Rc<crate::upstream::cluster::ClusterState>>,
+    pub(super) cluster: Option<Rc<ClusterState>>,
     pub(super) why: FailedBy,
 }
 

@@ -61,10 +61,6 @@ impl Live {
         self.cluster.answered(&self.endpoint, status.as_u16());
     }
 
-    pub(super) fn request_is_over(&self, stream: &Stream) -> bool {
-        self.request_over || stream.body.is_over(&self.place)
-    }
-
     /// The exchange is over: its connection may carry another one.
     pub(super) fn give_back(self, stream: &Stream) {
         let pools = &stream.connection.worker.pools;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use super::message::{RequestHead, Version};
 use super::pool::Pools;
 use crate::model::jwt::RemoteJwks;
 use crate::model::{Name, RouteConfiguration, Snapshot};
+use crate::telemetry::metrics::http::ConnectionManagerMetrics;
 use crate::upstream::ClusterManager;
 
 /// How long a key set may be; a token is signed by one of a handful.
@@ -27,6 +28,8 @@ pub struct HttpWorker {
     /// Key sets of JWT providers.
     pub(super) jwks: JwksStore,
     routes: RefCell<BTreeMap<Name, Arc<RouteConfiguration>>>,
+    /// By `stat_prefix` and listener.
+    metrics: RefCell<BTreeMap<(Name, String), Weak<ConnectionManagerMetrics>>>,
     /// Told of every snapshot, for streams that live long.
     pub(super) changed: Notify,
 }
@@ -40,6 +43,7 @@ impl HttpWorker {
             clusters,
             pools,
             routes: RefCell::default(),
+            metrics: RefCell::default(),
             changed: Notify::new(),
         }
     }
@@ -53,6 +57,19 @@ impl HttpWorker {
     pub fn applied(&self) {
         self.jwks.sweep();
         self.changed.notify_waiters();
+    }
+
+    /// The counters of the connection managers of this `stat_prefix` on a listener.
+    pub(super) fn metrics(&self, stat_prefix: &Name, listener: &str) -> Rc<ConnectionManagerMetrics> {
+        let mut all = self.metrics.borrow_mut();
+        let key = (Name::clone(stat_prefix), listener.to_owned());
+        if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        all.retain(|_, metrics| metrics.strong_count() > 0);
+        let made = Rc::new(ConnectionManagerMetrics::new(stat_prefix, listener));
+        all.insert(key, Rc::downgrade(&made));
+        made
     }
 
     /// The route table called `name`; none while it is not known.

@@ -288,6 +288,7 @@ impl Connection {
                     chain.transport.is_some(),
                     Rc::clone(&self.http),
                     self.certificates.take(),
+                    listener.metrics.address(),
                 ));
                 // On the heap, or every TCP connection would have the room for it too.
                 let mut serving = Box::pin(http::serve(

@@ -23,6 +23,7 @@ use crate::limit::Limits;
 use crate::model::cluster::OutlierDetection;
 use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, Target, UpstreamTls};
 use crate::telemetry::endpoints::Facts;
+use crate::telemetry::metrics::http::HttpClusterMetrics;
 use crate::telemetry::metrics::{
     CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, DnsMetrics, Gauge, OutlierMetrics,
 };
@@ -64,6 +65,8 @@ struct Counts {
     dns: Option<DnsMetrics>,
     /// Once endpoints are ejected in this cluster.
     outliers: OnceCell<OutlierMetrics>,
+    /// Once HTTP is spoken to this cluster.
+    http: OnceCell<HttpClusterMetrics>,
     _breakers: CircuitBreakerMetrics,
 }
 
@@ -160,6 +163,7 @@ impl ClusterState {
                 membership: leads.then(|| ClusterMembership::new(stat_name)),
                 dns: matches!(config.kind, ClusterKind::Dns(_)).then(|| DnsMetrics::new(stat_name)),
                 outliers: OnceCell::new(),
+                http: OnceCell::new(),
                 _breakers: breakers,
             },
             transport: RefCell::new(transport(config, tls, None)),
@@ -180,6 +184,12 @@ impl ClusterState {
     fn outlier_metrics(&self) -> &OutlierMetrics {
         let metrics = &self.counts.outliers;
         metrics.get_or_init(|| OutlierMetrics::new(self.config().stat_name()))
+    }
+
+    /// This worker's counters of its requests over HTTP.
+    pub fn http_metrics(&self) -> &HttpClusterMetrics {
+        let metrics = &self.counts.http;
+        metrics.get_or_init(|| HttpClusterMetrics::new(self.config().stat_name()))
     }
 
     /// The newest configuration.

@@ -6,16 +6,40 @@
 use zeroize::Zeroize;
 
 use super::json::{self, DecodeError, Node};
+use crate::model::http::{HeadersWithUnderscores, Normalization, PathWithEscapedSlashes};
 use crate::model::listener::{TlsParams, TlsVersion};
 use crate::model::rbac::Action;
 use crate::model::{Identity, TrustBundle};
 
-/// What the mesh entry says of TLS.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct MeshTls {
+/// What the mesh entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mesh {
     pub(super) incoming: TlsParams,
     pub(super) outgoing: TlsParams,
+    /// Takes away the `x-forwarded-client-cert` that comes and says nothing of the peer.
+    pub(super) sanitize_client_cert: bool,
+    /// Of requests that come in.
+    pub(super) normalization: Normalization,
+    /// A route to a cluster that does not exist refuses its table.
+    pub(super) validate_clusters: bool,
     pub(super) notices: Vec<String>,
+}
+
+impl Default for Mesh {
+    /// Without an entry.
+    fn default() -> Self {
+        Self {
+            incoming: TlsParams::default(),
+            outgoing: TlsParams::default(),
+            sanitize_client_cert: false,
+            normalization: Normalization {
+                normalize_path: true,
+                ..Normalization::default()
+            },
+            validate_clusters: false,
+            notices: Vec::new(),
+        }
+    }
 }
 
 /// Decodes the roots. Their intermediates are no anchors: leaves bring their own.
@@ -66,15 +90,70 @@ fn leaf(
 }
 
 /// Decodes the mesh entry.
-pub(super) fn decode_mesh(body: &[u8]) -> Result<MeshTls, DecodeError> {
+pub(super) fn decode_mesh(body: &[u8]) -> Result<Mesh, DecodeError> {
     let value = json::parse(body)?;
     let root = Node::root(&value)?;
-    let mut found = MeshTls::default();
+    let mut found = Mesh {
+        validate_clusters: root.flag("ValidateClusters")?,
+        ..Mesh::default()
+    };
+    if let Some(http) = root.object("HTTP")? {
+        decode_mesh_http(&http, &mut found)?;
+    }
     if let Some(tls) = root.object("TLS")? {
         found.incoming = params(&tls, "Incoming", &mut found.notices)?;
         found.outgoing = params(&tls, "Outgoing", &mut found.notices)?;
     }
     Ok(found)
+}
+
+fn decode_mesh_http(http: &Node<'_>, found: &mut Mesh) -> Result<(), DecodeError> {
+    for field in http.unknown(&["SanitizeXForwardedClientCert", "Incoming"]) {
+        found.notices.push(format!("mesh entry: {field} is not honoured"));
+    }
+    found.sanitize_client_cert = http.flag("SanitizeXForwardedClientCert")?;
+    let incoming = http.object("Incoming")?;
+    let wanted = match &incoming {
+        Some(incoming) => incoming.object("RequestNormalization")?,
+        None => None,
+    };
+    let Some(wanted) = wanted else {
+        return Ok(());
+    };
+    let known = [
+        "InsecureDisablePathNormalization",
+        "MergeSlashes",
+        "PathWithEscapedSlashesAction",
+        "HeadersWithUnderscoresAction",
+    ];
+    for field in wanted.unknown(&known) {
+        found.notices.push(format!("mesh entry: {field} is not honoured"));
+    }
+    let slashes = wanted.text("PathWithEscapedSlashesAction")?;
+    let underscores = wanted.text("HeadersWithUnderscoresAction")?;
+    // Rules about paths and headers rest on it: what is not known must not end up laxer.
+    let strange = |key, text| wanted.error(key, format!("{text:?} is not known"));
+    found.normalization = Normalization {
+        normalize_path: !wanted.flag("InsecureDisablePathNormalization")?,
+        merge_slashes: wanted.flag("MergeSlashes")?,
+        path_with_escaped_slashes: match slashes {
+            "" | "IMPLEMENTATION_SPECIFIC_DEFAULT" | "KEEP_UNCHANGED" => {
+                PathWithEscapedSlashes::KeepUnchanged
+            }
+            "REJECT_REQUEST" => PathWithEscapedSlashes::RejectRequest,
+            "UNESCAPE_AND_REDIRECT" => PathWithEscapedSlashes::UnescapeAndRedirect,
+            "UNESCAPE_AND_FORWARD" => PathWithEscapedSlashes::UnescapeAndForward,
+            other => return Err(strange("PathWithEscapedSlashesAction", other)),
+        },
+        headers_with_underscores: match underscores {
+            "" | "ALLOW" => HeadersWithUnderscores::Allow,
+            "REJECT_REQUEST" => HeadersWithUnderscores::RejectRequest,
+            "DROP_HEADER" => HeadersWithUnderscores::DropHeader,
+            other => return Err(strange("HeadersWithUnderscoresAction", other)),
+        },
+        ..Normalization::default()
+    };
+    Ok(())
 }
 
 fn params(tls: &Node<'_>, key: &str, notices: &mut Vec<String>) -> Result<TlsParams, DecodeError> {
@@ -192,7 +271,7 @@ mod tests {
     #[test]
     fn tls_versions_of_the_mesh_entry() {
         let read = |text: &str| decode_mesh(format!(r#"{{"TLS":{{"Incoming":{{{text}}}}}}}"#).as_bytes());
-        assert_eq!(read("").unwrap(), MeshTls::default());
+        assert_eq!(read("").unwrap(), Mesh::default());
         let strict = read(r#""TLSMinVersion":"TLSv1_3""#).unwrap();
         assert_eq!(strict.incoming.min, TlsVersion::V1_3);
         assert_eq!(strict.outgoing, TlsParams::default());
@@ -210,6 +289,39 @@ mod tests {
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn normalization_of_the_mesh_entry() {
+        let read = |text: &str| {
+            let body = format!(r#"{{"HTTP":{{"Incoming":{{"RequestNormalization":{{{text}}}}}}}}}"#);
+            decode_mesh(body.as_bytes())
+        };
+        assert_eq!(read("").unwrap(), Mesh::default());
+        assert!(Mesh::default().normalization.normalize_path);
+        let all = read(
+            r#""InsecureDisablePathNormalization":true,"MergeSlashes":true,
+            "PathWithEscapedSlashesAction":"UNESCAPE_AND_FORWARD",
+            "HeadersWithUnderscoresAction":"REJECT_REQUEST""#,
+        );
+        let all = all.unwrap().normalization;
+        assert!(!all.normalize_path && all.merge_slashes);
+        assert_eq!(
+            all.path_with_escaped_slashes,
+            PathWithEscapedSlashes::UnescapeAndForward
+        );
+        assert_eq!(
+            all.headers_with_underscores,
+            HeadersWithUnderscores::RejectRequest
+        );
+        let error = read(r#""PathWithEscapedSlashesAction":"NEW""#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "HTTP.Incoming.RequestNormalization.PathWithEscapedSlashesAction: \"NEW\" is not known"
+        );
+        let sanitize = br#"{"ValidateClusters":true,"HTTP":{"SanitizeXForwardedClientCert":true}}"#;
+        let mesh = decode_mesh(sanitize).unwrap();
+        assert!(mesh.sanitize_client_cert && mesh.validate_clusters);
     }
 
     #[test]

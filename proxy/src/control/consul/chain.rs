@@ -1,11 +1,14 @@
-//! The discovery chain of an upstream: decoding it, and what of it TCP can carry.
+//! The discovery chain of an upstream: decoding it, and what of it can be dialled.
 //!
-//! Pure. A chain is carried whole or refused by name; only a failover target that cannot be dialled is
-//! left out, and named.
+//! Pure. Over TCP a chain is carried whole or refused by name; only a failover target that cannot be dialled
+//! is left out, and named. What it says of requests is in [`super::chain_routes`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use super::chain_routes::{Balancing, ChainRoute, Destination, Split};
+use super::chain_routes::{balancing, routes, splits};
+pub use super::json::TimeLimit;
 use super::json::{self, DecodeError, Node};
 
 /// A compiled discovery chain.
@@ -13,6 +16,14 @@ use super::json::{self, DecodeError, Node};
 pub struct Chain {
     /// The service that was asked for.
     pub service: String,
+    /// Where it was compiled.
+    pub namespace: String,
+    /// Where it was compiled.
+    pub partition: String,
+    /// Where it was compiled.
+    pub datacenter: String,
+    /// No router, splitter or resolver has a part in it.
+    pub default: bool,
     /// `tcp`, `http`, `http2` or `grpc`.
     pub protocol: String,
     /// Set when the upstream itself overrides something: its clusters are then its own.
@@ -23,11 +34,25 @@ pub struct Chain {
     pub nodes: BTreeMap<String, ChainNode>,
     /// By ID.
     pub targets: BTreeMap<String, Target>,
+    /// What of its routes has no effect.
+    pub notices: Vec<String>,
 }
 
 /// One node of the graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChainNode {
+    /// Chooses the next node by the request; the last route takes all.
+    Router {
+        /// The first that matches takes a request.
+        routes: Vec<ChainRoute>,
+    },
+    /// Chooses the next node by chance.
+    Splitter {
+        /// Its legs.
+        splits: Vec<Split>,
+        /// Of what it leads to.
+        balancing: Balancing,
+    },
     /// Sends to a target.
     Resolver {
         /// The target's ID.
@@ -38,8 +63,12 @@ pub enum ChainNode {
         failover: Option<Vec<String>>,
         /// Anything but Consul's plain order of failover.
         failover_policy: String,
+        /// Bounds a request, where no router or splitter stands before it.
+        request_timeout: TimeLimit,
+        /// Of its targets.
+        balancing: Balancing,
     },
-    /// Router, splitter, or something newer.
+    /// Something newer.
     Other {
         /// Its type.
         kind: String,
@@ -75,7 +104,7 @@ pub struct Target {
     pub name: String,
 }
 
-/// What a TCP upstream dials.
+/// What a resolver dials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan<'a> {
     pub(super) connect_timeout: Duration,
@@ -108,13 +137,22 @@ pub fn decode(body: &[u8]) -> Result<Chain, DecodeError> {
         .ok_or_else(|| root.error("Chain", "missing"))?;
     let mut chain = Chain {
         service: node.text("ServiceName")?.to_owned(),
+        namespace: node.text("Namespace")?.to_owned(),
+        partition: node.text("Partition")?.to_owned(),
+        datacenter: node.text("Datacenter")?.to_owned(),
+        default: node.flag("Default")?,
         protocol: node.text("Protocol")?.to_owned(),
         customization: node.text("CustomizationHash")?.to_owned(),
         start: node.need_text("StartNode")?.to_owned(),
         ..Chain::default()
     };
+    if !node.objects("EnvoyExtensions")?.is_empty() {
+        let what = "its EnvoyExtensions are not honoured: they patch Envoy's resources";
+        chain.notices.push(what.to_owned());
+    }
     for (key, node) in node.map("Nodes")? {
-        chain.nodes.insert(key.to_owned(), decode_node(&node)?);
+        let decoded = decode_node(&node, &mut chain.notices)?;
+        chain.nodes.insert(key.to_owned(), decoded);
     }
     for (key, node) in node.map("Targets")? {
         chain.targets.insert(key.to_owned(), decode_target(&node)?);
@@ -122,13 +160,23 @@ pub fn decode(body: &[u8]) -> Result<Chain, DecodeError> {
     Ok(chain)
 }
 
-fn decode_node(node: &Node<'_>) -> Result<ChainNode, DecodeError> {
-    let kind = node.need_text("Type")?;
-    if kind != "resolver" {
-        return Ok(ChainNode::Other {
+fn decode_node(node: &Node<'_>, notices: &mut Vec<String>) -> Result<ChainNode, DecodeError> {
+    match node.need_text("Type")? {
+        "router" => Ok(ChainNode::Router {
+            routes: routes(node, notices)?,
+        }),
+        "splitter" => Ok(ChainNode::Splitter {
+            splits: splits(node)?,
+            balancing: balancing(node)?,
+        }),
+        "resolver" => decode_resolver(node),
+        kind => Ok(ChainNode::Other {
             kind: kind.to_owned(),
-        });
+        }),
     }
+}
+
+fn decode_resolver(node: &Node<'_>) -> Result<ChainNode, DecodeError> {
     let resolver = node
         .object("Resolver")?
         .ok_or_else(|| node.error("Resolver", "missing"))?;
@@ -146,6 +194,8 @@ fn decode_node(node: &Node<'_>) -> Result<ChainNode, DecodeError> {
         connect_timeout: resolver.duration("ConnectTimeout")?,
         failover: targets,
         failover_policy,
+        request_timeout: resolver.time_limit("RequestTimeout")?,
+        balancing: balancing(node)?,
     })
 }
 
@@ -186,33 +236,45 @@ impl Chain {
     /// # Errors
     /// Says why it cannot be carried, in words for a person.
     pub(super) fn plan(&self, here: Here<'_>) -> Result<Plan<'_>, String> {
-        let (target, connect_timeout, failover, policy) = match self.nodes.get(&self.start) {
+        let what = match self.nodes.get(&self.start) {
             None => return Err(format!("its chain lacks the node {:?}", self.start)),
-            Some(ChainNode::Other { kind }) => {
-                let what = match kind.as_str() {
-                    "router" => "has routes",
-                    "splitter" => "has splits",
-                    _ => "begins with a node that is not known",
-                };
-                return Err(format!("it {what} ({kind}), which needs HTTP"));
+            Some(node @ ChainNode::Resolver { .. }) => {
+                let mut plan = self.resolve(node, here)?;
+                if !matches!(self.protocol.as_str(), "" | "tcp") {
+                    let notice = format!("its protocol is {}: it is carried as TCP", self.protocol);
+                    plan.notices.insert(0, notice);
+                }
+                return Ok(plan);
             }
-            Some(ChainNode::Resolver {
-                target,
-                connect_timeout,
-                failover,
-                failover_policy,
-            }) => (target, connect_timeout, failover, failover_policy),
+            Some(ChainNode::Router { .. }) => "has routes (router)".to_owned(),
+            Some(ChainNode::Splitter { .. }) => "has splits (splitter)".to_owned(),
+            Some(ChainNode::Other { kind }) => format!("begins with a node that is not known ({kind})"),
+        };
+        Err(format!("it {what}, which needs HTTP"))
+    }
+
+    /// What the resolver `node` dials.
+    ///
+    /// # Errors
+    /// Says why its first target cannot be dialled, or that it is no resolver.
+    pub(super) fn resolve(&self, node: &ChainNode, here: Here<'_>) -> Result<Plan<'_>, String> {
+        let ChainNode::Resolver {
+            target,
+            connect_timeout,
+            failover,
+            failover_policy,
+            ..
+        } = node
+        else {
+            return Err("its chain has no resolver where there must be one".to_owned());
         };
         let mut notices = Vec::new();
-        if !matches!(self.protocol.as_str(), "" | "tcp") {
-            notices.push(format!("its protocol is {}: it is carried as TCP", self.protocol));
-        }
         let first = self.dialable(target, here)?;
         let mut others = None;
         if let Some(ids) = failover {
-            if !matches!(policy.as_str(), "" | "sequential") {
+            if !matches!(failover_policy.as_str(), "" | "sequential") {
                 notices.push(format!(
-                    "failover policy {policy:?} is carried out as \"sequential\""
+                    "failover policy {failover_policy:?} is carried out as \"sequential\""
                 ));
             }
             let mut found = Vec::new();

@@ -378,3 +378,165 @@ fn the_registration_wins_over_the_environment_and_says_so() {
     };
     assert_eq!(manual.upstreams(&registration).0.len(), 3);
 }
+
+/// A proxy of a service that speaks HTTP.
+fn http(config: &str, rest: &str) -> State {
+    let body = format!(
+        r#"{{"Kind":"connect-proxy","ID":"p","Address":"127.0.0.1","Port":20000,"Datacenter":"dc1","Proxy":{{
+        "DestinationServiceName":"web","LocalServicePort":80,"Config":{{{config}}}{rest}}}}}"#
+    );
+    state(body.as_bytes())
+}
+
+fn manager(snapshot: &Snapshot, name: &str) -> Arc<HttpConnectionManager> {
+    match &snapshot.listeners[name].filter_chains[0].terminal {
+        Terminal::HttpConnectionManager(manager) => Arc::clone(manager),
+        Terminal::TcpProxy(_) => panic!("{name} is TCP"),
+    }
+}
+
+const PUBLIC: &str = "public_listener:127.0.0.1:20000";
+
+#[test]
+fn new_rules_of_requests_leave_everything_else_what_it_is() {
+    let mut state = http(r#""protocol":"HTTP2""#, "");
+    let before = snapshot(&state);
+    let rules = |manager: &HttpConnectionManager| {
+        manager.http_filters.iter().find_map(|filter| match filter {
+            HttpFilter::Rbac { rules, .. } => rules.clone(),
+            _ => None,
+        })
+    };
+    let closed = rules(&manager(&before, PUBLIC)).unwrap();
+    assert_eq!(&*closed.default_name, "the intentions are not known yet: deny");
+    let chain = &before.listeners[PUBLIC].filter_chains[0];
+    assert!(
+        chain.filters.is_empty(),
+        "the rules are of requests, not of connections"
+    );
+    assert_eq!(
+        chain.transport.as_ref().unwrap().alpn,
+        ["h2".into(), "http/1.1".into()]
+    );
+    assert_eq!(before.clusters[LOCAL_APP].http, HttpProtocol::Downstream);
+    state.intentions = Some(Vec::new());
+    let after = compile(&given(), &state, Some(&before)).snapshot.unwrap();
+    let (old, new) = (manager(&before, PUBLIC), manager(&after, PUBLIC));
+    assert!(!Arc::ptr_eq(&old, &new));
+    assert_ne!(rules(&old), rules(&new));
+    let (Routes::Inline(old), Routes::Inline(new)) = (&old.routes, &new.routes) else {
+        panic!("by RDS")
+    };
+    assert!(Arc::ptr_eq(old, new));
+    let same = compile(&given(), &state, Some(&after)).snapshot.unwrap();
+    assert!(Arc::ptr_eq(&same.listeners[PUBLIC], &after.listeners[PUBLIC]));
+    assert_ne!(before, after, "so that it is published");
+}
+
+#[test]
+fn a_mesh_entry_may_take_the_callers_certificate_away() {
+    let mut state = http(r#""protocol":"http""#, "");
+    let told = |state: &State| {
+        let manager = manager(&snapshot(state), PUBLIC);
+        let to_metadata = |filter: &HttpFilter| matches!(filter, HttpFilter::HeaderToMetadata(_));
+        let has_filter = manager.http_filters.iter().any(to_metadata);
+        assert!(manager.normalization.normalize_path);
+        (manager.forward_client_cert.mode, has_filter)
+    };
+    assert_eq!(told(&state), (ForwardClientCertMode::AppendForward, true));
+    state.mesh.sanitize_client_cert = true;
+    assert_eq!(told(&state), (ForwardClientCertMode::Sanitize, false));
+}
+
+#[test]
+fn what_http_listeners_do_not_take_is_named() {
+    let state = http(
+        r#""protocol":"http","max_request_headers_kb":9000,"local_request_timeout_ms":"soon",
+        "balance_inbound_connections":"fair","envoy_public_listener_json":"{}""#,
+        r#","Expose":{"Checks":true,"Paths":[{"Path":"/a","ListenerPort":20000,"LocalPathPort":80},
+        {"Path":"/b","ListenerPort":20001,"LocalPathPort":80,"Protocol":"tcp"},
+        {"Path":"/c","ListenerPort":20002,"LocalPathPort":80,"ParsedFromCheck":true}]}"#,
+    );
+    let compiled = compile(&given(), &state, None);
+    assert_eq!(compiled.snapshot.unwrap().listeners.len(), 1);
+    assert_eq!(
+        compiled.notices.into_iter().collect::<Vec<_>>(),
+        [
+            "Proxy.Config.balance_inbound_connections is not honoured: \"fair\" is not known",
+            "Proxy.Config.envoy_public_listener_json is not honoured",
+            "Proxy.Config.local_request_timeout_ms is not honoured: \"soon\" is no number",
+            "Proxy.Config.max_request_headers_kb is not honoured: 9000 is no number up to 8192",
+            "Proxy.Expose.Checks is not honoured",
+            "Proxy.Expose.Paths[2].ParsedFromCheck is not honoured",
+            "Proxy.Expose: the path /a on port 20000 is refused: the listener \
+             public_listener:127.0.0.1:20000 has its address already",
+            "Proxy.Expose: the path /b on port 20001 is refused: its protocol \"tcp\" is not known",
+        ]
+    );
+}
+
+#[test]
+fn a_route_that_leads_nowhere_keeps_its_share_of_requests() {
+    let mut state = upstream(r#"{"DestinationName":"api","LocalBindPort":9000}"#);
+    let chain = |first: &str| {
+        let body = format!(
+            r#"{{"Chain":{{"ServiceName":"api","Protocol":"http","StartNode":"s","Nodes":{{
+            "s":{{"Type":"splitter","Splits":[{{"Weight":50,"NextNode":"a"}},{{"Weight":50,"NextNode":"b"}}]}},
+            "a":{{"Type":"resolver","Resolver":{{"Target":"a"}}}},
+            "b":{{"Type":"resolver","Resolver":{{"Target":"b"}}}}}},"Targets":{{
+            "a":{{"Service":"a","Name":"a.name","SNI":"a.sni","Partition":"default","Namespace":"default",
+            {first}}},"b":{{"Service":"b","Name":"b.name","Peer":"west"}}}}}}}}"#
+        );
+        chain::decode(body.as_bytes()).unwrap()
+    };
+    let key = ChainKey {
+        service: "api".to_owned(),
+        ..ChainKey::default()
+    };
+    state.chains.insert(key.clone(), chain(r#""Datacenter":"dc1""#));
+    let compiled = compile(&given(), &state, None);
+    let s = compiled.snapshot.unwrap();
+    assert!(s.clusters.contains_key("a.name") && !s.clusters.contains_key("b.name"));
+    assert_eq!(s.routes["api"].clusters().count(), 2);
+    assert_eq!(
+        compiled.notices.into_iter().collect::<Vec<_>>(),
+        [
+            "upstream api: requests that its routes send to b are answered with 503: it is in the cluster \
+          peer \"west\": that needs the xds source"
+        ]
+    );
+    state.chains.insert(key, chain(r#""Peer":"east""#));
+    let compiled = compile(&given(), &state, None);
+    let s = compiled.snapshot.unwrap();
+    assert!(s.routes.is_empty() && !s.listeners.contains_key("api:127.0.0.1:9000"));
+    let notices: Vec<_> = compiled.notices.into_iter().collect();
+    assert!(
+        notices[0].starts_with("upstream api on 127.0.0.1:9000 is refused"),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn an_http_upstream_is_of_http_before_its_chain_is_known() {
+    let state = upstream(
+        r#"{"DestinationName":"api","LocalBindPort":9000,"Config":{"protocol":"grpc","limits":
+        {"max_connections":3,"max_pending_requests":4,"max_concurrent_requests":5}}}"#,
+    );
+    let compiled = compile(&given(), &state, None);
+    assert!(compiled.notices.is_empty(), "{:?}", compiled.notices);
+    let s = compiled.snapshot.unwrap();
+    let manager = manager(&s, "api:127.0.0.1:9000");
+    assert_eq!(&*manager.stat_prefix, "upstream.api.default.default.dc1");
+    assert_eq!(manager.http_filters.len(), 2);
+    let api = format!("api.default.dc1.internal.{TD}");
+    let cluster = &s.clusters[&*api];
+    assert_eq!(cluster.http, HttpProtocol::Http2);
+    let breakers = CircuitBreakers {
+        max_connections: Some(3),
+        max_pending_requests: Some(4),
+        max_requests: Some(5),
+        ..CircuitBreakers::default()
+    };
+    assert_eq!(cluster.circuit_breakers, breakers);
+    assert!(!s.endpoints.contains_key(&*api), "nothing is dialled before");
+}

@@ -7,6 +7,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::json::{self, DecodeError, Node};
+use super::permissions;
+pub use super::permissions::{JwtClaim, JwtTerms, RequestPermission, RequestTerms};
 use crate::model::rbac::{Action, Permission, Principal, Rbac, Rule};
 
 /// One intention with this service as a destination.
@@ -36,6 +38,8 @@ pub struct Intention {
     pub has_permissions: bool,
     /// It asks for a JWT.
     pub has_jwt: bool,
+    /// What it asks of requests; means nothing to connections.
+    pub terms: RequestTerms,
     /// Consul's own figure; larger goes first.
     pub precedence: i64,
 }
@@ -109,6 +113,7 @@ fn decode_one(node: &Node<'_>) -> Result<Intention, DecodeError> {
         action: node.text("Action")?.to_owned(),
         has_permissions: !node.objects("Permissions")?.is_empty(),
         has_jwt: jwt.is_some(),
+        terms: permissions::decode(node),
         precedence: node.number("Precedence")?,
     })
 }
@@ -167,9 +172,14 @@ pub(super) fn covers_everybody(intentions: &[Intention]) -> bool {
     })
 }
 
-/// The rules in order of precedence, over `default`.
+/// The rules of connections in order of precedence, over `default`.
 pub(super) fn compile(intentions: &[Intention], default: &DefaultPolicy, to: &Destination<'_>) -> Rbac {
     let rules = intentions.iter().filter_map(|i| rule(i, to)).collect();
+    over_default(rules, intentions, default)
+}
+
+/// `rules`, which `intentions` have become, over `default`.
+pub(super) fn over_default(rules: Vec<Rule>, intentions: &[Intention], default: &DefaultPolicy) -> Rbac {
     let (default_action, default_name) = match default {
         _ if covers_everybody(intentions) => {
             let name = "default policy: deny (intentions cover every service)";
@@ -192,54 +202,102 @@ fn rule(intention: &Intention, to: &Destination<'_>) -> Option<Rule> {
         "deny (it has permissions, which need HTTP)".to_owned()
     } else if intention.has_jwt && !to.is_tcp {
         "deny (it asks for a JWT, which needs HTTP)".to_owned()
-    } else if intention.action == "allow" {
-        action = Action::Allow;
-        "allow".to_owned()
-    } else if intention.action == "deny" {
-        "deny".to_owned()
     } else {
-        format!("deny (unknown action {:?})", intention.action)
+        action = intention.plain_action();
+        intention.plain_words()
     };
-    // A peer's callers have another trust domain: they are refused before any rule is asked.
-    if !intention.source_peer.is_empty() {
-        return None;
-    }
-    let type_known = matches!(intention.source_type.as_str(), "" | "consul");
-    let whole = intention.source_group.is_empty() && type_known;
-    if !whole && action == Action::Allow {
-        return None;
-    }
-    let named = |text: &str| (text != "*").then(|| Arc::<str>::from(text));
-    let partition = match intention.source_partition.as_str() {
-        _ if !whole => None,
-        "" => named(to.partition),
-        partition => named(partition),
-    };
-    Some(Rule {
-        name: format!("{}: {said}", names(intention)).into(),
-        action,
-        principal: Principal::Service {
-            // Live connections may be of an authority before this one: a denial is for them too.
-            trust_domain: (action == Action::Allow).then(|| Arc::clone(to.trust_domain)),
-            partition,
-            namespace: named(&intention.source_namespace),
-            service: named(&intention.source),
-        },
-        permission: Permission::Any,
-    })
+    intention.rule_of(to, action, said)
 }
 
-/// `web -> api`, with partition and namespace where they are not the default.
-fn names(intention: &Intention) -> String {
-    let full = |partition: &str, namespace: &str, name: &str| match (partition, namespace) {
-        ("" | "default", "default") => name.to_owned(),
-        ("" | "default", namespace) => format!("{namespace}/{name}"),
-        (partition, namespace) => format!("{partition}/{namespace}/{name}"),
-    };
-    let i = intention;
-    let source = full(&i.source_partition, &i.source_namespace, &i.source);
-    let destination = full(&i.destination_partition, &i.destination_namespace, &i.destination);
-    format!("{source} -> {destination}")
+impl Intention {
+    /// The rule that its action alone makes.
+    pub(super) fn plain_rule(&self, to: &Destination<'_>) -> Option<Rule> {
+        // Only of those that are not understood whole: they keep out, and let nobody in.
+        if !self.terms.permissions.is_empty() || !self.terms.jwt.is_empty() {
+            let said = "deny (its source or action is not known)".to_owned();
+            return self.rule_of(to, Action::Deny, said);
+        }
+        self.rule_of(to, self.plain_action(), self.plain_words())
+    }
+
+    /// Its action; one that is not known denies.
+    pub(super) fn plain_action(&self) -> Action {
+        match self.action.as_str() {
+            "allow" => Action::Allow,
+            _ => Action::Deny,
+        }
+    }
+
+    fn plain_words(&self) -> String {
+        match self.action.as_str() {
+            "allow" | "deny" => self.action.clone(),
+            other => format!("deny (unknown action {other:?})"),
+        }
+    }
+
+    /// Whether its action is one that Consul documents; with permissions there is none.
+    pub(super) fn action_is_known(&self) -> bool {
+        match self.action.as_str() {
+            "allow" | "deny" => true,
+            "" => self.has_permissions,
+            _ => false,
+        }
+    }
+
+    /// Whether it is known which callers it is about.
+    pub(super) fn is_whole(&self) -> bool {
+        let type_known = matches!(self.source_type.as_str(), "" | "consul");
+        self.source_group.is_empty() && type_known
+    }
+
+    fn rule_of(&self, to: &Destination<'_>, action: Action, said: String) -> Option<Rule> {
+        // A peer's callers have another trust domain: they are refused before any rule is asked.
+        if !self.source_peer.is_empty() {
+            return None;
+        }
+        if !self.is_whole() && action == Action::Allow {
+            return None;
+        }
+        Some(self.rule_for(to, action, format!("{}: {said}", self.names())))
+    }
+
+    /// A rule about its callers, whatever they ask for.
+    pub(super) fn rule_for(&self, to: &Destination<'_>, action: Action, name: String) -> Rule {
+        let named = |text: &str| (text != "*").then(|| Arc::<str>::from(text));
+        let partition = match self.source_partition.as_str() {
+            _ if !self.is_whole() => None,
+            "" => named(to.partition),
+            partition => named(partition),
+        };
+        Rule {
+            name: name.into(),
+            action,
+            principal: Principal::Service {
+                // Live connections may be of an authority before this one: a denial is for them too.
+                trust_domain: (action == Action::Allow).then(|| Arc::clone(to.trust_domain)),
+                partition,
+                namespace: named(&self.source_namespace),
+                service: named(&self.source),
+            },
+            permission: Permission::Any,
+        }
+    }
+
+    /// `web -> api`, with partition and namespace where they are not the default.
+    pub(super) fn names(&self) -> String {
+        let full = |partition: &str, namespace: &str, name: &str| match (partition, namespace) {
+            ("" | "default", "default") => name.to_owned(),
+            ("" | "default", namespace) => format!("{namespace}/{name}"),
+            (partition, namespace) => format!("{partition}/{namespace}/{name}"),
+        };
+        let source = full(&self.source_partition, &self.source_namespace, &self.source);
+        let destination = full(
+            &self.destination_partition,
+            &self.destination_namespace,
+            &self.destination,
+        );
+        format!("{source} -> {destination}")
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,18 @@ impl DecodeError {
     }
 }
 
+/// A time limit as Consul's entries have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// Absent or zero: the default holds.
+    #[default]
+    Unset,
+    /// Negative: there is none.
+    Never,
+    /// This long.
+    After(Duration),
+}
+
 /// Parses a document.
 pub(super) fn parse(body: &[u8]) -> Result<Value, DecodeError> {
     // The parser's own message quotes no content, so a leaf's key cannot leak through it.
@@ -140,6 +152,35 @@ impl<'a> Node<'a> {
         Ok((!parsed.is_zero()).then_some(parsed))
     }
 
+    /// A Go duration whose sign counts, as text or as nanoseconds.
+    pub(super) fn time_limit(&self, key: &str) -> Result<TimeLimit, DecodeError> {
+        let negative = match self.value(key) {
+            Some(Value::String(text)) => match text.strip_prefix('-') {
+                Some(rest) => duration::parse(rest).is_some(),
+                None => false,
+            },
+            Some(value) => value.as_i64().is_some_and(|nanoseconds| nanoseconds < 0),
+            None => false,
+        };
+        if negative {
+            return Ok(TimeLimit::Never);
+        }
+        Ok(self.duration(key)?.map_or(TimeLimit::Unset, TimeLimit::After))
+    }
+
+    /// A whole number from 0 up; 0 when absent.
+    pub(super) fn count(&self, key: &str) -> Result<u32, DecodeError> {
+        let number = self.number(key)?;
+        u32::try_from(number).map_err(|_| self.error(key, format!("{number} is out of range")))
+    }
+
+    /// The paths of fields that hold something and are not in `known`.
+    pub(super) fn unknown(&self, known: &[&str]) -> Vec<String> {
+        let strange = self.keys().filter(|key| !known.contains(key));
+        let said = strange.filter(|key| self.value(key).is_some_and(says_something));
+        said.map(|key| self.path(key)).collect()
+    }
+
     /// A nested object; `None` when absent.
     pub(super) fn object(&self, key: &str) -> Result<Option<Self>, DecodeError> {
         self.value(key)
@@ -168,6 +209,32 @@ impl<'a> Node<'a> {
         list.iter().enumerate().map(text).collect()
     }
 
+    /// A list of whole numbers; empty when absent.
+    pub(super) fn numbers(&self, key: &str) -> Result<Vec<i64>, DecodeError> {
+        let Some(value) = self.value(key) else {
+            return Ok(Vec::new());
+        };
+        let list = value.as_array().ok_or_else(|| self.error(key, "not a list"))?;
+        let number = |(i, v): (usize, &Value)| {
+            let wrong = || self.error(&format!("{key}[{i}]"), "not a whole number");
+            v.as_i64().ok_or_else(wrong)
+        };
+        list.iter().enumerate().map(number).collect()
+    }
+
+    /// A map of texts in the order of its keys; empty when absent.
+    pub(super) fn text_map(&self, key: &str) -> Result<Vec<(&'a str, &'a str)>, DecodeError> {
+        let Some(map) = self.object(key)? else {
+            return Ok(Vec::new());
+        };
+        let mut pairs = Vec::new();
+        for name in map.keys().filter(|name| map.value(name).is_some()) {
+            pairs.push((name, map.text(name)?));
+        }
+        pairs.sort_unstable();
+        Ok(pairs)
+    }
+
     /// A map of objects; empty when absent.
     pub(super) fn map(&self, key: &str) -> Result<Vec<(&'a str, Self)>, DecodeError> {
         let Some(map) = self.object(key)? else {
@@ -177,6 +244,18 @@ impl<'a> Node<'a> {
         entries
             .map(|(name, value)| Ok((name.as_str(), Self::new(value, map.path(name))?)))
             .collect()
+    }
+}
+
+/// Consul also writes empty objects and falses, which ask for nothing.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(set) => *set,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => map.values().any(says_something),
     }
 }
 
@@ -294,6 +373,23 @@ mod tests {
         assert_eq!(limits.number("max_connections"), Ok(Some(5)));
         assert_eq!(config.number("x"), Err("-1".to_owned()));
         assert_eq!(config.number("absent"), Ok(None));
+    }
+
+    #[test]
+    fn the_sign_of_a_time_limit_counts() {
+        let body = br#"{"A":"1s","B":-1000000000,"C":"-1m","D":"0s","E":"soon","F":250000000}"#;
+        let value = parse(body).unwrap();
+        let root = Node::root(&value).unwrap();
+        assert_eq!(root.time_limit("A"), Ok(TimeLimit::After(Duration::from_secs(1))));
+        assert_eq!(root.time_limit("B"), Ok(TimeLimit::Never));
+        assert_eq!(root.time_limit("C"), Ok(TimeLimit::Never));
+        assert_eq!(root.time_limit("D"), Ok(TimeLimit::Unset));
+        assert_eq!(root.time_limit("E").unwrap_err().field, "E");
+        assert_eq!(
+            root.time_limit("F"),
+            Ok(TimeLimit::After(Duration::from_millis(250)))
+        );
+        assert_eq!(root.time_limit("G"), Ok(TimeLimit::Unset));
     }
 
     #[test]

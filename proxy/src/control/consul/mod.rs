@@ -7,27 +7,40 @@
 //! chains are words of this module only. While Consul is away, slow or wrong, the last good snapshot
 //! goes on serving; what cannot be carried out is refused by name.
 
+mod agent_version;
 mod authority;
 pub mod chain;
+mod chain_routes;
 mod client;
 mod compile;
 mod default_policy;
 mod dial;
 mod duration;
+mod expose;
 mod health;
+mod http_manager;
 mod inspect;
 pub mod intentions;
 mod json;
+mod jwt_filter;
+mod jwt_provider;
 mod locate;
 mod news;
+mod permissions;
 mod questions;
 pub mod registration;
+mod request_match;
+mod request_rules;
+mod routes;
 mod source;
 mod state;
 mod token;
 mod upstream_limits;
 mod upstreams;
 mod watch;
+
+#[cfg(test)]
+mod equivalence_tests;
 
 use std::convert::Infallible;
 

@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::model::http::HttpFilter;
 use crate::model::rbac::Rbac;
-use crate::model::{NetworkFilter, Snapshot, TrustBundle};
+use crate::model::{FilterChain, NetworkFilter, Snapshot, Terminal, TrustBundle};
 
 /// How many of what came or went are named in a line.
 const MAX_NAMED: usize = 10;
@@ -76,11 +77,23 @@ impl Change {
 
 fn inbound(snapshot: &Snapshot) -> Option<&Arc<Rbac>> {
     let listeners = snapshot.listeners.values();
-    let mut filters = listeners
-        .flat_map(|listener| listener.chains())
-        .flat_map(|chain| &chain.filters);
-    filters.find_map(|filter| match filter {
+    let mut chains = listeners.flat_map(|listener| listener.chains());
+    chains.find_map(|chain| of_connections(chain).or_else(|| of_requests(chain)))
+}
+
+fn of_connections(chain: &FilterChain) -> Option<&Arc<Rbac>> {
+    chain.filters.iter().find_map(|filter| match filter {
         NetworkFilter::Rbac { rules, .. } => Some(rules),
+        _ => None,
+    })
+}
+
+fn of_requests(chain: &FilterChain) -> Option<&Arc<Rbac>> {
+    let Terminal::HttpConnectionManager(manager) = &chain.terminal else {
+        return None;
+    };
+    manager.http_filters.iter().find_map(|filter| match filter {
+        HttpFilter::Rbac { rules, .. } => rules.as_ref(),
         _ => None,
     })
 }

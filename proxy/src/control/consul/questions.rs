@@ -65,6 +65,24 @@ pub(super) fn mesh() -> Question {
     mesh
 }
 
+/// There need not be such a provider. As with mesh entries, the scope of a service does not fit.
+pub(super) fn provider(name: &str) -> Question {
+    let target = format!("/v1/config/jwt-provider/{}", escape(name));
+    let mut provider = question(format!("jwt-provider {name}"), target, ESSENTIAL);
+    provider.missing_is_answer = true;
+    provider.request.scoped = false;
+    provider
+}
+
+/// Agents before 1.14 do not tell it.
+pub(super) fn version() -> Question {
+    let target = "/v1/agent/version".to_owned();
+    let mut version = question("agent version".to_owned(), target, Blocking::Never);
+    version.missing_is_answer = true;
+    version.request.scoped = false;
+    version
+}
+
 /// Whether a caller that no intention names may connect. Name and namespace are made up for each
 /// question: no exact intention can name them.
 pub(super) fn authorize(service: &str, trust_domain: &str, partition: &str, dc: &str) -> Request {

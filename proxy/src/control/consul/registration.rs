@@ -38,6 +38,8 @@ pub struct Registration {
     pub upstreams: Vec<Upstream>,
     /// The gateway mode of every upstream that has none of its own; empty for none.
     pub mesh_gateway: String,
+    /// Paths of the service that are reachable without mutual TLS.
+    pub exposed: Vec<ExposedPath>,
     pub(super) config: Opaque,
     /// Fields that are there and that no sidecar of this version carries out.
     pub(super) unsupported: Vec<String>,
@@ -71,6 +73,19 @@ pub struct Upstream {
     /// Filled in by Consul for transparent proxies: nothing listens for it.
     pub centrally_configured: bool,
     pub(super) config: Opaque,
+}
+
+/// One entry of `Proxy.Expose.Paths`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExposedPath {
+    /// Where the proxy listens for it.
+    pub listener_port: u16,
+    /// The one path, exactly.
+    pub path: String,
+    /// Where the service listens for it.
+    pub local_port: u16,
+    /// `http` or `http2`.
+    pub protocol: String,
 }
 
 /// What of an agent's service list helps to find a proxy.
@@ -109,7 +124,7 @@ const KNOWN: [&str; 23] = [
     "AgentName",
 ];
 /// The same inside `Proxy`.
-const KNOWN_PROXY: [&str; 9] = [
+const KNOWN_PROXY: [&str; 10] = [
     "DestinationServiceName",
     "DestinationServiceID",
     "LocalServiceAddress",
@@ -119,6 +134,7 @@ const KNOWN_PROXY: [&str; 9] = [
     "Config",
     "Upstreams",
     "MeshGateway",
+    "Expose",
 ];
 
 /// Decodes the answer of `/v1/agent/service/:id`.
@@ -138,7 +154,7 @@ pub fn decode(body: &[u8]) -> Result<Registration, DecodeError> {
         partition: root.some_text("Partition")?,
         ..Registration::default()
     };
-    found.unsupported = unknown(&root, &KNOWN);
+    found.unsupported = root.unknown(&KNOWN);
     let Some(proxy) = root.object("Proxy")? else {
         return Ok(found);
     };
@@ -150,11 +166,36 @@ pub fn decode(body: &[u8]) -> Result<Registration, DecodeError> {
     found.mode = proxy.text("Mode")?.to_owned();
     found.mesh_gateway = gateway_mode(&proxy)?;
     found.config = Opaque::read(&proxy, "Config")?;
-    found.unsupported.extend(unknown(&proxy, &KNOWN_PROXY));
+    found.unsupported.extend(proxy.unknown(&KNOWN_PROXY));
+    if let Some(expose) = proxy.object("Expose")? {
+        decode_expose(&expose, &mut found)?;
+    }
     for upstream in proxy.objects("Upstreams")? {
         found.upstreams.push(decode_upstream(&upstream)?);
     }
     Ok(found)
+}
+
+fn decode_expose(node: &Node<'_>, found: &mut Registration) -> Result<(), DecodeError> {
+    found.unsupported.extend(node.unknown(&["Paths"]));
+    for path in node.objects("Paths")? {
+        let unknown = path.unknown(&["ListenerPort", "Path", "LocalPathPort", "Protocol"]);
+        if !unknown.is_empty() {
+            // Whatever more is asked may be about who may come in.
+            found.unsupported.extend(unknown);
+            continue;
+        }
+        found.exposed.push(ExposedPath {
+            listener_port: path.port("ListenerPort")?,
+            path: path.need_text("Path")?.to_owned(),
+            local_port: path.port("LocalPathPort")?,
+            protocol: match path.text("Protocol")? {
+                "" => "http".to_owned(),
+                protocol => protocol.to_lowercase(),
+            },
+        });
+    }
+    Ok(())
 }
 
 fn decode_upstream(node: &Node<'_>) -> Result<Upstream, DecodeError> {
@@ -182,25 +223,6 @@ fn gateway_mode(node: &Node<'_>) -> Result<String, DecodeError> {
     match node.object("MeshGateway")? {
         None => Ok(String::new()),
         Some(gateway) => Ok(gateway.text("Mode")?.to_owned()),
-    }
-}
-
-/// The paths of fields that hold something and are not in `known`.
-fn unknown(node: &Node<'_>, known: &[&str]) -> Vec<String> {
-    let strange = node.keys().filter(|key| !known.contains(key));
-    let said = strange.filter(|key| node.value(key).is_some_and(says_something));
-    said.map(|key| node.path(key)).collect()
-}
-
-/// Consul also writes empty objects and falses, which ask for nothing.
-fn says_something(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Null => false,
-        serde_json::Value::Bool(set) => *set,
-        serde_json::Value::Number(number) => number.as_f64() != Some(0.0),
-        serde_json::Value::String(text) => !text.is_empty(),
-        serde_json::Value::Array(list) => !list.is_empty(),
-        serde_json::Value::Object(map) => map.values().any(says_something),
     }
 }
 
@@ -253,7 +275,7 @@ mod tests {
             "SocketPath":"/run/s"}"#;
         assert_eq!(
             decode(body).unwrap().unsupported,
-            ["SocketPath", "Proxy.Expose", "Proxy.New"]
+            ["SocketPath", "Proxy.New", "Proxy.Expose.Checks"]
         );
     }
 

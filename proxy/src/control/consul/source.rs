@@ -15,13 +15,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::authority::{self, MeshTls};
+use super::agent_version::{self, PrefixRewrites};
+use super::authority::{self, Mesh};
 use super::chain::{self, Chain};
 use super::client::Answer;
 use super::compile::{Compiled, compile};
 use super::health::{self, Instance, QueryResult};
 use super::intentions::{self, DefaultPolicy, Intention};
 use super::json::DecodeError;
+use super::jwt_provider::{self, Provider};
 use super::registration::Registration;
 use super::state::{Authority, ChainKey, Given, HealthKey, QueryKey, State, Want};
 use super::watch::{Question, Shared, Watch};
@@ -38,6 +40,9 @@ const LEAF_LOOK: Duration = Duration::from_secs(60);
 /// case.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Keys and authorities are a few KiB; a file that is far larger is a mistake.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 /// What a watch has learnt.
 enum Update {
     Registration(Result<Registration, SourceError>),
@@ -45,10 +50,12 @@ enum Update {
     Leaf(Identity),
     Intentions(Vec<Intention>),
     Default(DefaultPolicy),
-    Mesh(MeshTls),
+    Mesh(Mesh),
     Chain(ChainKey, Chain),
     Health(HealthKey, Vec<Instance>),
     Query(QueryKey, QueryResult),
+    Provider(String, Option<Provider>),
+    Version(PrefixRewrites),
 }
 
 /// One task.
@@ -156,7 +163,7 @@ impl Source {
             Update::Roots,
         );
         let mesh = |answer: &Answer| match answer.status {
-            404 => Ok(MeshTls::default()),
+            404 => Ok(Mesh::default()),
             _ => authority::decode_mesh(&answer.body),
         };
         self.watch(Job::Mesh, questions::mesh(), mesh, Update::Mesh);
@@ -224,6 +231,8 @@ impl Source {
             Update::Chain(key, chain) => drop(self.state.chains.insert(key, chain)),
             Update::Health(key, list) => drop(self.state.instances.insert(key, list)),
             Update::Query(key, result) => drop(self.state.queries.insert(key, result)),
+            Update::Provider(name, found) => drop(self.state.providers.insert(name, found)),
+            Update::Version(rewrites) => self.state.prefix_rewrites = Some(rewrites),
         }
         self.succeed();
         self.assemble();
@@ -430,6 +439,8 @@ impl Source {
     fn is_whole(&self, wants: &BTreeSet<Want>) -> bool {
         let known = |want: &Want| match want {
             Want::Chain(key) => self.state.chains.contains_key(key),
+            Want::Provider(name) => self.state.providers.contains_key(name),
+            Want::Version => self.state.prefix_rewrites.is_some(),
             Want::Health(_) | Want::Query(_) => true,
         };
         self.state.intentions.is_some()
@@ -461,6 +472,9 @@ impl Source {
         self.state
             .queries
             .retain(|key, _| wants.contains(&Want::Query(key.clone())));
+        self.state
+            .providers
+            .retain(|name, _| wants.contains(&Want::Provider(name.clone())));
         for want in wants {
             let job = Job::Want(want.clone());
             if self.tasks.contains_key(&job) {
@@ -482,8 +496,27 @@ impl Source {
                     let update = move |result| Update::Query(key.clone(), result);
                     self.watch(job, question, body(health::decode_query), update);
                 }
+                Want::Provider(name) => self.watch_provider(job, name),
+                Want::Version => {
+                    let decode = |answer: &Answer| match answer.status {
+                        404 => Ok(PrefixRewrites::Plain),
+                        _ => agent_version::decode(&answer.body),
+                    };
+                    self.watch(job, questions::version(), decode, Update::Version);
+                }
             }
         }
+    }
+
+    fn watch_provider(&mut self, job: Job, name: String) {
+        let question = questions::provider(&name);
+        let sought = name.clone();
+        let decode = move |answer: &Answer| match answer.status {
+            404 => Ok(None),
+            _ => jwt_provider::decode(&answer.body, &sought, &small_file).map(Some),
+        };
+        let update = move |found| Update::Provider(name.clone(), found);
+        self.watch(job, question, decode, update);
     }
 
     /// Renewal is Consul's task; that it does not happen is worth a warning while there is time.
@@ -516,10 +549,20 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// A file that a configuration entry names; it lies on every proxy's host.
+fn small_file(path: &str) -> Result<String, String> {
+    let cannot = |error: std::io::Error| format!("{path} cannot be read: {error}");
+    let length = std::fs::metadata(path).map_err(cannot)?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(format!("{path} has {length} bytes, more than {MAX_FILE_BYTES}"));
+    }
+    std::fs::read_to_string(path).map_err(cannot)
+}
+
 fn body<T>(decode: impl Fn(&[u8]) -> Result<T, DecodeError>) -> impl Fn(&Answer) -> Result<T, DecodeError> {
     move |answer| decode(&answer.body)
 }
 
 fn same(old: &Snapshot, new: &Snapshot) -> bool {
-    old.listeners == new.listeners && old.clusters == new.clusters && old.endpoints == new.endpoints
+    old == new
 }

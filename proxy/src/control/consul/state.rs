@@ -9,11 +9,13 @@ use std::sync::Arc;
 use attache_bootstrap::Config;
 use attache_bootstrap::config::{ProxyRef, UpstreamHint};
 
-use super::authority::MeshTls;
+use super::agent_version::PrefixRewrites;
+use super::authority::Mesh;
 use super::chain::Chain;
 use super::health::{Instance, QueryResult};
 use super::intentions::{DefaultPolicy, Intention};
 use super::registration::{Registration, Upstream};
+use super::request_rules::Providers;
 use crate::model::{Identity, TrustBundle};
 
 /// One discovery chain. Upstreams that ask for the same share the question.
@@ -62,6 +64,10 @@ pub(super) enum Want {
     Chain(ChainKey),
     Health(HealthKey),
     Query(QueryKey),
+    /// A `jwt-provider` entry by its name.
+    Provider(String),
+    /// The agent's version.
+    Version,
 }
 
 /// Roots and leaf of one trust domain.
@@ -78,10 +84,14 @@ pub(super) struct State {
     pub(super) authority: Option<Authority>,
     pub(super) intentions: Option<Vec<Intention>>,
     pub(super) default_policy: DefaultPolicy,
-    pub(super) mesh: MeshTls,
+    pub(super) mesh: Mesh,
     pub(super) chains: BTreeMap<ChainKey, Chain>,
     pub(super) instances: BTreeMap<HealthKey, Vec<Instance>>,
     pub(super) queries: BTreeMap<QueryKey, QueryResult>,
+    /// By name; `None` for one that Consul does not have.
+    pub(super) providers: Providers,
+    /// By the agent's version.
+    pub(super) prefix_rewrites: Option<PrefixRewrites>,
 }
 
 /// What of the configuration takes part.
@@ -104,10 +114,12 @@ impl Default for State {
             authority: None,
             intentions: None,
             default_policy: DefaultPolicy::Unknown("Consul was not asked yet".to_owned()),
-            mesh: MeshTls::default(),
+            mesh: Mesh::default(),
             chains: BTreeMap::new(),
             instances: BTreeMap::new(),
             queries: BTreeMap::new(),
+            providers: Providers::new(),
+            prefix_rewrites: None,
         }
     }
 }

@@ -17,14 +17,32 @@ use crate::model::cluster::OutlierDetection;
 pub(super) struct UpstreamLimits {
     /// The circuit breaker; none is Envoy's default.
     pub(super) max_connections: Option<u32>,
+    /// Likewise, of HTTP.
+    pub(super) max_pending_requests: Option<u32>,
+    /// Likewise, of HTTP.
+    pub(super) max_requests: Option<u32>,
     /// Consul's xDS has it for every upstream: Envoy's defaults where nothing is configured.
     pub(super) outlier_detection: OutlierDetection,
 }
 
-/// Reads those of `upstream`.
-pub(super) fn of(upstream: &Upstream, parts: &mut Parts) -> UpstreamLimits {
+/// Reads those of `upstream`; TCP has no requests to limit.
+pub(super) fn of(upstream: &Upstream, is_http: bool, parts: &mut Parts) -> UpstreamLimits {
+    let limits = upstream.config.nested("limits").unwrap_or_default();
+    let mut of_http = |key: &str| {
+        if is_http {
+            return limit(upstream, &limits, key, parts);
+        }
+        if limits.get(key).is_some() {
+            tell(upstream, &format!("limits.{key}"), "it needs HTTP", parts);
+        }
+        None
+    };
+    let max_pending_requests = of_http("max_pending_requests");
+    let max_requests = of_http("max_concurrent_requests");
     UpstreamLimits {
-        max_connections: max_connections(upstream, parts),
+        max_connections: limit(upstream, &limits, "max_connections", parts),
+        max_pending_requests,
+        max_requests,
         outlier_detection: outlier_detection(upstream, parts),
     }
 }
@@ -35,19 +53,12 @@ fn tell(upstream: &Upstream, key: &str, why: &str, parts: &mut Parts) {
     parts.notices.insert(notice);
 }
 
-/// The circuit breaker, and what of the limits only HTTP has.
-fn max_connections(upstream: &Upstream, parts: &mut Parts) -> Option<u32> {
-    let limits = upstream.config.nested("limits")?;
-    for key in ["max_pending_requests", "max_concurrent_requests"] {
-        if limits.get(key).is_some() {
-            tell(upstream, &format!("limits.{key}"), "it needs HTTP", parts);
-        }
-    }
-    match limits.number("max_connections") {
+fn limit(upstream: &Upstream, limits: &Opaque, key: &str, parts: &mut Parts) -> Option<u32> {
+    match limits.number(key) {
         Ok(limit) => limit.map(saturated),
         Err(written) => {
             let why = format!("{written} is no number");
-            tell(upstream, "limits.max_connections", &why, parts);
+            tell(upstream, &format!("limits.{key}"), &why, parts);
             None
         }
     }

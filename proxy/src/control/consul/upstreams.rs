@@ -7,14 +7,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::chain::{self, Chain, Here, Plan};
+use super::agent_version::PrefixRewrites;
+use super::chain::{self, Balancing, Chain, ChainNode, Here, Plan, TimeLimit};
 use super::compile::Parts;
+use super::http_manager::{self, Protocol};
 use super::registration::{Registration, Upstream};
+use super::routes;
 use super::state::{Authority, Given, HealthKey, QueryKey, State, Want};
 use super::upstream_limits::{self, UpstreamLimits};
-use crate::model::cluster::CircuitBreakers;
+use crate::model::cluster::{CircuitBreakers, HttpProtocol, LoadBalancer};
 use crate::model::filter_chain_match::FilterChainMatch;
+use crate::model::http::Routes;
 use crate::model::listener::{Address, Direction, TcpProxy};
+use crate::model::route::{PathMatch, RouteAction};
 use crate::model::spiffe::ServiceId;
 use crate::model::{
     Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, FilterChain, Name, SpiffeId, Terminal,
@@ -30,6 +35,15 @@ struct Scene<'a> {
     registration: &'a Registration,
     authority: Option<&'a Authority>,
     here: Here<'a>,
+}
+
+/// How the clusters of one resolver are dialled.
+#[derive(Clone, Copy)]
+struct Dial<'a> {
+    connect_timeout: Duration,
+    limits: UpstreamLimits,
+    http: HttpProtocol,
+    balancer: Option<&'a LoadBalancer>,
 }
 
 pub(super) fn compile(given: &Given, state: &State, registration: &Registration, parts: &mut Parts) {
@@ -64,7 +78,7 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
                 .insert(format!("upstream {name}: Config.{key} is not honoured{why}"));
         }
     }
-    let cluster = match (&upstream.peer, upstream.kind.as_str()) {
+    let terminal = match (&upstream.peer, upstream.kind.as_str()) {
         (Some(peer), _) => {
             return Err(format!(
                 "it is in the cluster peer {peer:?}: that needs the xds source"
@@ -74,7 +88,7 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
         (None, "prepared_query") => query(upstream, scene, parts)?,
         (None, kind) => return Err(format!("DestinationType {kind:?} is not known")),
     };
-    let Some(cluster) = cluster else {
+    let Some(terminal) = terminal else {
         return Ok(());
     };
     let name: Name = format!("{}:{address}", upstream.name()).into();
@@ -86,11 +100,15 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
         matches: FilterChainMatch::default(),
         transport: None,
         filters: Vec::new(),
-        terminal: Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix(upstream, scene))),
+        terminal,
     };
     let listener = super::compile::listener(Arc::clone(&name), address, Direction::Outbound, chain);
     parts.listeners.insert(name, listener);
     Ok(())
+}
+
+fn tcp_proxy(cluster: Name, upstream: &Upstream, scene: &Scene<'_>) -> Terminal {
+    Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix(upstream, scene)))
 }
 
 /// As Consul calls the filter of an upstream, so that its statistics have the same tags.
@@ -152,8 +170,8 @@ fn socket_mode(text: &str) -> Result<Option<u32>, String> {
     }
 }
 
-/// The cluster of a service; none while it cannot even be named.
-fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Name>, String> {
+/// What carries connections to a service; none while it cannot even be named.
+fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Terminal>, String> {
     let key = upstream.chain_key(scene.registration);
     let mut known = scene.state.chains.get(&key);
     if known.is_none()
@@ -177,13 +195,160 @@ fn service(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<
             &provisional
         }
     };
+    if let Some(protocol) = Protocol::parse(&chain.protocol) {
+        return requests(protocol, upstream, chain, known.is_some(), scene, parts).map(Some);
+    }
     let plan = chain.plan(scene.here)?;
     for notice in &plan.notices {
         let name = upstream.name();
         parts.notices.insert(format!("upstream {name}: {notice}"));
     }
-    let limit = upstream_limits::of(upstream, parts);
-    Ok(Some(clusters(chain, &plan, known.is_some(), limit, scene, parts)))
+    let dial = Dial {
+        connect_timeout: plan.connect_timeout,
+        limits: upstream_limits::of(upstream, false, parts),
+        http: HttpProtocol::default(),
+        balancer: None,
+    };
+    let cluster = clusters(chain, &plan, known.is_some(), dial, scene, parts);
+    Ok(Some(tcp_proxy(cluster, upstream, scene)))
+}
+
+/// The connection manager of a service of which Consul looks at requests, with its routes and clusters.
+fn requests(
+    protocol: Protocol,
+    upstream: &Upstream,
+    chain: &Chain,
+    known: bool,
+    scene: &Scene<'_>,
+    parts: &mut Parts,
+) -> Result<Terminal, String> {
+    let name: Name = upstream.name().into();
+    let filter = filter_name(upstream, chain, scene);
+    // First: of a chain that leads nowhere nothing is left behind.
+    resolvers(protocol, upstream, chain, known, scene, parts)?;
+    let routes = if chain.default {
+        let cluster = match chain.nodes.get(&chain.start) {
+            Some(node) => chain.cluster_name(chain.resolve(node, scene.here)?.first),
+            None => return Err(format!("its chain lacks the node {:?}", chain.start)),
+        };
+        let everything = PathMatch::Prefix("/".into());
+        let action = RouteAction::to(cluster.into());
+        let host: Name = filter.as_str().into();
+        Routes::Inline(http_manager::simple_table(
+            Arc::clone(&name),
+            host,
+            everything,
+            action,
+        )?)
+    } else {
+        let mut table = routes::table(&name, chain, prefix_rewrites(&name, chain, scene, parts))?;
+        table.validate_clusters = scene.state.mesh.validate_clusters;
+        parts.routes.insert(Arc::clone(&name), table);
+        Routes::Rds(Arc::clone(&name))
+    };
+    for notice in &chain.notices {
+        parts.notices.insert(format!("upstream {name}: {notice}"));
+    }
+    let limit = http_manager::max_request_headers_kb(scene.registration, parts);
+    let stat_prefix = format!("upstream.{filter}").into();
+    let manager = http_manager::manager(protocol, stat_prefix, routes, limit);
+    Ok(Terminal::HttpConnectionManager(Arc::new(manager)))
+}
+
+/// What becomes of matched prefixes, which only a router has.
+fn prefix_rewrites(name: &Name, chain: &Chain, scene: &Scene<'_>, parts: &mut Parts) -> PrefixRewrites {
+    let Some(ChainNode::Router { routes }) = chain.nodes.get(&chain.start) else {
+        return PrefixRewrites::default();
+    };
+    let rewritten = |route: &chain::ChainRoute| {
+        let destination = route.destination.as_ref();
+        destination.is_some_and(|destination| matches!(destination.prefix_rewrite.as_str(), "" | "/"))
+    };
+    if !routes.iter().any(rewritten) {
+        return PrefixRewrites::default();
+    }
+    parts.wants.insert(Want::Version);
+    let rewrites = scene.state.prefix_rewrites.unwrap_or_default();
+    let silent = |route: &chain::ChainRoute| {
+        let destination = route.destination.as_ref();
+        let silent = destination.is_some_and(|destination| destination.prefix_rewrite.is_empty());
+        silent && matches!(&route.matches.path, PathMatch::Prefix(prefix) if **prefix != *"/")
+    };
+    if rewrites == PrefixRewrites::CutAlways && routes.iter().any(silent) {
+        parts.notices.insert(format!(
+            "upstream {name}: routes without a PrefixRewrite cut off the prefix that matched, as this version of \
+             Consul tells Envoy to (hashicorp/consul#23339)"
+        ));
+    }
+    rewrites
+}
+
+/// The clusters of every resolver of the chain.
+///
+/// # Errors
+/// Why none of them can be dialled.
+fn resolvers(
+    protocol: Protocol,
+    upstream: &Upstream,
+    chain: &Chain,
+    known: bool,
+    scene: &Scene<'_>,
+    parts: &mut Parts,
+) -> Result<(), String> {
+    let limits = upstream_limits::of(upstream, true, parts);
+    let (mut refused, mut dialled) = (Vec::new(), false);
+    for (key, node) in &chain.nodes {
+        let ChainNode::Resolver { balancing, .. } = node else {
+            continue;
+        };
+        match chain.resolve(node, scene.here) {
+            Ok(plan) => {
+                dialled = true;
+                for notice in &plan.notices {
+                    let name = upstream.name();
+                    parts.notices.insert(format!("upstream {name}: {notice}"));
+                }
+                let dial = Dial {
+                    connect_timeout: plan.connect_timeout,
+                    limits,
+                    http: protocol.of_upstream(),
+                    balancer: balancing.balancer.as_ref(),
+                };
+                clusters(chain, &plan, known, dial, scene, parts);
+            }
+            Err(why) => refused.push((key, why)),
+        }
+    }
+    if !dialled {
+        let why = refused.into_iter().next().map(|(_, why)| why);
+        return Err(why.unwrap_or_else(|| "its chain has no resolver".to_owned()));
+    }
+    for (key, why) in refused {
+        let name = upstream.name();
+        parts.notices.insert(format!(
+            "upstream {name}: requests that its routes send to {key} are answered with 503: {why}"
+        ));
+    }
+    Ok(())
+}
+
+/// As Consul calls the filter of a chain, so that its statistics have the same tags.
+fn filter_name(upstream: &Upstream, chain: &Chain, scene: &Scene<'_>) -> String {
+    let Chain {
+        service,
+        namespace,
+        partition,
+        datacenter,
+        ..
+    } = chain;
+    if [service, namespace, partition, datacenter]
+        .iter()
+        .all(|part| !part.is_empty())
+    {
+        return format!("{service}.{namespace}.{partition}.{datacenter}");
+    }
+    let prefix = stat_prefix(upstream, scene);
+    prefix.strip_prefix("upstream.").unwrap_or(&prefix).to_owned()
 }
 
 /// What Consul compiles for a service without any configuration entry.
@@ -213,14 +378,22 @@ fn default_chain(upstream: &Upstream, scene: &Scene<'_>) -> Chain {
     };
     target.name.clone_from(&target.sni);
     let id = "first".to_owned();
-    let resolver = chain::ChainNode::Resolver {
+    let resolver = ChainNode::Resolver {
         target: id.clone(),
         connect_timeout: None,
         failover: None,
         failover_policy: String::new(),
+        request_timeout: TimeLimit::Unset,
+        balancing: Balancing::default(),
     };
     Chain {
         service: service.clone(),
+        default: true,
+        protocol: upstream
+            .config
+            .text("protocol")
+            .unwrap_or_default()
+            .to_lowercase(),
         start: id.clone(),
         nodes: [(id.clone(), resolver)].into(),
         targets: [(id, target)].into(),
@@ -232,34 +405,26 @@ fn clusters(
     chain: &Chain,
     plan: &Plan<'_>,
     known: bool,
-    limit: UpstreamLimits,
+    dial: Dial<'_>,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) -> Name {
     let base: Name = chain.cluster_name(plan.first).into();
     let Some(others) = &plan.failover else {
-        target(
-            &base,
-            plan.first,
-            plan.connect_timeout,
-            known,
-            limit,
-            scene,
-            parts,
-        );
+        target(&base, plan.first, known, dial, scene, parts);
         return base;
     };
     let mut names = Vec::new();
     for (i, one) in std::iter::once(&plan.first).chain(others).enumerate() {
         let name: Name = format!("{FAILOVER}~{i}~{base}").into();
-        target(&name, one, plan.connect_timeout, known, limit, scene, parts);
+        target(&name, one, known, dial, scene, parts);
         names.push(name);
     }
     let aggregate = Cluster {
         name: Arc::clone(&base),
         kind: ClusterKind::Aggregate(names),
         connect_timeout: plan.connect_timeout,
-        circuit_breakers: breakers(limit.max_connections),
+        circuit_breakers: breakers(dial.limits),
         ..Cluster::default()
     };
     insert(aggregate, parts);
@@ -269,9 +434,8 @@ fn clusters(
 fn target(
     name: &Name,
     target: &chain::Target,
-    connect_timeout: Duration,
     known: bool,
-    limits: UpstreamLimits,
+    dial: Dial<'_>,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) {
@@ -293,15 +457,7 @@ fn target(
         }
         None => Vec::new(),
     };
-    dialled(
-        name,
-        &target.sni,
-        spiffe_ids,
-        connect_timeout,
-        limits,
-        scene,
-        parts,
-    );
+    dialled(name, &target.sni, spiffe_ids, dial, scene, parts);
     if !known {
         return;
     }
@@ -328,8 +484,7 @@ fn dialled(
     name: &Name,
     sni: &str,
     spiffe_ids: Vec<SpiffeId>,
-    connect_timeout: Duration,
-    limits: UpstreamLimits,
+    dial: Dial<'_>,
     scene: &Scene<'_>,
     parts: &mut Parts,
 ) {
@@ -345,11 +500,13 @@ fn dialled(
     };
     let cluster = Cluster {
         name: Arc::clone(name),
-        connect_timeout,
+        connect_timeout: dial.connect_timeout,
         transport: Some(Arc::new(tls)),
+        load_balancer: dial.balancer.cloned().unwrap_or_default(),
         panic_threshold: 0,
-        circuit_breakers: breakers(limits.max_connections),
-        outlier_detection: Some(limits.outlier_detection),
+        circuit_breakers: breakers(dial.limits),
+        outlier_detection: Some(dial.limits.outlier_detection),
+        http: dial.http,
         ..Cluster::default()
     };
     insert(cluster, parts);
@@ -370,7 +527,34 @@ fn insert(cluster: Cluster, parts: &mut Parts) {
     parts.clusters.insert(Arc::clone(&cluster.name), cluster);
 }
 
-fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Name>, String> {
+fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Terminal>, String> {
+    let protocol = upstream.config.text("protocol").and_then(Protocol::parse);
+    let Some(cluster) = query_cluster(upstream, protocol, scene, parts)? else {
+        return Ok(None);
+    };
+    let Some(protocol) = protocol else {
+        return Ok(Some(tcp_proxy(cluster, upstream, scene)));
+    };
+    let name: Name = upstream.name().into();
+    let table = http_manager::simple_table(
+        Arc::clone(&name),
+        Arc::clone(&name),
+        PathMatch::Prefix("/".into()),
+        RouteAction::to(cluster),
+    )?;
+    let limit = http_manager::max_request_headers_kb(scene.registration, parts);
+    // A colon would part the name in statistics.
+    let stat_prefix = format!("upstream.{}", name.replace(':', "_")).into();
+    let manager = http_manager::manager(protocol, stat_prefix, Routes::Inline(table), limit);
+    Ok(Some(Terminal::HttpConnectionManager(Arc::new(manager))))
+}
+
+fn query_cluster(
+    upstream: &Upstream,
+    protocol: Option<Protocol>,
+    scene: &Scene<'_>,
+    parts: &mut Parts,
+) -> Result<Option<Name>, String> {
     let key = QueryKey {
         name: upstream.destination.clone(),
         datacenter: upstream.datacenter.clone(),
@@ -391,10 +575,15 @@ fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Op
         Ok(Some(ms)) if ms > 0 => Duration::from_millis(ms),
         _ => chain::CONNECT_TIMEOUT,
     };
-    let limit = upstream_limits::of(upstream, parts);
+    let dial = Dial {
+        connect_timeout: timeout,
+        limits: upstream_limits::of(upstream, protocol.is_some(), parts),
+        http: protocol.map_or(HttpProtocol::default(), Protocol::of_upstream),
+        balancer: None,
+    };
     let Some(result) = known else {
         let ids = nobody(trust_domain);
-        dialled(&name, &sni, ids, timeout, limit, scene, parts);
+        dialled(&name, &sni, ids, dial, scene, parts);
         return Ok(Some(name));
     };
     if !result.peer.is_empty() {
@@ -420,7 +609,7 @@ fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Op
     if spiffe_ids.is_empty() {
         spiffe_ids = nobody(trust_domain);
     }
-    dialled(&name, &sni, spiffe_ids, timeout, limit, scene, parts);
+    dialled(&name, &sni, spiffe_ids, dial, scene, parts);
     let here = scene.here;
     let endpoint = |i: &super::health::Instance| i.endpoint(false, here.datacenter, here.partition);
     let endpoints = result.instances.iter().filter_map(endpoint).collect();
@@ -435,9 +624,11 @@ fn assignment(endpoints: Vec<Endpoint>) -> ClusterLoadAssignment {
     }
 }
 
-fn breakers(max_connections: Option<u32>) -> CircuitBreakers {
+fn breakers(limits: UpstreamLimits) -> CircuitBreakers {
     CircuitBreakers {
-        max_connections,
+        max_connections: limits.max_connections,
+        max_pending_requests: limits.max_pending_requests,
+        max_requests: limits.max_requests,
         ..CircuitBreakers::default()
     }
 }

@@ -123,7 +123,11 @@ fn poll_line(wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyEr
 fn parse_size(line: &[u8]) -> Result<u64, BodyError> {
     let bad = BodyError::Malformed("a chunk's size is no hexadecimal number");
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let extension = line[digits..].trim_ascii_start();
+    let blank = line[digits..]
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t'))
+        .count();
+    let extension = &line[digits + blank..];
     let extended = extension.is_empty() || extension.starts_with(b";");
     let clean = extension
         .iter()

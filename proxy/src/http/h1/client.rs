@@ -6,7 +6,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::{Method, StatusCode};
 
 use super::framing::{LengthError, Reader, Writer};
@@ -17,9 +17,11 @@ use crate::http::message::{RequestHead, ResponseHead, Version};
 use crate::http::request::tokens;
 use crate::http::wire::Wire;
 
-/// Of a response's head; Envoy's `max_response_headers_kb` and count of headers by default.
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Of a response's head, as much as Envoy takes by default.
 const LIMITS: HeadLimits = HeadLimits {
-    bytes: 60 * 1024,
+    bytes: 80 * 1024,
     fields: 100,
 };
 
@@ -79,8 +81,11 @@ impl Exchange {
         );
         exchange.writer = match &request.upgrade {
             Some(protocol) => {
-                field(&mut out, CONNECTION.as_str(), b"upgrade");
-                field(&mut out, UPGRADE.as_str(), protocol.as_bytes());
+                // Of HTTP/1 its own words were passed on.
+                if !request.headers.contains_key(UPGRADE) {
+                    field(&mut out, CONNECTION.as_str(), b"upgrade");
+                    field(&mut out, UPGRADE.as_str(), protocol.as_bytes());
+                }
                 Writer::Raw
             }
             None if request.headers.contains_key(CONTENT_LENGTH) => Writer::Raw,
@@ -150,6 +155,11 @@ impl Exchange {
                     Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
                         return Poll::Ready(Err(ResponseError::Malformed("it switches protocols unasked")));
                     }
+                    Ok(Some(head)) if has_length(&head) => {
+                        return Poll::Ready(Err(ResponseError::Malformed(
+                            "an informational response with a body",
+                        )));
+                    }
                     Ok(Some(_)) => continue,
                     Err(HeadError::TooLarge) => return Poll::Ready(Err(ResponseError::TooLarge)),
                     Err(HeadError::Malformed(why)) => return Poll::Ready(Err(ResponseError::Malformed(why))),
@@ -161,6 +171,11 @@ impl Exchange {
                 }
             }
             match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) if self.answered => {
+                    return Poll::Ready(Err(ResponseError::Malformed(
+                        "it ended in the middle of its head",
+                    )));
+                }
                 Ok(0) => {
                     let ended = io::ErrorKind::UnexpectedEof.into();
                     return Poll::Ready(Err(ResponseError::Ended(ended)));
@@ -179,11 +194,16 @@ impl Exchange {
     fn frame(&mut self, head: &RawResponse) -> Result<(), ResponseError> {
         let said =
             |word: &str| tokens(&head.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(word));
-        self.keeps = match head.version {
-            Version::Http10 => said("keep-alive"),
-            Version::Http11 | Version::Http2 => !said("close"),
-        };
         self.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let ends = tokens(&head.headers, &PROXY_CONNECTION).any(|token| token.eq_ignore_ascii_case("close"));
+        self.keeps = !ends
+            && match head.version {
+                Version::Http10 => said("keep-alive"),
+                Version::Http11 | Version::Http2 => !said("close"),
+            };
+        if (self.switched || head.status == StatusCode::NO_CONTENT) && has_length(head) {
+            return Err(ResponseError::Malformed("a body where there is none"));
+        }
         self.reader = if self.switched {
             Reader::Rest
         } else if self.method == Method::HEAD || has_no_body(head.status) {
@@ -223,6 +243,12 @@ impl Exchange {
         self.wire.rest();
         Some(self.wire)
     }
+}
+
+/// Whether a length is said, other than none.
+fn has_length(head: &RawResponse) -> bool {
+    let lengths = head.headers.get_all(CONTENT_LENGTH);
+    head.headers.contains_key(TRANSFER_ENCODING) || lengths.iter().any(|length| length != "0")
 }
 
 /// Whether a request of this method has no body unless it says so; Envoy says a length of 0 for others.

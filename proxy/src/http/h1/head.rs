@@ -90,11 +90,13 @@ pub(in crate::http) fn take_request(
     let head = input.split_to(end).freeze();
     let (line, fields) = first_line(&head)?;
     let mut words = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
+    let (Some(method), Some(target), version, None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Err(HeadError::Malformed("the request line is not three words"));
     };
+    // Without a version it is HTTP/0.9's.
+    let version = version.ok_or(HeadError::Version)?;
     let method = parse_method(method)?;
     let version = parse_version(version)?;
     let target = parse_target(target)?;
@@ -126,7 +128,8 @@ pub(in crate::http) fn take_response(
     let (version, rest) = line.split_at_checked(9).ok_or(STATUS_LINE)?;
     let version = parse_version(version.strip_suffix(b" ").ok_or(STATUS_LINE)?)?;
     let (status, reason) = rest.split_at_checked(3).ok_or(STATUS_LINE)?;
-    if !reason.is_empty() && !reason.starts_with(b" ") {
+    let words = |byte: &u8| *byte == b'\t' || *byte >= b' ' && *byte != 0x7f;
+    if !reason.is_empty() && !reason.starts_with(b" ") || !reason.iter().all(words) {
         return Err(STATUS_LINE);
     }
     let status = StatusCode::from_bytes(status).map_err(|_| STATUS_LINE)?;
@@ -178,15 +181,21 @@ fn parse_version(word: &[u8]) -> Result<Version, HeadError> {
     match word {
         b"HTTP/1.1" => Ok(Version::Http11),
         b"HTTP/1.0" => Ok(Version::Http10),
-        _ if word.starts_with(b"HTTP/") => Err(HeadError::Version),
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(HeadError::Version)
+        }
         _ => Err(HeadError::Malformed("the version is not HTTP's")),
     }
 }
 
 fn parse_target(word: &[u8]) -> Result<String, HeadError> {
     let text = std::str::from_utf8(word).map_err(|_| HeadError::Malformed("the target is not UTF-8"))?;
-    if text.is_empty() || text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-        return Err(HeadError::Malformed("the target has a control character"));
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(HeadError::Malformed(
+            "the target has a character that is to be encoded",
+        ));
     }
     Ok(text.to_owned())
 }
@@ -266,7 +275,7 @@ pub(in crate::http) fn write_response(
 /// The words that Envoy has for a status.
 fn reason(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        418 | 425 | 103 => "Unknown",
+        103 | 418 | 425 | 451 => "Unknown",
         599 => "Last Unassigned Server Error Code",
         _ => status.canonical_reason().unwrap_or("Unknown"),
     }
@@ -329,14 +338,17 @@ mod tests {
             b"GET / HTTP/1.1\r\nHost: h\0\r\n\r\n",
             b"GET  / HTTP/1.1\r\n\r\n",
             b"GET /\tx HTTP/1.1\r\n\r\n",
-            b"GET /\r\n\r\n",
             b"G(T / HTTP/1.1\r\n\r\n",
             b"\x16\x03\x01\x02",
         ] {
             let refused = request(text).unwrap_err();
             assert!(matches!(refused, HeadError::Malformed(_)), "{text:?}: {refused}");
         }
-        for text in [&b"GET / HTTP/1.2\r\n\r\n"[..], b"GET / HTTP/2.0\r\n\r\n"] {
+        for text in [
+            &b"GET / HTTP/1.2\r\n\r\n"[..],
+            b"GET / HTTP/2.0\r\n\r\n",
+            b"GET /\r\n\r\n",
+        ] {
             assert_eq!(request(text).unwrap_err(), HeadError::Version);
         }
     }

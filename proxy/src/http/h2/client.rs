@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, SendStream};
-use hyper::header::HeaderMap;
+use hyper::header::{CONNECTION, HeaderMap, UPGRADE};
 use hyper::http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use hyper::{Method, Request};
 
@@ -126,6 +126,9 @@ fn head(request: &RequestHead) -> Result<Request<()>, hyper::http::Error> {
     let mut head = Request::new(());
     *head.method_mut() = request.method.clone();
     head.headers_mut().clone_from(&request.headers);
+    for hop in [CONNECTION, UPGRADE] {
+        head.headers_mut().remove(hop);
+    }
     if let Some(protocol) = &request.upgrade {
         *head.method_mut() = Method::CONNECT;
         head.extensions_mut().insert(Protocol::from(&**protocol));

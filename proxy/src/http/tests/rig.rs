@@ -159,7 +159,14 @@ impl Rig {
                     let metrics = Rc::new(ListenerMetrics::new("test"));
                     let mut log = ConnectionLog::open("test".into(), from.to_string(), metrics);
                     let newest = Box::new(move || Arc::clone(&manager.borrow()));
-                    let connection = Rc::new(Connection::new(newest, Rc::default(), false, worker, None));
+                    let connection = Rc::new(Connection::new(
+                        newest,
+                        Rc::default(),
+                        false,
+                        worker,
+                        None,
+                        "test",
+                    ));
                     let stream = Box::new(PlainStream::Tcp(socket));
                     serve(connection, stream, drain.notified(), &mut log).await;
                 });

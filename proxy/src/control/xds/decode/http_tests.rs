@@ -393,7 +393,7 @@ fn a_route_table_as_service_routers_make_it() {
         .headers
         .request_add
         .iter()
-        .map(|h| (&*h.name, h.append))
+        .map(|h| (h.name.as_str(), h.append))
         .collect();
     assert_eq!(
         added,

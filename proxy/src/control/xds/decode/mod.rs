@@ -10,6 +10,7 @@
 //! refuse the resource, elsewhere they are noticed.
 
 pub mod access_log;
+mod access_log_filter;
 pub mod address;
 pub mod cluster;
 mod cluster_fields;
@@ -26,6 +27,7 @@ pub mod listener;
 pub mod matcher;
 mod network_filters;
 mod otel_access_log;
+mod otel_tracing;
 pub mod rbac;
 pub mod route;
 mod route_action;

@@ -373,7 +373,7 @@ impl JwtFilter {
             status,
             body: if stripped { String::new() } else { message },
             www_authenticate: (!stripped)
-                .then(|| HeaderValue::from_str(&format!("Bearer realm=\"{realm}\"{error}")).ok())
+                .then(|| HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{error}").into_bytes()).ok())
                 .flatten(),
             details,
             reason: Some(reason),
@@ -560,7 +560,7 @@ impl Context<'_> {
         let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
             return;
         };
-        match HeaderValue::from_str(value).or_else(|_| HeaderValue::from_bytes(value.as_bytes())) {
+        match HeaderValue::from_bytes(value.as_bytes()) {
             Ok(value) => drop(self.request.headers_mut().append(name, value)),
             Err(_) => self.impossible = self.impossible.take().or(Some(name)),
         }

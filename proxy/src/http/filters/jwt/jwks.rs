@@ -189,17 +189,21 @@ fn without_zeros(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Of a number that does not begin with a zero byte.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.first().map_or(0, |first| first.leading_zeros() as usize);
+    number.len() * 8 - zeros
+}
+
 fn rsa(jwk: &Map<String, Value>) -> Option<Material> {
     rsa_of(number(jwk, "n")?, number(jwk, "e")?)
 }
 
 fn rsa_of(n: Vec<u8>, e: Vec<u8>) -> Option<Material> {
-    let zeros = n.first()?.leading_zeros() as usize;
     let odd = n.last()? % 2 == 1;
     // Envoy takes these two exponents only.
     let known = [&[3][..], &[1, 0, 1]].contains(&e.as_slice());
-    (RSA_BITS.contains(&(n.len() * 8 - zeros)) && odd && known)
-        .then(|| Material::Rsa(RsaPublicKeyComponents { n, e }))
+    (RSA_BITS.contains(&bits(&n)) && odd && known).then(|| Material::Rsa(RsaPublicKeyComponents { n, e }))
 }
 
 fn ec(jwk: &Map<String, Value>, alg: &str) -> Option<Material> {
@@ -287,7 +291,7 @@ impl Material {
     fn verify(&self, token: &Token) -> bool {
         let (message, signature) = (token.signed(), token.signature.as_slice());
         match self {
-            Self::Rsa(key) => rsa_parameters(token.algorithm, key.n.len())
+            Self::Rsa(key) => rsa_parameters(token.algorithm, bits(&key.n))
                 .is_some_and(|parameters| key.verify(parameters, message, signature).is_ok()),
             Self::Ec(curve, key) => {
                 curve.signs() == token.algorithm && key.verify_sig(message, signature).is_ok()
@@ -306,10 +310,10 @@ impl Material {
     }
 }
 
-/// How a modulus of so many bytes verifies. Those under 2048 bits do it with the two hashes that the library
+/// How a modulus of so many bits verifies. Those under 2048 bits do it with the two hashes that the library
 /// still has for them.
 fn rsa_parameters(algorithm: Algorithm, modulus: usize) -> Option<&'static RsaParameters> {
-    let short = modulus < 256;
+    let short = modulus < 2048;
     Some(match algorithm {
         Algorithm::Rs256 if short => &signature::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY,
         Algorithm::Rs512 if short => &signature::RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY,

@@ -8,7 +8,7 @@ handles! {
     ZipkinMetrics {
         /// `spans_sent`: spans handed over in reports.
         spans_sent: Counter = counter "spans_sent",
-        /// `timer_flushed`: reports that time, not their size, made go.
+        /// `timer_flushed`: times that the timer asked for a report, empty or not.
         timer_flushed: Counter = counter "timer_flushed",
         /// `reports_sent`: taken by the collector.
         reports_sent: Counter = counter "reports_sent",
@@ -28,7 +28,7 @@ handles! {
         spans_sent: Counter = counter "spans_sent",
         /// `spans_dropped`: spans that could not be handed over.
         spans_dropped: Counter = counter "spans_dropped",
-        /// `timer_flushed`: reports that time, not their size, made go.
+        /// `timer_flushed`: times that the timer asked for a report, empty or not.
         timer_flushed: Counter = counter "timer_flushed",
     }
 }
