@@ -34,9 +34,10 @@ use super::sink::{self, Sink};
 use super::stream::{Ended, Stream};
 use super::wire::Wire;
 use super::worker::HttpWorker;
-use crate::model::Downstream;
 use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager};
+use crate::model::{Downstream, Name};
 use crate::net::Duplex;
+use crate::telemetry::access_log::{TlsSession, connection_id};
 use crate::telemetry::metrics::http::{ConnectionEnd, ConnectionManagerMetrics, HttpVersion};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 
@@ -62,6 +63,14 @@ pub struct Connection {
     pub worker: Rc<HttpWorker>,
     /// What was presented in the handshake, by either side; none without TLS.
     pub certificates: Option<Certificates>,
+    /// The listener's name.
+    pub listener: Name,
+    /// The filter chain's name, where it has one.
+    pub filter_chain: Option<Name>,
+    /// What was agreed in the handshake.
+    pub tls: Option<TlsSession<'static>>,
+    /// Its number, of the process.
+    pub(super) id: u64,
     /// Of the connection manager that took it.
     pub(super) metrics: Rc<ConnectionManagerMetrics>,
     state: State,
@@ -86,7 +95,7 @@ struct State {
     active: Cell<u32>,
     requests: Cell<u64>,
     /// The last endpoint connected to, and its cluster.
-    endpoint: RefCell<Option<(crate::model::Name, String)>>,
+    endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
     /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
@@ -111,25 +120,45 @@ enum End {
     Broken(ResponseFlag, String),
 }
 
+/// What a listener knows of a connection that its HTTP connection manager takes.
+#[derive(Debug)]
+pub struct Accepted<'a> {
+    /// Who connected, where to, and what is known of the peer.
+    pub downstream: Rc<Downstream>,
+    /// Whether the downstream speaks TLS.
+    pub encrypted: bool,
+    /// What was agreed in the handshake, where a log may tell of it.
+    pub tls: Option<TlsSession<'static>>,
+    /// What was presented in it.
+    pub certificates: Option<Certificates>,
+    /// The listener's name.
+    pub listener: Name,
+    /// Its name among statistics.
+    pub listener_address: &'a str,
+    /// The filter chain's name, where it has one.
+    pub filter_chain: Option<Name>,
+}
+
 impl Connection {
     /// Of a downstream just accepted, or whose handshake is over.
     pub fn new(
         manager: Box<dyn Fn() -> Arc<HttpConnectionManager>>,
-        downstream: Rc<Downstream>,
-        encrypted: bool,
+        accepted: Accepted<'_>,
         worker: Rc<HttpWorker>,
-        certificates: Option<Certificates>,
-        listener: &str,
     ) -> Self {
-        let metrics = worker.metrics(&manager().stat_prefix, listener);
-        metrics.connection_begins(encrypted);
+        let metrics = worker.metrics(&manager().stat_prefix, accepted.listener_address);
+        metrics.connection_begins(accepted.encrypted);
         Self {
-            metrics,
             manager,
-            downstream,
-            encrypted,
+            downstream: accepted.downstream,
+            encrypted: accepted.encrypted,
             worker,
-            certificates,
+            certificates: accepted.certificates,
+            listener: accepted.listener,
+            filter_chain: accepted.filter_chain,
+            tls: accepted.tls,
+            id: connection_id(),
+            metrics,
             state: State {
                 opened: Some(Instant::now()),
                 ..State::default()

@@ -21,6 +21,7 @@ mod local_reply;
 mod message;
 mod path;
 mod pool;
+mod record;
 mod redirect;
 mod request;
 mod retry;
@@ -33,5 +34,5 @@ mod upstream;
 mod wire;
 mod worker;
 
-pub use connection::{Certificates, Connection, serve};
+pub use connection::{Accepted, Certificates, Connection, serve};
 pub use worker::HttpWorker;

@@ -7,6 +7,7 @@ use hyper::header::{HeaderMap, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 
 use super::jwt::{JwtRequest, Refusal};
+use crate::http::header_to_metadata;
 use crate::http::local_reply::LocalReply;
 use crate::http::message::{RequestHead, RequestView};
 use crate::http::stream::{Stop, Stream};
@@ -27,10 +28,22 @@ pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
                 rules: Some(rules), ..
             } => rbac(stream, rules)?,
             HttpFilter::JwtAuthn(config) => jwt(stream, config).await?,
-            HttpFilter::Rbac { rules: None, .. }
-            | HttpFilter::HeaderToMetadata(_)
-            | HttpFilter::GrpcStats(_)
-            | HttpFilter::GrpcHttp1Bridge => {}
+            HttpFilter::HeaderToMetadata(config) => {
+                let head = &mut *stream.head.borrow_mut();
+                let (method, target, authority, scheme) =
+                    (head.method.clone(), &head.target, &head.authority, head.scheme);
+                let pseudo = |name: &str| match name {
+                    ":method" => Some(method.as_str()),
+                    ":path" => Some(target.as_str()),
+                    ":authority" => Some(authority.as_str()),
+                    ":scheme" => Some(scheme),
+                    _ => None,
+                };
+                let metadata = &mut stream.metadata.borrow_mut();
+                header_to_metadata::apply(&config.request_rules, &mut head.headers, pseudo, metadata);
+            }
+            HttpFilter::Rbac { rules: None, .. } | HttpFilter::GrpcStats(_) | HttpFilter::GrpcHttp1Bridge => {
+            }
         }
     }
     Ok(())
