@@ -175,9 +175,13 @@ impl Static {
         let common = ["--config-yaml", &config, "--disable-hot-restart", "-l", "info"];
         let given = common.iter().chain(arguments).map(|&a| a.to_owned());
         let arguments: Vec<String> = before.into_iter().chain(given).collect();
-        let process = Process::start("the proxy", &program, &arguments, &[]);
+        let mut process = Process::start("the proxy", &program, &arguments, &[]);
         let ready = tokio::time::timeout(crate::PATIENCE, async {
             while get(admin, "/ready").await.is_none_or(|(status, _)| status != 200) {
+                if !process.is_running() {
+                    let _ = process.ended().await;
+                    panic!("it ended before it was ready:\n{}", process.log());
+                }
                 tokio::time::sleep(crate::LOOK).await;
             }
         });

@@ -19,6 +19,7 @@ pub mod agent;
 pub mod app;
 pub mod bytes;
 pub mod envoy;
+pub mod http;
 pub mod load;
 pub mod mesh;
 pub mod once;

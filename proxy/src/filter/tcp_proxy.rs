@@ -95,6 +95,7 @@ pub async fn dial(context: &Context<'_>, log: &mut ConnectionLog) -> Option<Conn
         destination: downstream.original_destination(),
         hash: None,
         max_attempts: proxy.max_connect_attempts,
+        per_request: false,
     };
     match connect(clusters, &cluster, context).await {
         Ok(connected) => Some(connected),

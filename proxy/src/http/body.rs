@@ -1,248 +1,175 @@
-//! Bodies on their way: the request's to the upstream, the response's to the downstream.
-//!
-//! Each tells, when it ends or is dropped, whoever waits for that. Trailers are left out, as by Envoy over
-//! HTTP/1.1 unless configured.
+//! A request's body on its way to an upstream: read once, kept as far as it may have to be sent again.
 
-use std::cell::Cell;
-use std::error::Error;
-use std::future::Future;
-use std::pin::Pin;
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use bytes::Bytes;
+use hyper::header::HeaderMap;
 
-use super::activity::{Activity, Phase};
-use super::upstream::Upstream;
+use super::h1;
+use super::h2;
+
+/// What is kept of a request's body for further tries; Envoy's default for `per_connection_buffer_limit_bytes`,
+/// which bounds it there. A longer body is tried once.
+const REPLAY_BYTES: usize = 1024 * 1024;
 
 /// Why a body ended before its end.
-pub(super) type BodyError = Box<dyn Error + Send + Sync>;
-
-/// When a request was there as a whole.
-#[derive(Debug, Default)]
-pub(super) struct RequestEnd {
-    at: Cell<Option<Instant>>,
-    told: Notify,
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The peer ended in the middle.
+    #[error("the body ended before its end")]
+    Incomplete,
+    /// It breaks the rules of its version of HTTP.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// The socket.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// HTTP/2: a reset, or the connection's end.
+    #[error("{0}")]
+    Http2(#[from] ::h2::Error),
 }
 
-/// A request's body, on its way to an upstream.
+/// A piece of a body.
+#[derive(Clone, Debug)]
+pub(crate) enum Chunk {
+    /// Bytes.
+    Data(Bytes),
+    /// Trailers: the end.
+    Trailers(HeaderMap),
+}
+
+/// Where a request's body comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// From nowhere: there is none.
+    Empty,
+    /// Over HTTP/1.
+    Http1(Rc<h1::server::Server>),
+    /// Over HTTP/2.
+    Http2(RefCell<h2::server::Incoming>),
+}
+
+/// A request's body.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    /// None has no byte, and can be sent again.
-    body: Option<Incoming>,
-    end: Rc<RequestEnd>,
-}
-
-/// A response's body, on its way to the downstream.
-#[derive(Debug)]
-pub(super) struct ResponseBody {
     source: Source,
-    /// Told that the response ended; none until the response is handed out.
-    activity: Option<Rc<Activity>>,
+    /// What was read already, while it may be sent again; none once that is too much, or never asked for.
+    kept: RefCell<Option<Vec<Chunk>>>,
+    kept_bytes: Cell<usize>,
+    ended: Cell<bool>,
+    /// Bytes of data read from the downstream.
+    pub(super) received: Cell<u64>,
 }
 
-#[derive(Debug)]
-enum Source {
-    Full(Bytes),
-    Upstream(Box<UpstreamBody>),
-}
-
-/// The rest of an upstream's response.
-pub(super) struct UpstreamBody {
-    pub(super) body: Incoming,
-    /// The route's timeout, which bounds the whole response.
-    pub(super) timeout: Pin<Box<dyn Future<Output = ()>>>,
-    /// Given back once the response ended.
-    pub(super) upstream: Option<Upstream>,
-    pub(super) request_end: Rc<RequestEnd>,
-}
-
-impl std::fmt::Debug for UpstreamBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UpstreamBody").finish_non_exhaustive()
-    }
-}
-
-/// The route's timeout ended a response on its way.
-#[derive(Debug, thiserror::Error)]
-#[error("the route's timeout ended the response")]
-pub(super) struct ResponseTimeout;
-
-impl RequestEnd {
-    fn mark(&self) {
-        if self.at.get().is_none() {
-            self.at.set(Some(Instant::now()));
-            self.told.notify_waiters();
-        }
-    }
-
-    /// When it was; none if it is not there yet.
-    pub(super) fn at(&self) -> Option<Instant> {
-        self.at.get()
-    }
-
-    /// Ready once the request is there.
-    pub(super) async fn wait(&self) {
-        let told = self.told.notified();
-        if self.at.get().is_none() {
-            told.await;
-        }
-    }
+/// A place in a request's body: each try has its own.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Chunks taken of what is kept.
+    chunks: usize,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, end: &Rc<RequestEnd>) -> Self {
-        if body.is_end_stream() {
-            end.mark();
-            return Self::empty(end);
-        }
-        Self {
-            body: Some(body),
-            end: Rc::clone(end),
-        }
-    }
-
-    pub(super) fn empty(end: &Rc<RequestEnd>) -> Self {
-        Self {
-            body: None,
-            end: Rc::clone(end),
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.body.is_none()
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let Some(body) = &mut this.body else {
-            return Poll::Ready(None);
+    pub(super) fn new(source: Source) -> Self {
+        let ended = match &source {
+            Source::Empty => true,
+            Source::Http1(server) => server.body_has_ended(),
+            Source::Http2(incoming) => incoming.borrow().has_ended(),
         };
-        let frame = ready!(poll_data(body, cx));
-        if frame.is_none() || body.is_end_stream() {
-            this.end.mark();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-impl ResponseBody {
-    /// One made here.
-    pub(super) fn full(bytes: Bytes) -> Self {
         Self {
-            source: Source::Full(bytes),
-            activity: None,
+            source,
+            kept: RefCell::new(None),
+            kept_bytes: Cell::new(0),
+            ended: Cell::new(ended),
+            received: Cell::new(0),
         }
     }
 
-    /// An upstream's.
-    pub(super) fn upstream(mut body: UpstreamBody) -> Self {
-        body.give_back_if_ended();
-        Self {
-            source: Source::Upstream(Box::new(body)),
-            activity: None,
-        }
+    /// From now on what is read is kept, so that it can be sent again.
+    pub(super) fn keep(&self) {
+        self.kept.borrow_mut().get_or_insert_default();
     }
 
-    /// Has the end of the response told.
-    pub(super) fn telling(mut self, activity: &Rc<Activity>) -> Self {
-        self.activity = Some(Rc::clone(activity));
-        self
-    }
-}
-
-impl UpstreamBody {
-    /// A connection whose request is still on its way cannot carry another one: it is dropped then.
-    fn give_back_if_ended(&mut self) {
-        if self.body.is_end_stream() {
-            self.give_back();
-        }
+    /// Whether all of it was read from the downstream.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 
-    fn give_back(&mut self) {
-        if let Some(upstream) = self.upstream.take()
-            && self.request_end.at().is_some()
-        {
-            upstream.give_back();
-        }
+    /// Whether nothing of it was or will be read: there is no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.has_ended() && self.received.get() == 0 && self.kept.borrow().as_ref().is_none_or(Vec::is_empty)
     }
-}
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
+    /// Whether a new try would see all of it.
+    pub(super) fn can_be_replayed(&self) -> bool {
+        self.kept.borrow().is_some() || self.received.get() == 0
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+    /// Whether nothing is left for a try that is at `place`.
+    pub(super) fn is_over(&self, place: &Place) -> bool {
+        self.has_ended()
+            && self
+                .kept
+                .borrow()
+                .as_ref()
+                .is_none_or(|kept| place.chunks >= kept.len())
+    }
+
+    /// The next piece for the try that is at `place`.
+    pub(super) fn poll(
+        &self,
+        place: &mut Place,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.source {
-            Source::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Source::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Source::Upstream(upstream) => {
-                let Poll::Ready(frame) = poll_data(&mut upstream.body, cx) else {
-                    ready!(upstream.timeout.as_mut().poll(cx));
-                    return Poll::Ready(Some(Err(ResponseTimeout.into())));
-                };
-                if frame.is_none() {
-                    upstream.give_back();
-                } else {
-                    upstream.give_back_if_ended();
-                }
-                Poll::Ready(frame)
+    ) -> Poll<Option<Result<Chunk, BodyError>>> {
+        if let Some(kept) = &*self.kept.borrow()
+            && let Some(chunk) = kept.get(place.chunks)
+        {
+            place.chunks += 1;
+            return Poll::Ready(Some(Ok(chunk.clone())));
+        }
+        if self.has_ended() {
+            return Poll::Ready(None);
+        }
+        let read = match &self.source {
+            Source::Empty => None,
+            Source::Http1(server) => ready!(server.poll_body(cx)).map(|read| read.map(Chunk::Data)),
+            Source::Http2(incoming) => ready!(incoming.borrow_mut().poll(cx)),
+        };
+        self.note(&read, place);
+        Poll::Ready(read)
+    }
+
+    fn note(&self, read: &Option<Result<Chunk, BodyError>>, place: &mut Place) {
+        let chunk = match read {
+            None => return self.ended.set(true),
+            Some(Err(_)) => return,
+            Some(Ok(chunk)) => chunk,
+        };
+        match chunk {
+            Chunk::Data(bytes) => {
+                let length = bytes.len();
+                self.received.set(self.received.get() + length as u64);
+                self.kept_bytes.set(self.kept_bytes.get() + length);
             }
+            Chunk::Trailers(_) => self.ended.set(true),
+        }
+        let over = match &self.source {
+            Source::Empty => true,
+            Source::Http1(server) => server.body_has_ended(),
+            Source::Http2(incoming) => incoming.borrow().has_ended(),
+        };
+        if over {
+            self.ended.set(true);
+        }
+        let mut kept = self.kept.borrow_mut();
+        if self.kept_bytes.get() > REPLAY_BYTES {
+            *kept = None;
+        }
+        if let Some(kept) = &mut *kept {
+            kept.push(chunk.clone());
+            place.chunks = kept.len();
         }
     }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Full(bytes) => bytes.is_empty(),
-            Source::Upstream(upstream) => upstream.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Upstream(upstream) => upstream.body.size_hint(),
-        }
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        if let Some(activity) = &self.activity {
-            activity.enter(Phase::Idle);
-        }
-    }
-}
-
-/// The next data frame; trailers are the end.
-fn poll_data(body: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    let frame = ready!(Pin::new(body).poll_frame(cx));
-    Poll::Ready(match frame {
-        Some(Ok(frame)) if frame.is_data() => Some(Ok(frame)),
-        Some(Ok(_)) | None => None,
-        Some(Err(error)) => Some(Err(error.into())),
-    })
 }

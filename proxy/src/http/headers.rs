@@ -1,209 +1,152 @@
-//! What Envoy changes of headers on their way, with the defaults of a connection manager that is not at the
-//! edge.
+//! The headers of a request as it comes in, of a response as it comes from an upstream and as it goes out.
+//!
+//! What Envoy does with each is in `path` and `forwarding`; this is their order.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
 
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, SERVER, TE,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use hyper::StatusCode;
+use hyper::header::{DATE, Entry, HeaderMap, HeaderName, HeaderValue, LOCATION};
 
-use super::request::tokens;
-use crate::model::http::{HttpConnectionManager, ServerHeaderTransformation};
+use super::forwarding::{self, Hop, Node};
+use super::local_reply::LocalReply;
+use super::message::{RequestHead, ResponseHead, Version};
+use super::path::{self, PathOutcome};
+use super::route::Plan;
+use super::stream::{Stop, Stream};
+use crate::model::http::HttpConnectionManager;
+use crate::telemetry::ResponseFlag;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Said by nobody but a connection manager or its operator: taken away from requests that come from outside,
-/// which all do unless internal addresses are configured.
-const INTERNAL: [&str; 14] = [
-    "x-envoy-internal",
-    "x-forwarded-client-cert",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retriable-header-names",
-    "x-envoy-force-trace",
-    "x-envoy-ip-tags",
-    "x-envoy-retry-on",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-max-retries",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-expected-rq-timeout-ms",
-];
-
-/// Of a request, before it is routed. `encrypted` is the downstream's connection.
-pub(super) fn received_request(headers: &mut HeaderMap, host: &str, encrypted: bool, generate_id: bool) {
-    remove_hop_by_hop(headers);
-    for name in INTERNAL {
-        headers.remove(name);
+/// Of a request, before anything looks at it.
+///
+/// # Errors
+/// The answer to one that is refused, or to be asked otherwise.
+pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
+    let head = &mut *stream.head.borrow_mut();
+    let manager = &stream.manager;
+    let downstream = &stream.connection.downstream;
+    let port = downstream.destination.map(|address| address.port());
+    if path::underscores(&mut head.headers, manager.normalization.headers_with_underscores).is_err() {
+        let why = "a header name has an underscore";
+        return Err(match head.version {
+            Version::Http2 => Stop::Reset(ResponseFlag::DownstreamProtocolError, why.to_owned()),
+            _ => LocalReply::bad_request(why, "http1.unexpected_underscore").into(),
+        });
     }
-    if let Ok(host) = HeaderValue::from_str(host) {
-        headers.insert(HOST, host);
+    if let Cow::Owned(host) = path::normalize_host(&head.authority, &manager.normalization, port) {
+        head.authority = host;
     }
-    let known = |proto: &HeaderValue| proto == "http" || proto == "https";
-    if !headers.get(X_FORWARDED_PROTO).is_some_and(known) {
-        let proto = if encrypted { "https" } else { "http" };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    if !head.target.starts_with('/') {
+        let details = if head.target.is_empty() {
+            "missing_path_rejected"
+        } else {
+            "absolute_path_rejected"
+        };
+        return Err(LocalReply::empty(StatusCode::NOT_FOUND, details).into());
     }
-    if generate_id
-        && let Entry::Vacant(vacant) = headers.entry(X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::from_str(&uuid())
-    {
-        vacant.insert(id);
+    normalize(head, manager)?;
+    let hop = Hop {
+        remote: downstream.source,
+        local: downstream.destination,
+        encrypted: stream.connection.encrypted,
+        machine: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        node: Node::default(),
+    };
+    let upgrade = head.upgrade.is_some();
+    let client_cert = stream.connection.client_cert(&manager.forward_client_cert);
+    let trusted = forwarding::received_request(&mut head.headers, manager, &hop, upgrade);
+    client_cert.apply(&mut head.headers);
+    if head.version != Version::Http2 {
+        head.scheme = forwarding::scheme(&head.headers, stream.connection.encrypted);
     }
-}
-
-/// Of a request, before it is sent to an upstream.
-pub(super) fn sent_request(headers: &mut HeaderMap, timeout: Option<Duration>, original_path: Option<&str>) {
-    if let Some(timeout) = timeout {
-        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        headers.insert(EXPECTED_TIMEOUT, millis.into());
-    }
-    if let Some(path) = original_path.and_then(|path| HeaderValue::from_str(path).ok()) {
-        headers.insert(ORIGINAL_PATH, path);
-    }
-}
-
-/// Of an upstream's response. `waited` is what it took since the request was there as a whole.
-pub(super) fn received_response(headers: &mut HeaderMap, waited: Duration) {
     for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
+        hyper::header::EXPECT,
+        hyper::header::CONNECTION,
+        hyper::header::UPGRADE,
     ] {
-        headers.remove(name);
+        head.headers.remove(name);
     }
-    let millis = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(SERVICE_TIME, millis.into());
+    if let Some(trusted) = trusted.filter(|trusted| Some(*trusted) != downstream.source) {
+        let mut told = downstream.as_ref().clone();
+        told.restore_source(trusted);
+        *stream.downstream.borrow_mut() = Rc::new(told);
+    }
+    Ok(())
+}
+
+fn normalize(head: &mut RequestHead, manager: &HttpConnectionManager) -> Result<(), Stop> {
+    match path::normalize(&head.target, &manager.normalization) {
+        PathOutcome::Unchanged => Ok(()),
+        PathOutcome::Changed(target) => {
+            head.target = target;
+            Ok(())
+        }
+        PathOutcome::Redirect(to) if !head.is_grpc() => {
+            let mut reply = LocalReply::empty(StatusCode::TEMPORARY_REDIRECT, "path_normalization_failed");
+            let location = HeaderValue::from_str(&to);
+            reply
+                .headers
+                .extend(location.map(|location| (LOCATION, location)));
+            Err(reply.into())
+        }
+        PathOutcome::Redirect(_) | PathOutcome::Reject => {
+            let reply = LocalReply::empty(StatusCode::BAD_REQUEST, "path_normalization_failed");
+            Err(reply.closing().into())
+        }
+    }
+}
+
+/// Of an upstream's response.
+pub(super) fn received_response(stream: &Stream, plan: &Plan<'_>, headers: &mut HeaderMap) {
+    for cookie in &plan.set_cookies {
+        headers.append(hyper::header::SET_COOKIE, cookie.clone());
+    }
+    let switches = stream.head.borrow().upgrade.is_some();
+    if !stream.manager.suppress_envoy_headers && stream.clock.has_request() && !switches {
+        let millis = u64::try_from(stream.clock.since_request_end().as_millis()).unwrap_or(u64::MAX);
+        headers.insert(SERVICE_TIME, millis.into());
+    }
 }
 
 /// Of every response, before it is sent.
-pub(super) fn sent_response(headers: &mut HeaderMap, manager: &HttpConnectionManager) {
-    let ours = match manager.server_header.transformation {
-        ServerHeaderTransformation::Overwrite => true,
-        ServerHeaderTransformation::AppendIfAbsent => !headers.contains_key(SERVER),
-        ServerHeaderTransformation::PassThrough => false,
-    };
-    if ours && let Ok(name) = HeaderValue::from_str(&manager.server_header.name) {
-        headers.insert(SERVER, name);
+pub(super) fn sent_response(stream: &Stream, response: &mut ResponseHead) {
+    let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let request = stream.head.borrow();
+    let id = request.headers.get(X_REQUEST_ID);
+    forwarding::sent_response(&mut response.headers, &stream.manager, id, switches);
+    if let Entry::Vacant(vacant) = response.headers.entry(DATE) {
+        vacant.insert(date());
     }
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
-        .filter_map(|token| token.parse().ok())
-        // These say how the message itself is read; who names them wants to confuse.
-        .filter(|name| *name != HOST && *name != CONTENT_LENGTH && *name != TE)
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        EXPECT,
-    ] {
-        headers.remove(name);
-    }
-    // The one extension that a proxy can pass on.
-    if tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers")) {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    } else {
-        headers.remove(TE);
-    }
+/// What every response says of who sends it and when.
+pub(super) fn stamp(headers: &mut HeaderMap, manager: &HttpConnectionManager) {
+    forwarding::sent_response(headers, manager, None, false);
+    headers.insert(DATE, date());
 }
 
-/// A random UUID, version 4 (RFC 9562).
-fn uuid() -> String {
-    let bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    let mut uuid = String::with_capacity(36);
-    for (at, part) in [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)] {
-        let separator = if at == 0 { "" } else { "-" };
-        // Writing to a String cannot fail.
-        let _ = write!(uuid, "{separator}{}", &hex[at..part]);
+/// The date of now (RFC 9110 section 5.6.7), made once a second a thread.
+fn date() -> HeaderValue {
+    thread_local! {
+        static DATE_NOW: std::cell::RefCell<(u64, HeaderValue)> =
+            const { std::cell::RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
     }
-    uuid
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    let now = SystemTime::now();
+    let second = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
+    DATE_NOW.with_borrow_mut(|(at, text)| {
+        if *at != second
+            && let Ok(newer) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            (*at, *text) = (second, newer);
         }
-        headers
-    }
-
-    #[test]
-    fn hop_by_hop_headers_and_those_named_are_taken_away() {
-        let mut headers = headers(&[
-            ("host", "h"),
-            ("connection", "keep-alive, x-hop, host, content-length"),
-            ("x-hop", "1"),
-            ("keep-alive", "3"),
-            ("proxy-connection", "keep-alive"),
-            ("te", "gzip, trailers"),
-            ("upgrade", "h2c"),
-            ("content-length", "3"),
-            ("x-forwarded-client-cert", "forged"),
-            ("x-envoy-max-retries", "1000"),
-            ("x-forwarded-for", "1.2.3.4"),
-        ]);
-        received_request(&mut headers, "h", false, false);
-        let mut left: Vec<_> = headers
-            .iter()
-            .map(|(k, v)| (k.as_str(), v.to_str().unwrap()))
-            .collect();
-        left.sort_unstable();
-        assert_eq!(
-            left,
-            [
-                ("content-length", "3"),
-                ("host", "h"),
-                ("te", "trailers"),
-                ("x-forwarded-for", "1.2.3.4"),
-                ("x-forwarded-proto", "http"),
-            ]
-        );
-    }
-
-    #[test]
-    fn what_the_downstream_said_of_itself_stays() {
-        let mut known = headers(&[("x-forwarded-proto", "https"), ("x-request-id", "mine")]);
-        received_request(&mut known, "h", false, true);
-        assert_eq!(known["x-forwarded-proto"], "https");
-        assert_eq!(known["x-request-id"], "mine");
-        let mut odd = headers(&[("x-forwarded-proto", "gopher")]);
-        received_request(&mut odd, "h", true, true);
-        assert_eq!(odd["x-forwarded-proto"], "https");
-        assert_eq!(odd["x-request-id"].len(), 36);
-    }
-
-    #[test]
-    fn a_uuid_has_its_version_and_variant() {
-        for _ in 0..64 {
-            let uuid = uuid();
-            assert_eq!(uuid.len(), 36);
-            assert_eq!(&uuid[14..15], "4");
-            assert!(matches!(&uuid[19..20], "8" | "9" | "a" | "b"), "{uuid}");
-            assert_eq!(uuid.matches('-').count(), 4);
-        }
-    }
+        text.clone()
+    })
 }

@@ -1,21 +1,37 @@
-//! The HTTP connection manager: HTTP/1.1 from a downstream, routed, to an upstream or answered here.
+//! The HTTP connection manager: HTTP/1 and HTTP/2 on one port, filters, routes, tries, pools.
 //!
-//! Runs what `control/xds` lets through: exact, prefix and other path matches, path rewrites, direct
-//! responses, and clusters. HTTP/2, HTTP filters, RDS, retries by policy and header mutations are not
-//! carried yet.
+//! Life of a request: `connection` reads its head, `stream` leads it through `filters` and `route` to
+//! `upstream`, whose connections are `pool`'s, and back to its `sink`.
 
-mod activity;
 mod body;
-mod close;
+mod client;
+mod client_cert;
+mod clock;
+mod connection;
+mod exchange;
+pub mod filters;
+mod forwarding;
+mod h1;
+mod h2;
+mod hash;
+pub mod header_mutation;
+mod header_to_metadata;
 mod headers;
-mod io;
 mod local_reply;
+mod message;
+mod path;
+mod pool;
+mod redirect;
 mod request;
-mod router;
-mod serve;
-mod upstream;
-
+mod retry;
+mod route;
+mod sink;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod upstream;
+mod wire;
+mod worker;
 
-pub use serve::{Connection, serve};
+pub use connection::{Certificates, Connection, serve};
+pub use worker::HttpWorker;

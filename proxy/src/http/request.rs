@@ -1,18 +1,18 @@
-//! A request's head as routes and rules look at it, and what is wrong with one.
+//! What becomes of a request before anything looks at it: its form, its host and path, what it may not say.
 
-use std::borrow::Cow;
-use std::sync::Arc;
-
-use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use h2::ext::Protocol;
+use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
-use hyper::http::uri::Authority;
-use hyper::{Method, StatusCode, Version};
+use hyper::{Method, StatusCode};
 
+use super::forwarding;
+use super::h1::framing::{LengthError, Reader};
+use super::h1::head::{RawRequest, is_host};
 use super::local_reply::LocalReply;
-use crate::model::matcher::Request;
+use super::message::{RequestHead, Version};
 
 /// Methods that Envoy's HTTP/1 parser knows; others are refused, as by it.
-const METHODS: [&str; 34] = [
+const METHODS: [&str; 35] = [
     "GET",
     "HEAD",
     "POST",
@@ -38,7 +38,7 @@ const METHODS: [&str; 34] = [
     "MKACTIVITY",
     "CHECKOUT",
     "MERGE",
-    "M-SEARCH",
+    "MSEARCH",
     "NOTIFY",
     "SUBSCRIBE",
     "UNSUBSCRIBE",
@@ -47,75 +47,222 @@ const METHODS: [&str; 34] = [
     "LINK",
     "UNLINK",
     "SOURCE",
+    "QUERY",
 ];
 
-/// What is looked at of a request's head.
-#[derive(Debug)]
-pub(super) struct RequestHead<'a> {
-    parts: &'a Parts,
-    host: &'a str,
-    target: &'a str,
-}
-
-/// What is asked for: the host of an absolute request target, or of the `host` header.
+/// A request of HTTP/1, as far as its form goes, and how long its body is. `encrypted` is the connection, and
+/// `upgrades` are the protocols that may be switched to.
 ///
 /// # Errors
 /// The answer to a request that cannot be understood, or that nothing here can do.
-pub(super) fn check(parts: &Parts) -> Result<String, LocalReply> {
-    if parts.version < Version::HTTP_11 {
+pub(super) fn from_http1(
+    raw: RawRequest,
+    encrypted: bool,
+    upgrades: &[std::sync::Arc<str>],
+) -> Result<(RequestHead, Reader), LocalReply> {
+    let RawRequest {
+        method,
+        target,
+        version,
+        mut headers,
+    } = raw;
+    if !METHODS.contains(&method.as_str()) {
+        return Err(codec_error("the method is none of HTTP's"));
+    }
+    if method.as_str() == "QUERY" && headers.get(CONTENT_TYPE).is_none_or(HeaderValue::is_empty) {
+        return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "query_without_content_type").closing());
+    }
+    let reader = Reader::of_request(&headers, version).map_err(|error| match error {
+        LengthError::Malformed(why) => codec_error(why),
+        LengthError::Coding => LocalReply::text(
+            StatusCode::NOT_IMPLEMENTED,
+            "Not Implemented",
+            "http1.invalid_transfer_encoding",
+        )
+        .closing()
+        .because(
+            crate::telemetry::ResponseFlag::DownstreamProtocolError,
+            "a transfer coding that is not chunked",
+        ),
+    })?;
+    if version == Version::Http10 {
         return Err(LocalReply::upgrade_required());
     }
-    if !METHODS.contains(&parts.method.as_str()) {
-        return Err(LocalReply::bad_request("the method is none of HTTP's"));
-    }
-    if parts.method == Method::CONNECT {
-        return Err(LocalReply::no_route().closing());
-    }
-    // Nothing here can undo another coding, and the header that names it goes no further.
-    if !only_chunked(&parts.headers) {
-        return Err(LocalReply::empty(StatusCode::NOT_IMPLEMENTED).closing());
-    }
-    let host = host(parts)?;
-    if upgrade(&parts.headers).is_some() {
-        return Err(LocalReply::empty(StatusCode::FORBIDDEN).closing());
-    }
-    Ok(host)
+    forwarding::remove_nominated(&mut headers)
+        .map_err(|error| LocalReply::bad_request(&error.to_string(), "http1.connection_header_rejected"))?;
+    let (scheme, authority, target) = split_target(&method, target, &headers, encrypted)?;
+    headers.remove(HOST);
+    let upgrade = asked_upgrade(&headers, upgrades)?;
+    let reader = if upgrade.is_some() { Reader::Rest } else { reader };
+    let head = RequestHead {
+        method,
+        scheme,
+        authority,
+        target,
+        version,
+        headers,
+        upgrade,
+    };
+    Ok((head, reader))
 }
 
-fn host(parts: &Parts) -> Result<String, LocalReply> {
-    let mut headers = parts.headers.get_all(HOST).iter();
-    let header = headers.next();
-    if headers.next().is_some() {
-        return Err(LocalReply::bad_request("there are several host headers"));
+/// A request of HTTP/2, as far as its form goes.
+///
+/// # Errors
+/// As [`from_http1`].
+pub(super) fn from_http2(parts: Parts, encrypted: bool) -> Result<RequestHead, LocalReply> {
+    let Parts {
+        method,
+        uri,
+        mut headers,
+        mut extensions,
+        ..
+    } = parts;
+    let scheme = match uri.scheme_str() {
+        Some("https") => "https",
+        Some("http") => "http",
+        _ if encrypted => "https",
+        _ => "http",
+    };
+    let host = headers.remove(HOST);
+    let authority = match (uri.authority(), host.as_ref().map(HeaderValue::to_str)) {
+        (Some(authority), _) => authority.as_str().to_owned(),
+        (None, Some(Ok(host))) if is_host(host) => host.to_owned(),
+        (None, Some(_)) => {
+            return Err(LocalReply::bad_request(
+                "the host is none",
+                "http2.invalid_authority",
+            ));
+        }
+        (None, None) => return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header")),
+    };
+    let upgrade = extensions
+        .remove::<Protocol>()
+        .map(|protocol| protocol.as_str().to_owned());
+    let method = if upgrade.is_some() { Method::GET } else { method };
+    join_cookies(&mut headers);
+    Ok(RequestHead {
+        method,
+        scheme,
+        authority,
+        target: uri
+            .path_and_query()
+            .map_or_else(String::new, |target| target.as_str().to_owned()),
+        version: Version::Http2,
+        headers,
+        upgrade,
+    })
+}
+
+/// Cookies may come in crumbs over HTTP/2 (RFC 9113 section 8.2.3); others expect one header.
+fn join_cookies(headers: &mut HeaderMap) {
+    use hyper::header::COOKIE;
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
     }
-    if let Some(authority) = parts.uri.authority() {
-        // Without the user information, which is no part of a host (RFC 9110, section 4.2.4).
-        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        return Ok(host.to_owned());
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
     }
-    match header.map(HeaderValue::to_str) {
-        Some(Ok(host)) if !host.is_empty() => match host.parse::<Authority>() {
-            Ok(_) => Ok(host.to_owned()),
-            Err(_) => Err(LocalReply::bad_request("the host header is no host")),
+}
+
+fn codec_error(why: &str) -> LocalReply {
+    LocalReply::bad_request(why, "http1.codec_error")
+}
+
+/// Scheme, host and path of any form of a target (RFC 9112 section 3.2).
+fn split_target(
+    method: &Method,
+    target: String,
+    headers: &HeaderMap,
+    encrypted: bool,
+) -> Result<(&'static str, String, String), LocalReply> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(LocalReply::bad_request(
+            "there are two hosts",
+            "http1.multiple_host",
+        ));
+    }
+    let own = if encrypted { "https" } else { "http" };
+    if *method == Method::CONNECT {
+        return Err(codec_error("CONNECT is not configured"));
+    }
+    let absolute = |scheme: &'static str| {
+        let length = scheme.len() + 3;
+        let begins = target
+            .get(..scheme.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+        (begins && target[scheme.len()..].starts_with("://")).then(|| (scheme, &target[length..]))
+    };
+    if let Some((scheme, rest)) = absolute("http").or_else(|| absolute("https")) {
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let authority = rest[..end].rsplit('@').next().unwrap_or_default().to_owned();
+        if !is_host(&authority) {
+            return Err(codec_error("the target's host is none"));
+        }
+        let path = match &rest[end..] {
+            "" => "/".to_owned(),
+            path => path.to_owned(),
+        };
+        return Ok((scheme, authority, path));
+    }
+    if !target.starts_with('/') && !(target == "*" && *method == Method::OPTIONS) {
+        return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
+    }
+    match host.map(HeaderValue::to_str) {
+        Some(Ok(host)) if !host.is_empty() => match is_host(host) {
+            true => Ok((own, host.to_owned(), target)),
+            false => Err(LocalReply::bad_request(
+                "the host header is no host",
+                "http.invalid_authority",
+            )),
         },
-        Some(Err(_)) => Err(LocalReply::bad_request("the host header is no text")),
-        Some(Ok(_)) | None => Err(LocalReply::empty(StatusCode::BAD_REQUEST).closing()),
+        Some(Err(_)) => Err(LocalReply::bad_request(
+            "the host header is no text",
+            "http.invalid_authority",
+        )),
+        Some(Ok(_)) | None => {
+            Err(LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header").closing())
+        }
     }
-}
-
-/// Whether a body is whole or in chunks, and nothing else (RFC 9112, section 6.1).
-fn only_chunked(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    codings.next().is_none_or(chunked) && codings.next().is_none()
 }
 
 /// The protocol that a request would go on with. HTTP/2 over plain text is left out, as by Envoy: such a
 /// request is an ordinary one.
-fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+fn asked_upgrade(headers: &HeaderMap, allowed: &[std::sync::Arc<str>]) -> Result<Option<String>, LocalReply> {
     let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let protocol = headers.get(UPGRADE)?;
-    (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then_some(protocol)
+    let Some(protocol) = headers.get(UPGRADE).filter(|_| asked) else {
+        return Ok(None);
+    };
+    if protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
+        return Ok(None);
+    }
+    let protocol = protocol.to_str().unwrap_or_default();
+    if allowed
+        .iter()
+        .any(|allowed| protocol.eq_ignore_ascii_case(allowed))
+    {
+        return Ok(Some(protocol.to_owned()));
+    }
+    Err(LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed")
+        .closing()
+        .because(
+            crate::telemetry::ResponseFlag::None,
+            "the protocol it wants to switch to is not allowed",
+        ))
+}
+
+/// Whether the downstream waits for `100 Continue` before it sends the body.
+pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
+    let mut expected = headers.get_all(EXPECT).iter();
+    let first = expected.next().map(HeaderValue::as_bytes);
+    first.is_some_and(|first| first.eq_ignore_ascii_case(b"100-continue")) && expected.next().is_none()
 }
 
 /// The words of a header that is a list.
@@ -126,129 +273,4 @@ pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-}
-
-impl<'a> RequestHead<'a> {
-    pub(super) fn new(parts: &'a Parts, host: &'a str) -> Self {
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        Self { parts, host, target }
-    }
-
-    /// Path and query.
-    pub(super) fn target(&self) -> &'a str {
-        self.target
-    }
-}
-
-impl Request for RequestHead<'_> {
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        match name {
-            ":method" => return Some(self.parts.method.as_str().into()),
-            ":path" => return Some(self.target.into()),
-            ":authority" | "host" => return Some(self.host.into()),
-            _ => {}
-        }
-        let mut values = self.parts.headers.get_all(name).iter();
-        let first = String::from_utf8_lossy(values.next()?.as_bytes());
-        Some(values.fold(first, |joined, value| {
-            let value = String::from_utf8_lossy(value.as_bytes());
-            format!("{joined},{value}").into()
-        }))
-    }
-
-    fn path(&self) -> &str {
-        self.target.split_once('?').map_or(self.target, |(path, _)| path)
-    }
-
-    /// No filter writes any yet.
-    fn metadata(&self, _: &str, _: &[Arc<str>]) -> Option<Cow<'_, str>> {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head(request: hyper::http::request::Builder) -> Parts {
-        request.body(()).unwrap().into_parts().0
-    }
-
-    #[test]
-    fn headers_of_one_name_are_joined() {
-        let parts = head(
-            hyper::Request::get("/a/b?q=1")
-                .header("x-a", "1")
-                .header("x-a", "2"),
-        );
-        let request = RequestHead::new(&parts, "h");
-        assert_eq!(request.header("x-a").unwrap(), "1,2");
-        assert_eq!(request.header(":path").unwrap(), "/a/b?q=1");
-        assert_eq!(request.header(":method").unwrap(), "GET");
-        assert_eq!(request.header(":authority").unwrap(), "h");
-        assert_eq!(request.header("x-b"), None);
-        assert_eq!(request.path(), "/a/b");
-    }
-
-    #[test]
-    fn the_host_is_of_the_target_or_the_one_header() {
-        let status = |request| {
-            let reply: LocalReply = check(&head(request)).unwrap_err();
-            reply.into_response().status().as_u16()
-        };
-        let get = || hyper::Request::get("/");
-        assert_eq!(check(&head(get().header("host", "a:1"))).unwrap(), "a:1");
-        let absolute = hyper::Request::get("http://b/").header("host", "a");
-        assert_eq!(check(&head(absolute)).unwrap(), "b");
-        let with_user = hyper::Request::get("http://u:p@b:1/").header("host", "a");
-        assert_eq!(check(&head(with_user)).unwrap(), "b:1");
-        for host in ["a_b:80", "[::1]:80", "A.b"] {
-            assert_eq!(check(&head(get().header("host", host))).unwrap(), host);
-        }
-        for host in ["a b", "a/../b", "a?b", "a#b"] {
-            assert_eq!(status(get().header("host", host)), 400, "{host}");
-        }
-        assert_eq!(status(get()), 400);
-        assert_eq!(status(get().header("host", "")), 400);
-        assert_eq!(status(get().header("host", "a").header("host", "a")), 400);
-        assert_eq!(status(get().header("host", "a").method("FOO")), 400);
-        assert_eq!(status(get().header("host", "a").version(Version::HTTP_10)), 426);
-    }
-
-    #[test]
-    fn a_coding_that_nothing_here_undoes_is_refused() {
-        let coded = |codings: &[&str]| {
-            let get = hyper::Request::get("/").header("host", "a");
-            let add = |request: hyper::http::request::Builder, coding: &&str| {
-                request.header("transfer-encoding", *coding)
-            };
-            check(&head(codings.iter().fold(get, add)))
-        };
-        assert!(coded(&["Chunked"]).is_ok());
-        for codings in [
-            &["gzip, chunked"][..],
-            &["identity, chunked"],
-            &["chunked", "chunked"],
-        ] {
-            let refused = coded(codings).unwrap_err().into_response();
-            assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED, "{codings:?}");
-        }
-    }
-
-    #[test]
-    fn an_upgrade_is_refused_but_h2c_is_none() {
-        let asks = |protocol: &str| {
-            hyper::Request::get("/")
-                .header("host", "a")
-                .header("connection", "keep-alive, Upgrade")
-                .header("upgrade", protocol)
-        };
-        let refused = check(&head(asks("websocket"))).unwrap_err();
-        assert_eq!(refused.into_response().status(), StatusCode::FORBIDDEN);
-        assert!(check(&head(asks("h2c"))).is_ok());
-        let without = hyper::Request::get("/")
-            .header("host", "a")
-            .header("upgrade", "websocket");
-        assert!(check(&head(without)).is_ok());
-    }
 }

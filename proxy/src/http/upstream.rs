@@ -1,163 +1,320 @@
-//! The one upstream connection that a downstream connection keeps: made when a request needs it, kept for
-//! the next request to the same cluster.
+//! One try of a request: a connection, the request on its way, the response's head.
 
-use std::cell::RefCell;
-use std::rc::{Rc, Weak};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use tokio::task::{AbortHandle, spawn_local};
+use hyper::StatusCode;
+use tokio::time::Instant;
 
-use super::activity::Activity;
-use super::body::RequestBody;
-use super::io::{HyperIo, Side};
-use crate::model::Name;
-use crate::net::Duplex;
+use super::body::{Chunk, Place};
+use super::clock::Alarm;
+use super::exchange::{Exchange, ExchangeError};
+use super::message::{ResponseHead, Version};
+use super::pool::{Acquired, Link, Stream as Http2Stream};
+use super::retry::{Failure, Retries};
+use super::route::Plan;
+use super::stream::{Failed, FailedBy, Stop, Stream};
+use super::{h1, h2};
+use crate::telemetry::ResponseFlag;
+use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::Lease;
-use crate::upstream::{ClusterManager, ConnectError, LoadBalancerContext, UpstreamStream, connect};
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::error::Breaker;
+use crate::upstream::{ConnectError, RequestPlace};
 
-/// Where it waits between two requests.
-pub(super) type Slot = Rc<RefCell<Option<Upstream>>>;
-
-/// A connection that speaks HTTP/1.1 to an endpoint. One that is dropped without [`Self::give_back`] is cut:
-/// something was still on its way.
-#[derive(Debug)]
-pub(super) struct Upstream {
-    cluster: Name,
-    sender: SendRequest<RequestBody>,
-    driver: Driver,
-    /// Weak, because it is in there while it waits.
-    slot: Weak<RefCell<Option<Upstream>>>,
+/// A try that is under way.
+pub(super) struct Live {
+    pub(super) exchange: Exchange,
+    /// How far it has read the request's body.
+    place: Place,
+    /// All of the request was handed over.
+    request_over: bool,
+    pub(super) switched: bool,
+    endpoint: Rc<EndpointState>,
+    cluster: Rc<ClusterState>,
+    hold: Hold,
+    _counted: RequestPlace,
 }
 
-/// The task that reads and writes the connection.
-#[derive(Debug)]
-struct Driver {
-    task: AbortHandle,
-    /// While it is true nothing is on its way, and the task ends the connection in an orderly manner by itself
-    /// once the sender is gone.
-    idle: bool,
+/// What is given back with the exchange.
+enum Hold {
+    Http1(Lease),
+    Http2(#[expect(dead_code, reason = "held for its drop")] Http2Stream),
 }
 
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if !self.idle {
-            self.task.abort();
+/// How a try ended without a response.
+pub(super) enum TryError {
+    /// Another one may follow.
+    Failed(Box<Failed>),
+    /// None may.
+    Stop(Stop),
+}
+
+impl Live {
+    pub(super) fn cluster(&self) -> &Rc<ClusterState> {
+        &self.cluster
+    }
+
+    /// Tells outlier detection of the response.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.cluster.answered(&self.endpoint, status.as_u16());
+    }
+
+    /// The exchange is over: its connection may carry another one.
+    pub(super) fn give_back(self, stream: &Stream) {
+        let pools = &stream.connection.worker.pools;
+        match (self.exchange, self.hold) {
+            (Exchange::Http1(exchange), Hold::Http1(lease)) => match exchange.into_connection() {
+                Some(wire) => pools.give_back(wire, lease),
+                None => {
+                    drop(lease);
+                    pools.ended();
+                }
+            },
+            (mut exchange, hold) => {
+                if !self.request_over {
+                    exchange.abandon();
+                }
+                drop(hold);
+            }
         }
     }
 }
 
-/// What is said of an endpoint that was connected to.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) cluster: Name,
-    pub(super) address: String,
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum OpenError {
-    /// No endpoint could be connected to.
-    Connect(ConnectError),
-    /// hyper would not speak on it.
-    Http(hyper::Error),
-}
-
-/// Why a request got no response.
-#[derive(Debug)]
-pub(super) struct SendError {
-    pub(super) error: hyper::Error,
-    /// The request, where nothing of it was sent.
-    pub(super) unsent: Option<Box<Request<RequestBody>>>,
-}
-
-impl Upstream {
-    /// The one that waits in `slot`, if it is `cluster`'s and open.
-    pub(super) fn reuse(slot: &Slot, cluster: &Name) -> Option<Self> {
-        let mut upstream = slot.borrow_mut().take()?;
-        if upstream.cluster != *cluster || upstream.sender.is_closed() {
-            return None;
+/// One try, up to the response's head. A pooled connection that turns out to have ended costs none, where the
+/// request may go out twice.
+pub(super) async fn attempt(
+    stream: &Stream,
+    plan: &Plan<'_>,
+    retries: &Retries,
+) -> Result<(ResponseHead, Live), TryError> {
+    loop {
+        let acquired = acquire(stream, plan).await?;
+        let reused = acquired.reused;
+        let mut live = begin(stream, acquired)?;
+        match response(stream, &mut live, retries).await {
+            Ok(head) => {
+                live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+                return Ok((head, live));
+            }
+            Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
+            Err(Ended::Failed(FailedBy::Exchange(error))) if reused && may_repeat(stream, &live, &error) => {
+                tracing::debug!(%error, "a pooled connection had ended: another one is taken");
+            }
+            Err(Ended::Failed(why)) => {
+                let failure = match &why {
+                    FailedBy::PerTryTimeout => Failure::PerTryTimeout,
+                    FailedBy::Exchange(ExchangeError::Refused) => Failure::Refused,
+                    FailedBy::Exchange(_) | FailedBy::Connect(_) => Failure::Reset,
+                };
+                let status = if failure == Failure::PerTryTimeout {
+                    504
+                } else {
+                    503
+                };
+                live.cluster.answered(&live.endpoint, status);
+                live.exchange.abandon();
+                return Err(TryError::Failed(Box::new(Failed {
+                    failure,
+                    sent: true,
+                    cluster: Some(Rc::clone(&live.cluster)),
+                    why,
+                })));
+            }
         }
-        upstream.driver.idle = false;
-        Some(upstream)
     }
+}
 
-    /// A new one.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub(super) async fn connect(
-        clusters: &ClusterManager,
-        cluster: &Name,
-        slot: &Slot,
-        activity: &Rc<Activity>,
-    ) -> Result<(Self, Endpoint), OpenError> {
-        let connected = connect(clusters, cluster, LoadBalancerContext::default())
-            .await
-            .map_err(OpenError::Connect)?;
-        let activity = Rc::clone(activity);
-        let (sender, task) = match connected.stream {
-            UpstreamStream::Plain(stream) => speak(stream, connected.lease, activity).await,
-            UpstreamStream::Tls(stream) => speak(*stream, connected.lease, activity).await,
+/// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back and it
+/// is safe to repeat (RFC 9110 section 9.2.1).
+fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
+    match error {
+        ExchangeError::Refused => stream.body.can_be_replayed(),
+        ExchangeError::Ended(_) => {
+            !live.exchange.is_answered() && stream.body.is_empty() && stream.head.borrow().method.is_safe()
         }
-        .map_err(OpenError::Http)?;
-        let endpoint = Endpoint {
-            cluster: connected.cluster,
-            address: connected.endpoint,
+        ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
+    }
+}
+
+async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError> {
+    let worker = &stream.connection.worker;
+    let http2 = stream.head.borrow().version == Version::Http2;
+    let acquired = worker
+        .pools
+        .acquire(&worker.clusters, &plan.cluster, plan.context, http2)
+        .await;
+    acquired.map_err(|error| {
+        let failure = match &error {
+            ConnectError::Overflow {
+                breaker: Breaker::Connections | Breaker::Pending | Breaker::Requests,
+                ..
+            } => Failure::Overflow,
+            ConnectError::NoCluster(_)
+            | ConnectError::NoHealthy { .. }
+            | ConnectError::OriginalDestination { .. } => {
+                return TryError::Stop(
+                    super::local_reply::LocalReply::connect(&error, plan.not_found, false).into(),
+                );
+            }
+            ConnectError::Failed { .. } | ConnectError::Http { .. } => Failure::Connect,
         };
-        let upstream = Self {
-            cluster: Name::clone(cluster),
-            sender,
-            driver: Driver { task, idle: false },
-            slot: Rc::downgrade(slot),
+        if let ConnectError::Failed { endpoint, .. } = &error {
+            *stream.facts.endpoint.borrow_mut() = Some(endpoint.to_string());
+        }
+        TryError::Failed(Box::new(Failed {
+            failure,
+            sent: false,
+            cluster: worker.clusters.get(&plan.cluster),
+            why: FailedBy::Connect(error),
+        }))
+    })
+}
+
+fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
+    let Acquired {
+        link,
+        endpoint,
+        cluster,
+        place: counted,
+        ..
+    } = acquired;
+    *stream.facts.cluster.borrow_mut() = Some(Rc::clone(&cluster).name.clone());
+    *stream.facts.endpoint.borrow_mut() = Some(endpoint.address.to_string());
+    let place = Place::default();
+    let bodyless = stream.body.is_empty();
+    let head = &*stream.head.borrow();
+    let (exchange, hold) = match link {
+        Link::Http1 { wire, lease } => {
+            let exchange = h1::client::Exchange::begin(wire, head, bodyless);
+            (Exchange::Http1(Box::new(exchange)), Hold::Http1(lease))
+        }
+        Link::Http2(http2) => {
+            let begun = h2::client::Exchange::begin(&mut http2.0.sender.borrow_mut(), head, bodyless);
+            let exchange = begun.map_err(|error| {
+                let why = match error {
+                    h2::client::BeginError::Connection(error) => ExchangeError::from(error),
+                    h2::client::BeginError::Head(error) => ExchangeError::Protocol(error.to_string()),
+                };
+                TryError::Failed(Box::new(Failed {
+                    failure: Failure::Refused,
+                    sent: false,
+                    cluster: Some(Rc::clone(&cluster)),
+                    why: FailedBy::Exchange(why),
+                }))
+            })?;
+            (Exchange::Http2(Box::new(exchange)), Hold::Http2(http2))
+        }
+    };
+    Ok(Live {
+        exchange,
+        place,
+        request_over: bodyless,
+        switched: false,
+        endpoint,
+        cluster,
+        hold,
+        _counted: counted,
+    })
+}
+
+enum Ended {
+    Failed(FailedBy),
+    Stop(Stop),
+}
+
+/// Sends the request while it waits for the response's head.
+async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result<ResponseHead, Ended> {
+    let mut alarm = Alarm::default();
+    let per_try = retries.per_try_timeout();
+    let mut since = None;
+    poll_fn(|cx| {
+        let sent = poll_request(stream, live, cx);
+        // An endpoint may answer before it has read all: its answer counts, not that it reads no more.
+        if let Poll::Ready(head) = live.exchange.poll_head(cx) {
+            return Poll::Ready(head.map_err(|error| Ended::Failed(FailedBy::Exchange(error))));
+        }
+        match sent {
+            Poll::Ready(Err(TryError::Stop(stop))) => return Poll::Ready(Err(Ended::Stop(stop))),
+            Poll::Ready(Err(TryError::Failed(failed))) => return Poll::Ready(Err(Ended::Failed(failed.why))),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        if let Some(limit) = per_try
+            && stream.clock.has_request()
+        {
+            let deadline = *since.get_or_insert_with(|| Instant::now() + limit);
+            if alarm.poll(Some(deadline), cx).is_ready() {
+                return Poll::Ready(Err(Ended::Failed(FailedBy::PerTryTimeout)));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Hands on what there is of the request. Ready once it is over and sent.
+pub(super) fn poll_request(
+    stream: &Stream,
+    live: &mut Live,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), TryError>> {
+    while !live.request_over {
+        if let Poll::Ready(ready) = live.exchange.poll_ready(cx) {
+            ready.map_err(|error| failed(live, error))?;
+        } else {
+            return Poll::Pending;
+        }
+        let Poll::Ready(read) = stream.poll_body(&mut live.place, cx) else {
+            break;
         };
-        Ok((upstream, endpoint))
+        let handed = match read {
+            None => {
+                live.request_over = true;
+                live.exchange.end(None)
+            }
+            Some(Ok(Chunk::Data(bytes))) => {
+                let written = live.exchange.write(bytes);
+                if written.is_ok() && stream.body.is_over(&live.place) {
+                    live.request_over = true;
+                    live.exchange.end(None)
+                } else {
+                    written
+                }
+            }
+            Some(Ok(Chunk::Trailers(trailers))) => {
+                live.request_over = true;
+                live.exchange.end(Some(trailers))
+            }
+            Some(Err(error)) => {
+                let why = format!("the request was cut: {error}");
+                return Poll::Ready(Err(TryError::Stop(downstream_broke(&error, why))));
+            }
+        };
+        handed.map_err(|error| failed(live, error))?;
     }
-
-    /// Sends a request and waits for the head of its response.
-    ///
-    /// # Errors
-    /// [`SendError`].
-    pub(super) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<hyper::Response<Incoming>, SendError> {
-        if let Err(error) = self.sender.ready().await {
-            let unsent = Some(Box::new(request));
-            return Err(SendError { error, unsent });
-        }
-        self.sender
-            .try_send_request(request)
-            .await
-            .map_err(|mut failed| SendError {
-                unsent: failed.take_message().map(Box::new),
-                error: failed.into_error(),
-            })
-    }
-
-    /// Nothing is on its way any more: the next request may have it.
-    pub(super) fn give_back(mut self) {
-        self.driver.idle = true;
-        if let Some(slot) = self.slot.upgrade() {
-            *slot.borrow_mut() = Some(self);
-        }
+    ready!(live.exchange.poll_flush(cx)).map_err(|error| failed(live, error))?;
+    if live.request_over {
+        Poll::Ready(Ok(()))
+    } else {
+        Poll::Pending
     }
 }
 
-async fn speak<D: Duplex + Unpin + 'static>(
-    stream: D,
-    lease: Lease,
-    activity: Rc<Activity>,
-) -> hyper::Result<(SendRequest<RequestBody>, AbortHandle)> {
-    let io = HyperIo::new(stream, Side::Upstream, activity);
-    let (sender, connection) = http1::Builder::new().handshake(io).await?;
-    let task = spawn_local(async move {
-        // Held for the length of the connection, idle or not.
-        let _lease = lease;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an upstream's HTTP connection ended");
+fn downstream_broke(error: &super::body::BodyError, why: String) -> Stop {
+    match error {
+        super::body::BodyError::Malformed(_) => {
+            super::local_reply::LocalReply::bad_request(&why, "http1.codec_error").into()
         }
-    });
-    Ok((sender, task.abort_handle()))
+        _ => Stop::Reset(ResponseFlag::DownstreamConnectionTermination, why),
+    }
+}
+
+fn failed(live: &Live, error: ExchangeError) -> TryError {
+    TryError::Failed(Box::new(Failed {
+        failure: Failure::Reset,
+        sent: true,
+        cluster: Some(Rc::clone(&live.cluster)),
+        why: FailedBy::Exchange(error),
+    }))
 }

@@ -17,7 +17,7 @@ use super::active::{ActiveChain, ActiveConfig, ActiveListener, Handshake, MAX_HA
 use super::filters::{self, FilterError};
 use super::live::CutReason;
 use crate::filter::tcp_proxy;
-use crate::http;
+use crate::http::{self, HttpWorker};
 use crate::model::Downstream;
 use crate::model::http::HttpConnectionManager;
 use crate::model::listener::{TcpProxy, Terminal};
@@ -37,6 +37,7 @@ pub async fn serve(
     downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
+    http: Rc<HttpWorker>,
 ) {
     let from = source_of(&downstream);
     let log = ConnectionLog::open(listener.name.clone(), from, Rc::clone(&listener.metrics));
@@ -44,7 +45,9 @@ pub async fn serve(
         downstream,
         listener,
         clusters,
+        http,
         log,
+        certificates: None,
     };
     let config = connection.listener.config();
     // Nearly no listener has any: they must not make every connection's task larger.
@@ -91,7 +94,10 @@ struct Connection {
     downstream: Downstream,
     listener: Rc<ActiveListener>,
     clusters: Rc<ClusterManager>,
+    http: Rc<HttpWorker>,
     log: ConnectionLog,
+    /// Of the handshake, where HTTP is to tell the upstream of them.
+    certificates: Option<http::Certificates>,
 }
 
 /// What is found before a handshake.
@@ -160,6 +166,9 @@ impl Connection {
                 self.downstream.server_name = hello.server_name.map(Arc::from);
                 self.downstream.peer = peer.map(Arc::new);
                 self.log.shaken(&self.downstream, || stream.agreed());
+                if matches!(chain.config.terminal, Terminal::HttpConnectionManager(_)) {
+                    self.certificates = Some(certificates(&stream, chain));
+                }
                 self.run_filters(stream, early).await;
             }
             Err(HandshakeError::Silent) => self.log.silent(),
@@ -231,7 +240,7 @@ impl Connection {
 
     /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
     /// changed during the handshake. `early` is the upstream where it is connected already.
-    async fn run_filters<D: Duplex + Unpin>(&mut self, mut stream: D, early: Option<Connected>) {
+    async fn run_filters<D: Duplex + Unpin + 'static>(&mut self, mut stream: D, early: Option<Connected>) {
         let listener = Rc::clone(&self.listener);
         let config = listener.config();
         let Some(chain) = config.find(&self.downstream) else {
@@ -268,15 +277,26 @@ impl Connection {
                 live.until_cut(pin!(carried)).await
             }
             Terminal::HttpConnectionManager(first) => {
-                let newest = || newest(&listener, &downstream, first);
-                let connection = http::Connection {
-                    limits: &first.limits,
-                    manager: &newest,
-                    encrypted: chain.transport.is_some(),
-                    clusters: &self.clusters,
+                let newest = {
+                    let (listener, downstream, first) =
+                        (Rc::clone(&listener), Rc::clone(&downstream), Arc::clone(first));
+                    move || newest(&listener, &downstream, &first)
                 };
+                let connection = Rc::new(http::Connection::new(
+                    Box::new(newest),
+                    Rc::clone(&downstream),
+                    chain.transport.is_some(),
+                    Rc::clone(&self.http),
+                    self.certificates.take(),
+                    listener.metrics.address(),
+                ));
                 // On the heap, or every TCP connection would have the room for it too.
-                let mut serving = Box::pin(http::serve(connection, stream, live.draining(), &mut self.log));
+                let mut serving = Box::pin(http::serve(
+                    connection,
+                    Box::new(stream),
+                    live.draining(),
+                    &mut self.log,
+                ));
                 live.until_cut(serving.as_mut()).await
             }
         };
@@ -349,6 +369,15 @@ fn newest(
     match chain.as_ref().map(|chain| &chain.config.terminal) {
         Some(Terminal::HttpConnectionManager(manager)) => Arc::clone(manager),
         Some(Terminal::TcpProxy(_)) | None => Arc::clone(first),
+    }
+}
+
+fn certificates(stream: &TlsStream, chain: &ActiveChain) -> http::Certificates {
+    let own = chain.config.transport.as_ref();
+    let own = own.and_then(|tls| tls.identity.spiffe_id.as_ref());
+    http::Certificates {
+        peer: stream.peer_certificates().to_vec(),
+        own_uris: own.map(ToString::to_string).into_iter().collect(),
     }
 }
 

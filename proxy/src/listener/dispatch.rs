@@ -11,6 +11,7 @@ use super::active::ActiveListener;
 use super::balance::Place;
 use super::connection::serve;
 use super::worker::Command;
+use crate::http::HttpWorker;
 use crate::model::{Downstream, Name};
 use crate::net::PlainStream;
 use crate::upstream::ClusterManager;
@@ -22,6 +23,8 @@ pub struct Dispatch {
     pub index: usize,
     /// This worker's clusters.
     pub clusters: Rc<ClusterManager>,
+    /// What its HTTP connections share.
+    pub http: Rc<HttpWorker>,
     /// All workers, by number. Weak: a worker ends when nobody else can reach it.
     pub workers: Vec<WeakUnboundedSender<Command>>,
 }
@@ -102,9 +105,9 @@ impl Dispatch {
         place: Option<Place>,
     ) {
         let serving = listener.serving();
-        let clusters = Rc::clone(&self.clusters);
+        let (clusters, http) = (Rc::clone(&self.clusters), Rc::clone(&self.http));
         spawn_local(async move {
-            serve(stream, downstream, listener, clusters).await;
+            serve(stream, downstream, listener, clusters, http).await;
             drop((serving, place));
         });
     }

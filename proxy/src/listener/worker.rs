@@ -19,6 +19,7 @@ use super::dispatch::{Dispatch, HandedOver};
 use super::live::CutReason;
 use super::local_app::LocalApps;
 use crate::filter::network::NetworkFilters;
+use crate::http::HttpWorker;
 use crate::limit::Limits;
 use crate::model::listener::{Address, Direction, Listener, Terminal};
 use crate::model::{Name, Snapshot};
@@ -115,6 +116,7 @@ impl WorkerHandle {
 
 struct Worker {
     clusters: Rc<ClusterManager>,
+    http: Rc<HttpWorker>,
     listeners: BTreeMap<Name, Rc<ActiveListener>>,
     acceptors: BTreeMap<Address, Acceptor>,
     dispatch: Rc<Dispatch>,
@@ -135,12 +137,15 @@ impl Worker {
         workers: Vec<mpsc::WeakUnboundedSender<Command>>,
     ) -> Self {
         let clusters = Rc::new(ClusterManager::new(limits.clone(), index == 0));
+        let http = Rc::new(HttpWorker::new(Rc::clone(&clusters)));
         Self {
             dispatch: Rc::new(Dispatch {
                 index,
                 clusters: Rc::clone(&clusters),
+                http: Rc::clone(&http),
                 workers,
             }),
+            http,
             clusters,
             listeners: BTreeMap::new(),
             acceptors: BTreeMap::new(),
@@ -173,6 +178,7 @@ impl Worker {
     fn apply(&mut self, snapshot: &Snapshot, sockets: Sockets) {
         // Clusters first: a listener must not accept for a cluster that is not there yet.
         self.clusters.apply(snapshot, &mut self.tls);
+        self.http.apply(snapshot);
         self.apps.apply(snapshot);
         self.listeners.retain(|name, listener| {
             let stays = snapshot.listeners.contains_key(name);
@@ -187,6 +193,7 @@ impl Worker {
         self.rule_retired(snapshot);
         self.apply_sockets(sockets);
         self.tls.sweep();
+        self.http.applied();
     }
 
     /// Make before break: new sockets accept before old ones end.

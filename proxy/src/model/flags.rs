@@ -149,6 +149,59 @@ impl fmt::Display for ResponseFlag {
     }
 }
 
+/// A set of flags, without [`ResponseFlag::None`]: it has no flag to remark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResponseFlags(u32);
+
+impl ResponseFlags {
+    /// No flag.
+    pub const NONE: Self = Self(0);
+
+    /// Adds a flag.
+    pub fn insert(&mut self, flag: ResponseFlag) {
+        self.0 |= Self::bit(flag);
+    }
+
+    /// Whether `flag` is among them.
+    pub fn contains(self, flag: ResponseFlag) -> bool {
+        self.0 & Self::bit(flag) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The flags, in Envoy's order.
+    pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
+        NAMES
+            .iter()
+            .map(|(flag, ..)| *flag)
+            .filter(move |flag| self.contains(*flag))
+    }
+
+    const fn bit(flag: ResponseFlag) -> u32 {
+        match flag {
+            ResponseFlag::None => 0,
+            flag => 1 << flag as u32,
+        }
+    }
+}
+
+impl FromIterator<ResponseFlag> for ResponseFlags {
+    fn from_iter<I: IntoIterator<Item = ResponseFlag>>(flags: I) -> Self {
+        let mut set = Self::NONE;
+        flags.into_iter().for_each(|flag| set.insert(flag));
+        set
+    }
+}
+
+impl From<ResponseFlag> for ResponseFlags {
+    fn from(flag: ResponseFlag) -> Self {
+        Self(Self::bit(flag))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +216,23 @@ mod tests {
         }
         assert_eq!(ResponseFlag::parse("-"), None);
         assert_eq!(ResponseFlag::parse("nr"), None);
+    }
+
+    #[test]
+    fn a_set_has_each_flag_once_in_envoys_order() {
+        use ResponseFlag as F;
+        let set: ResponseFlags = [
+            F::UpstreamRetryLimitExceeded,
+            F::None,
+            F::UpstreamConnectionFailure,
+        ]
+        .into_iter()
+        .collect();
+        let names: Vec<_> = set.iter().map(ResponseFlag::as_str).collect();
+        assert_eq!(names, ["UF", "URX"]);
+        assert!(set.contains(F::UpstreamConnectionFailure) && !set.contains(F::None));
+        assert!(ResponseFlags::from(F::None).is_empty());
+        let all: ResponseFlags = NAMES.iter().map(|(flag, ..)| *flag).collect();
+        assert_eq!(all.iter().count(), NAMES.len() - 1);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Types only; routes are in `route`, JWT providers in `jwt`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -323,6 +324,60 @@ pub enum CustomTagValue {
 pub enum TracingProvider {
     /// `envoy.tracers.zipkin`.
     Zipkin(Zipkin),
+    /// `envoy.tracers.opentelemetry`.
+    OpenTelemetry(OpenTelemetryTracer),
+}
+
+/// Envoy's `OpenTelemetryConfig`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTelemetryTracer {
+    /// Where spans are sent; none sends them nowhere.
+    pub target: Option<TracerTarget>,
+    /// Added to each request to the collector.
+    pub headers: CollectorHeaders,
+    /// `service_name`, an attribute of the resource; empty is `unknown_service:envoy`.
+    pub service_name: Arc<str>,
+    /// `max_cache_size`: spans that a worker keeps while the collector takes none; Envoy's default is 1,024.
+    pub max_cache_size: u32,
+    /// `set_telemetry_sdk_resource_attributes`.
+    pub sdk_attributes: bool,
+    /// `set_service_name_resource_attribute`.
+    pub service_name_attribute: bool,
+    /// `set_instrumentation_scope`.
+    pub instrumentation_scope: bool,
+}
+
+/// Headers for a collector, by their lower-case names. Their values may be credentials: they are not printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct CollectorHeaders(pub Vec<(Arc<str>, Arc<str>)>);
+
+impl fmt::Debug for CollectorHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+/// A collector of OpenTelemetry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TracerTarget {
+    /// `grpc_service`: `TraceService.Export` of this cluster.
+    Grpc {
+        /// The cluster.
+        cluster: Name,
+    },
+    /// `http_service`: spans are posted.
+    Http {
+        /// The cluster.
+        cluster: Name,
+        /// The host that is asked.
+        host: Arc<str>,
+        /// With its query.
+        path: Arc<str>,
+        /// How long an answer may take.
+        timeout: Duration,
+    },
 }
 
 /// Envoy's `ZipkinConfig`.

@@ -105,6 +105,10 @@ pub trait Request {
     fn header(&self, name: &str) -> Option<Cow<'_, str>>;
     /// The path without query and fragment.
     fn path(&self) -> &str;
+    /// Whether any value of a header holds, each looked at alone; none if there is no such header.
+    fn any_value(&self, name: &str, holds: &mut dyn FnMut(&str) -> bool) -> Option<bool> {
+        self.header(name).map(|value| holds(&value))
+    }
     /// The text at a place of the dynamic metadata; none where there is nothing or another kind of value.
     fn metadata(&self, filter: &str, path: &[Arc<str>]) -> Option<Cow<'_, str>>;
 }
@@ -216,10 +220,11 @@ impl std::fmt::Display for Cidr {
 impl HeaderMatcher {
     /// Whether the request's header is what is asked for.
     pub fn matches(&self, request: &dyn Request) -> bool {
-        let value = request.header(&self.name);
+        // As in Envoy each value of a header is looked at alone: one that matches is enough.
+        let value = request.any_value(&self.name, &mut |value| self.check.holds(value));
         let matched = match (&self.check, value) {
             (HeaderCheck::Present(wanted), value) => value.is_some() == *wanted,
-            (check, Some(value)) => check.holds(&value),
+            (_, Some(holds)) => holds,
             (check, None) if self.missing_as_empty => check.holds(""),
             // Envoy does not invert this: a rule for "not admin" does not let in who says nothing.
             (_, None) => return false,

@@ -29,6 +29,11 @@ impl Metadata {
             .try_fold(value, |value, key| value.as_object()?.get(key.as_ref()))
     }
 
+    /// All that a filter wrote, by key.
+    pub fn of(&self, filter: &str) -> Option<&Map<String, Value>> {
+        self.0.get(filter)
+    }
+
     /// Whether no filter wrote anything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -52,5 +57,7 @@ mod tests {
             assert_eq!(metadata.get("f", path), None, "{path:?}");
         }
         assert_eq!(metadata.get("g", &["a"]), None);
+        assert_eq!(metadata.of("f").map(Map::len), Some(2));
+        assert_eq!(metadata.of("g"), None);
     }
 }

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod downstream;
 pub mod filter_chain_match;
 pub mod flags;
+pub mod header_value;
 pub mod http;
 pub mod jwt;
 pub mod listener;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterKind, ClusterLoadAssignment, Endpoint, Target, UpstreamTls};
 pub use downstream::{Downstream, Peer};
-pub use flags::ResponseFlag;
+pub use flags::{ResponseFlag, ResponseFlags};
 pub use http::HttpConnectionManager;
 pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
 pub use metadata::Metadata;

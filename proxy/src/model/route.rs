@@ -11,6 +11,7 @@ use super::matcher::{HeaderMatcher, SafeRegex, StringMatcher};
 use super::rewrite::RegexRewrite;
 use super::route_match::DomainIndex;
 
+pub use super::header_value::{HeaderAppendAction, HeaderFormat, HeaderValueError, HeaderValueOption};
 pub use super::route_match::{Domain, DomainError};
 
 /// Envoy's default for `RouteAction.timeout`.
@@ -378,33 +379,6 @@ pub struct HeaderMutations {
     pub response_remove: Vec<Arc<str>>,
     /// Added to responses.
     pub response_add: Vec<HeaderValueOption>,
-}
-
-/// A header to be added (Envoy's `HeaderValueOption`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeaderValueOption {
-    /// Lower case; neither `host` nor one that begins with a colon.
-    pub name: Arc<str>,
-    /// Text with command operators such as `%DOWNSTREAM_REMOTE_ADDRESS%`.
-    pub value: Arc<str>,
-    /// What happens where it is there already.
-    pub append: HeaderAppendAction,
-    /// Adds it even if the value is empty.
-    pub keep_empty_value: bool,
-}
-
-/// Envoy's `HeaderAppendAction`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HeaderAppendAction {
-    /// One more of it.
-    #[default]
-    AppendIfExistsOrAdd,
-    /// Only where there is none.
-    AddIfAbsent,
-    /// Instead of those that are there.
-    OverwriteIfExistsOrAdd,
-    /// Instead of those that are there; nothing where there is none.
-    OverwriteIfExists,
 }
 
 impl HeaderMutations {

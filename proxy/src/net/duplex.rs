@@ -24,6 +24,11 @@ pub trait Duplex {
     /// Half-closes: what was taken, then the clean end. Receiving goes on.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// The protocol that was agreed on in a handshake (ALPN, RFC 7301).
+    fn alpn(&self) -> Option<&[u8]> {
+        None
+    }
+
     /// Both directions have ended cleanly: makes the coming drop an ordinary close.
     fn finished(&mut self);
 }

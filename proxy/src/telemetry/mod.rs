@@ -8,6 +8,7 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod sink;
+pub mod trace;
 
 pub use crate::model::ResponseFlag;
 pub use access_log::ConnectionLog;

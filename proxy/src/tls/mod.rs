@@ -9,6 +9,7 @@ pub mod error;
 pub mod identity;
 mod names;
 pub mod stream;
+mod subject;
 pub mod verifier;
 
 use std::sync::{Arc, LazyLock};

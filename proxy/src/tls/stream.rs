@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{ClientConfig, HandshakeKind};
@@ -151,12 +151,17 @@ impl TlsStream {
 
     /// None where no certificate was asked for, or none presented to who only asked.
     fn peer(&self) -> Result<Option<Peer>, HandshakeError> {
+        let leaf = self.peer_certificates().first();
+        Ok(leaf.map(verifier::peer).transpose()?)
+    }
+
+    /// What the peer presented, its own certificate first; empty where it presented none.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         let certificates = match &self.session {
             Session::Client(connection) => connection.peer_certificates(),
             Session::Server(connection) => connection.peer_certificates(),
         };
-        let leaf = certificates.and_then(|chain| chain.first());
-        Ok(leaf.map(verifier::peer).transpose()?)
+        certificates.unwrap_or_default()
     }
 
     /// Our end's address.
@@ -428,6 +433,13 @@ impl Duplex for TlsStream {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
+    fn alpn(&self) -> Option<&[u8]> {
+        match &self.session {
+            Session::Client(connection) => connection.alpn_protocol(),
+            Session::Server(connection) => connection.alpn_protocol(),
+        }
+    }
+
     fn finished(&mut self) {
         close_cleanly(&self.socket);
     }
@@ -543,14 +555,6 @@ impl TlsStream {
     /// The socket under the session.
     pub(super) fn socket(&self) -> &TcpStream {
         &self.socket
-    }
-
-    /// The protocol agreed on.
-    pub(super) fn alpn(&self) -> Option<&[u8]> {
-        match &self.session {
-            Session::Client(connection) => connection.alpn_protocol(),
-            Session::Server(connection) => connection.alpn_protocol(),
-        }
     }
 
     /// Bytes to the socket past the session, as a broken peer would send them.

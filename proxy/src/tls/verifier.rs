@@ -265,7 +265,7 @@ pub fn peer(leaf: &CertificateDer<'_>) -> Result<Peer, Error> {
         },
         uris,
         dns_names: of(SanKind::Dns),
-        subject: certificate.subject().to_string(),
+        subject: super::subject::rfc2253(certificate.subject()),
     })
 }
 

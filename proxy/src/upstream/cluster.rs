@@ -20,8 +20,10 @@ use super::dns;
 use super::endpoint::{EndpointSet, EndpointState};
 use super::outlier::{Detection, Failure, Outliers};
 use crate::limit::Limits;
+use crate::model::cluster::OutlierDetection;
 use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, Target, UpstreamTls};
 use crate::telemetry::endpoints::Facts;
+use crate::telemetry::metrics::http::HttpClusterMetrics;
 use crate::telemetry::metrics::{
     CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, DnsMetrics, Gauge, OutlierMetrics,
 };
@@ -39,6 +41,10 @@ pub struct ClusterState {
     pub connections: Rc<CircuitBreaker>,
     /// Connections over all workers that are not made yet.
     pub pending: Rc<CircuitBreaker>,
+    /// Requests under way over all workers.
+    pub requests: Rc<CircuitBreaker>,
+    /// Retries under way over all workers.
+    pub retries: Rc<CircuitBreaker>,
     config: RefCell<Arc<Cluster>>,
     transport: RefCell<Transport>,
     endpoints: RefCell<Known>,
@@ -59,6 +65,8 @@ struct Counts {
     dns: Option<DnsMetrics>,
     /// Once endpoints are ejected in this cluster.
     outliers: OnceCell<OutlierMetrics>,
+    /// Once HTTP is spoken to this cluster.
+    http: OnceCell<HttpClusterMetrics>,
     _breakers: CircuitBreakerMetrics,
 }
 
@@ -149,10 +157,13 @@ impl ClusterState {
             metrics,
             connections: breaker("", &breakers.connections_open),
             pending: breaker(", pending", &breakers.pending_open),
+            requests: breaker(", requests", &breakers.requests_open),
+            retries: breaker(", retries", &breakers.retries_open),
             counts: Counts {
                 membership: leads.then(|| ClusterMembership::new(stat_name)),
                 dns: matches!(config.kind, ClusterKind::Dns(_)).then(|| DnsMetrics::new(stat_name)),
                 outliers: OnceCell::new(),
+                http: OnceCell::new(),
                 _breakers: breakers,
             },
             transport: RefCell::new(transport(config, tls, None)),
@@ -173,6 +184,12 @@ impl ClusterState {
     fn outlier_metrics(&self) -> &OutlierMetrics {
         let metrics = &self.counts.outliers;
         metrics.get_or_init(|| OutlierMetrics::new(self.config().stat_name()))
+    }
+
+    /// This worker's counters of its requests over HTTP.
+    pub fn http_metrics(&self) -> &HttpClusterMetrics {
+        let metrics = &self.counts.http;
+        metrics.get_or_init(|| HttpClusterMetrics::new(self.config().stat_name()))
     }
 
     /// The newest configuration.
@@ -345,9 +362,33 @@ impl ClusterState {
         let Some(detection) = config.outlier_detection.filter(|_| !endpoint.is_gone()) else {
             return;
         };
+        self.detect(&detection, endpoint, true, now);
+    }
+
+    /// `endpoint` answered a request with `status`, as far as outlier detection asks.
+    pub fn answered(self: &Rc<Self>, endpoint: &EndpointState, status: u16) {
+        if status < 500 {
+            return endpoint.health.succeeded();
+        }
+        let Some(detection) = self.config().outlier_detection.filter(|_| !endpoint.is_gone()) else {
+            return;
+        };
+        let gateway = (502..=504).contains(&status);
+        self.detect(&detection, endpoint, gateway, Instant::now());
+    }
+
+    fn detect(
+        self: &Rc<Self>,
+        detection: &OutlierDetection,
+        endpoint: &EndpointState,
+        gateway: bool,
+        now: Instant,
+    ) {
         let ejections = self.endpoints().ejections;
         let (target, health) = (&endpoint.address, &endpoint.health);
-        let failure = self.outliers.failed(&detection, target, health, ejections, now);
+        let failure = self
+            .outliers
+            .failed(detection, target, health, gateway, ejections, now);
         self.count(failure);
         if failure.ejected() {
             tracing::warn!(cluster = %self.name, endpoint = %target, "ejected: it failed again and again");
@@ -464,7 +505,6 @@ fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport
 mod tests {
     use super::*;
     use crate::model::Endpoint;
-    use crate::model::cluster::OutlierDetection;
     use crate::model::listener::Address;
 
     fn assignment(endpoints: &[(u16, bool)]) -> Arc<ClusterLoadAssignment> {

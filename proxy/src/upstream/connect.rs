@@ -54,6 +54,9 @@ pub struct LoadBalancerContext {
     pub hash: Option<u64>,
     /// Endpoints tried at most, those that left included; none is Attaché's own number.
     pub max_attempts: Option<u32>,
+    /// It is one request of many that share connections: endpoints take turns where connections would go to
+    /// the least loaded.
+    pub per_request: bool,
 }
 
 /// A connected stream with its place in the counts.
@@ -70,6 +73,14 @@ pub struct Connected {
     pub lease: Lease,
 }
 
+/// What was reached: something that was connected already, or a new connection.
+pub enum Reached<P> {
+    /// What the caller had.
+    Reused(P),
+    /// Connected just now.
+    Connected(Connected),
+}
+
 /// A live connection in the counts of its endpoint and cluster. Boxed: it is part of many a future.
 #[derive(Debug)]
 pub struct Lease(Box<Held>);
@@ -83,6 +94,8 @@ struct Held {
     made: Cell<Option<Instant>>,
     carries: Cell<bool>,
     remote: Cell<bool>,
+    /// It counts as load of its endpoint; a pooled connection's requests do instead.
+    loads: Cell<bool>,
     _place: Place,
 }
 
@@ -91,6 +104,7 @@ struct Search<'a> {
     clusters: &'a ClusterManager,
     began: Instant,
     hash: u64,
+    per_request: bool,
     max_attempts: Option<usize>,
     /// Not to be tried again.
     tried: Vec<Rc<EndpointState>>,
@@ -127,10 +141,27 @@ pub async fn connect(
     name: &Name,
     context: LoadBalancerContext,
 ) -> Result<Connected, ConnectError> {
+    match reach(clusters, name, context, |_, _| None::<std::convert::Infallible>).await? {
+        Reached::Connected(connected) => Ok(connected),
+        Reached::Reused(never) => match never {},
+    }
+}
+
+/// As [`connect`], unless `reuse` has something for the endpoint that was chosen.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn reach<P>(
+    clusters: &ClusterManager,
+    name: &Name,
+    context: LoadBalancerContext,
+    mut reuse: impl FnMut(&Rc<ClusterState>, &Rc<EndpointState>) -> Option<P>,
+) -> Result<Reached<P>, ConnectError> {
     let mut search = Search {
         clusters,
         began: Instant::now(),
         hash: context.hash.unwrap_or_else(|| fastrand::u64(..)),
+        per_request: context.per_request,
         max_attempts: context.max_attempts.map(|max| max as usize),
         tried: Vec::new(),
         attempts: 0,
@@ -145,7 +176,7 @@ pub async fn connect(
         if resolved.cluster.config().kind == ClusterKind::OriginalDestination {
             let endpoint = original_destination(clusters, &resolved.cluster, context.destination)?;
             return match search.attempt(&resolved.cluster, &endpoint).await? {
-                Some(connected) => Ok(connected),
+                Some(connected) => Ok(Reached::Connected(connected)),
                 None => Err(search.give_up(&resolved.cluster, String::new())),
             };
         }
@@ -153,8 +184,11 @@ pub async fn connect(
             Some((cluster, endpoint)) => {
                 let (cluster, endpoint) = (Rc::clone(cluster), Rc::clone(endpoint));
                 drop(resolved);
+                if let Some(reused) = reuse(&cluster, &endpoint) {
+                    return Ok(Reached::Reused(reused));
+                }
                 if let Some(connected) = search.attempt(&cluster, &endpoint).await? {
-                    return Ok(connected);
+                    return Ok(Reached::Connected(connected));
                 }
             }
             None => search.wait(&resolved).await?,
@@ -204,11 +238,11 @@ impl Search<'_> {
         if !fresh && !any {
             return None;
         }
-        let chosen = resolved.choose(self.hash, |endpoint| {
+        let chosen = resolved.choose(self.hash, self.per_request, |endpoint| {
             endpoint.is_last(now) || self.was_tried(endpoint)
         });
         match chosen {
-            None if any => resolved.choose(self.hash, |endpoint| self.was_tried(endpoint)),
+            None if any => resolved.choose(self.hash, self.per_request, |endpoint| self.was_tried(endpoint)),
             chosen => chosen,
         }
     }
@@ -389,11 +423,58 @@ impl Missing {
     }
 }
 
+/// A request in the counts of its cluster and endpoint; given back when dropped.
+#[derive(Debug)]
+pub struct RequestPlace {
+    cluster: Rc<ClusterState>,
+    endpoint: Rc<EndpointState>,
+    _place: Place,
+}
+
+impl RequestPlace {
+    /// Counts a request that is about to be sent to `endpoint`.
+    ///
+    /// # Errors
+    /// [`ConnectError::Overflow`] where as many are under way as may be.
+    pub fn acquire(cluster: &Rc<ClusterState>, endpoint: &Rc<EndpointState>) -> Result<Self, ConnectError> {
+        let configured = cluster.config().circuit_breakers.max_requests;
+        let place = acquire(cluster, Breaker::Requests, configured)?;
+        cluster.metrics.requests.increment(1);
+        cluster.metrics.requests_active.add(1);
+        endpoint.active.set(endpoint.active.get() + 1);
+        Ok(Self {
+            cluster: Rc::clone(cluster),
+            endpoint: Rc::clone(endpoint),
+            _place: place,
+        })
+    }
+}
+
+impl Drop for RequestPlace {
+    fn drop(&mut self) {
+        self.endpoint.active.set(self.endpoint.active.get() - 1);
+        self.cluster.metrics.requests_active.sub(1);
+    }
+}
+
+/// A place among the connections or requests of a cluster that wait.
+///
+/// # Errors
+/// [`ConnectError::Overflow`] where as many wait as may.
+pub fn wait_in_line(cluster: &ClusterState) -> Result<Place, ConnectError> {
+    acquire(
+        cluster,
+        Breaker::Pending,
+        cluster.config().circuit_breakers.max_pending_requests,
+    )
+}
+
 fn acquire(cluster: &ClusterState, breaker: Breaker, configured: Option<u32>) -> Result<Place, ConnectError> {
     let max = configured.unwrap_or(DEFAULT_LIMIT);
     let (limit, overflow) = match breaker {
         Breaker::Connections => (&cluster.connections, &cluster.metrics.overflow),
         Breaker::Pending => (&cluster.pending, &cluster.metrics.pending_overflow),
+        Breaker::Requests => (&cluster.requests, &cluster.metrics.pending_overflow),
     };
     limit.acquire(max).ok_or_else(|| {
         overflow.increment(1);
@@ -434,6 +515,7 @@ impl Lease {
             made: Cell::new(None),
             carries: Cell::new(false),
             remote: Cell::new(false),
+            loads: Cell::new(true),
             _place: place,
         })))
     }
@@ -468,6 +550,23 @@ impl Lease {
         }
     }
 
+    /// The connection is kept for many requests, each of which counts as load of the endpoint while it lasts.
+    pub fn pool(&self) {
+        if self.0.loads.replace(false) {
+            self.0.endpoint.active.set(self.0.endpoint.active.get() - 1);
+        }
+    }
+
+    /// The endpoint connected to.
+    pub fn endpoint(&self) -> &Rc<EndpointState> {
+        &self.0.endpoint
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &Rc<ClusterState> {
+        &self.0.cluster
+    }
+
     /// It was the endpoint that ended the connection.
     pub fn ended_by_endpoint(&self) {
         self.0.remote.set(true);
@@ -486,7 +585,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.endpoint.active.set(self.0.endpoint.active.get() - 1);
+        self.pool();
         if self.0.listed {
             self.0.endpoint.metrics(&self.0.cluster.name).active.sub(1);
         }

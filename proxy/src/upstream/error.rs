@@ -42,6 +42,16 @@ pub enum ConnectError {
         /// Whether nobody configured it.
         by_default: bool,
     },
+    /// An endpoint was connected to, but does not speak HTTP/2.
+    #[error("{endpoint} of {cluster} does not speak HTTP/2: {why}")]
+    Http {
+        /// The cluster.
+        cluster: Name,
+        /// The endpoint.
+        endpoint: Target,
+        /// What went wrong.
+        why: String,
+    },
     /// Every endpoint tried failed; the last one's reason.
     #[error("{attempts} endpoint(s) of {cluster} tried, the last {endpoint}: {source}")]
     Failed {
@@ -95,6 +105,8 @@ pub enum Breaker {
     Connections,
     /// Those being made or waiting for an endpoint.
     Pending,
+    /// Requests under way.
+    Requests,
 }
 
 impl Breaker {
@@ -103,6 +115,7 @@ impl Breaker {
         match self {
             Self::Connections => "max_connections",
             Self::Pending => "max_pending_requests",
+            Self::Requests => "max_concurrent_requests",
         }
     }
 }
@@ -112,6 +125,7 @@ impl std::fmt::Display for Breaker {
         f.write_str(match self {
             Self::Connections => "connections",
             Self::Pending => "connections that are not made yet",
+            Self::Requests => "requests",
         })
     }
 }
@@ -123,7 +137,7 @@ impl ConnectError {
             Self::NoCluster(_) => ResponseFlag::NoClusterFound,
             Self::NoHealthy { .. } | Self::OriginalDestination { .. } => ResponseFlag::NoHealthyUpstream,
             Self::Overflow { .. } => ResponseFlag::UpstreamOverflow,
-            Self::Failed { .. } => ResponseFlag::UpstreamConnectionFailure,
+            Self::Failed { .. } | Self::Http { .. } => ResponseFlag::UpstreamConnectionFailure,
         }
     }
 }

@@ -209,10 +209,11 @@ impl ClusterManager {
 
 impl Resolved {
     /// One endpoint that is not to be avoided, and its cluster: of the priority that the load says, else of
-    /// the next that has one.
+    /// the next that has one. `per_request` has endpoints take turns.
     pub fn choose(
         &self,
         hash: u64,
+        per_request: bool,
         avoid: impl Fn(&EndpointState) -> bool,
     ) -> Option<(&Rc<ClusterState>, &Rc<EndpointState>)> {
         let mut draw = (if self.by_hash { hash } else { fastrand::u64(..) }) % 100;
@@ -229,7 +230,10 @@ impl Resolved {
             .find_map(|level| {
                 let pool = level.level().pool();
                 let kind = &level.cluster.config().load_balancer;
-                let chosen = pool.choose(kind, hash, &avoid)?;
+                let chosen = match kind {
+                    LoadBalancer::RoundRobin if per_request => pool.take_turn(&avoid)?,
+                    kind => pool.choose(kind, hash, &avoid)?,
+                };
                 if level.level().load.panic {
                     level.cluster.metrics.healthy_panic.increment(1);
                 }

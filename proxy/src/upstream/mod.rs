@@ -15,7 +15,7 @@ pub mod manager;
 pub mod outlier;
 pub mod priority;
 
-pub use connect::{Connected, LoadBalancerContext, connect};
+pub use connect::{Connected, LoadBalancerContext, Reached, RequestPlace, connect, reach, wait_in_line};
 pub use dial::UpstreamStream;
 pub use error::{AttemptError, ConnectError};
 pub use manager::ClusterManager;

@@ -146,28 +146,37 @@ impl Outliers {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// A connection could not be made, which Envoy counts as a 503 or 504: both a 5xx and a gateway failure.
+    /// A request failed with a 5xx, or a connection could not be made, which Envoy counts as a 503 or 504: both
+    /// a 5xx and a `gateway` failure.
     pub fn failed(
         &self,
         config: &OutlierDetection,
         target: &Target,
         health: &EndpointHealth,
+        gateway: bool,
         ejections: Ejections,
         now: Instant,
     ) -> Failure {
         let counted = [
             (
+                gateway,
                 &health.consecutive_gateway_failure,
                 config.consecutive_gateway_failure,
                 config.enforcing_consecutive_gateway_failure,
             ),
             (
+                true,
                 &health.consecutive_5xx,
                 config.consecutive_5xx,
                 config.enforcing_consecutive_5xx,
             ),
         ];
-        let [gateway, consecutive_5xx] = counted.map(|(counter, limit, enforcing)| {
+        let [gateway, consecutive_5xx] = counted.map(|(counts, counter, limit, enforcing)| {
+            if !counts {
+                // A 500 is no gateway failure, and ends a row of them.
+                counter.store(0, Ordering::Relaxed);
+                return None;
+            }
             let failures = counter.fetch_add(1, Ordering::Relaxed).saturating_add(1);
             if limit == 0 || failures != limit {
                 return None;
@@ -327,7 +336,7 @@ mod tests {
     fn fail(outliers: &Outliers, config: &OutlierDetection, health: &EndpointHealth, times: usize) -> bool {
         (0..times).any(|_| {
             outliers
-                .failed(config, &target(1), health, TWO, Instant::now())
+                .failed(config, &target(1), health, true, TWO, Instant::now())
                 .ejected()
         })
     }
@@ -425,7 +434,7 @@ mod tests {
         assert!(!fail(&outliers, &lenient, &health, 20));
         let full = Ejections { active: 1, of: 2 };
         let mut failures =
-            (0..20).map(|_| outliers.failed(&config(), &target(1), &health, full, Instant::now()));
+            (0..20).map(|_| outliers.failed(&config(), &target(1), &health, true, full, Instant::now()));
         assert!(failures.all(|failure| !failure.ejected()));
         let gateway = OutlierDetection {
             consecutive_5xx: 0,

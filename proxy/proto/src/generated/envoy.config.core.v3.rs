@@ -992,6 +992,17 @@ crate::named!(Http3ProtocolOptions, "envoy.config.core.v3", "Http3ProtocolOption
 #[prost(skip_debug)]
 pub struct DnsResolutionConfig {}
 crate::named!(DnsResolutionConfig, "envoy.config.core.v3", "DnsResolutionConfig");
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HttpService {
+    #[prost(message, optional, tag = "1")]
+    pub http_uri: ::core::option::Option<HttpUri>,
+    #[prost(message, repeated, tag = "2")]
+    pub request_headers_to_add: ::prost::alloc::vec::Vec<HeaderValueOption>,
+    #[prost(message, repeated, tag = "3")]
+    pub formatters: ::prost::alloc::vec::Vec<TypedExtensionConfig>,
+}
+crate::named!(HttpService, "envoy.config.core.v3", "HttpService");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct CelExpressionConfig {}

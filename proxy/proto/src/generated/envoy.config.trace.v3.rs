@@ -28,7 +28,7 @@ pub mod tracing {
     crate::named!(Http, "envoy.config.trace.v3", "Http");
 }
 crate::named!(Tracing, "envoy.config.trace.v3", "Tracing");
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ZipkinConfig {
     #[prost(string, tag = "1")]
@@ -47,6 +47,8 @@ pub struct ZipkinConfig {
     pub split_spans_for_request: bool,
     #[prost(enumeration = "zipkin_config::TraceContextOption", tag = "8")]
     pub trace_context_option: i32,
+    #[prost(message, optional, tag = "9")]
+    pub collector_service: ::core::option::Option<super::super::core::v3::HttpService>,
     #[prost(bool, tag = "10")]
     pub timestamp_trace_ids: bool,
 }
@@ -116,3 +118,30 @@ pub mod zipkin_config {
     }
 }
 crate::named!(ZipkinConfig, "envoy.config.trace.v3", "ZipkinConfig");
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct OpenTelemetryConfig {
+    #[prost(message, optional, tag = "1")]
+    pub grpc_service: ::core::option::Option<super::super::core::v3::GrpcService>,
+    #[prost(message, optional, tag = "3")]
+    pub http_service: ::core::option::Option<super::super::core::v3::HttpService>,
+    #[prost(message, optional, tag = "10")]
+    pub exporter: ::core::option::Option<super::super::core::v3::TypedExtensionConfig>,
+    #[prost(string, tag = "2")]
+    pub service_name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub resource_detectors: ::prost::alloc::vec::Vec<
+        super::super::core::v3::TypedExtensionConfig,
+    >,
+    #[prost(message, optional, tag = "5")]
+    pub sampler: ::core::option::Option<super::super::core::v3::TypedExtensionConfig>,
+    #[prost(message, optional, tag = "6")]
+    pub max_cache_size: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub set_telemetry_sdk_resource_attributes: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "8")]
+    pub set_service_name_resource_attribute: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "9")]
+    pub set_instrumentation_scope: ::core::option::Option<bool>,
+}
+crate::named!(OpenTelemetryConfig, "envoy.config.trace.v3", "OpenTelemetryConfig");

@@ -7,6 +7,10 @@ pub struct OpenTelemetryAccessLogConfig {
     pub common_config: ::core::option::Option<
         super::super::grpc::v3::CommonGrpcAccessLogConfig,
     >,
+    #[prost(message, optional, tag = "8")]
+    pub http_service: ::core::option::Option<
+        super::super::super::super::config::core::v3::HttpService,
+    >,
     #[prost(message, optional, tag = "9")]
     pub grpc_service: ::core::option::Option<
         super::super::super::super::config::core::v3::GrpcService,

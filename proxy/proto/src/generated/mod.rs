@@ -53,6 +53,13 @@ pub mod envoy {
             }
         }
     }
+    pub mod data {
+        pub mod accesslog {
+            pub mod v3 {
+                include!("envoy.data.accesslog.v3.rs");
+            }
+        }
+    }
     pub mod extensions {
         pub mod access_loggers {
             pub mod file {

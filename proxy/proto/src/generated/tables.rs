@@ -3,7 +3,7 @@
 use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};
 
 /// Sorted by name.
-pub(crate) static MESSAGES: [Message; 380] = [
+pub(crate) static MESSAGES: [Message; 383] = [
     m(0, 34, 0, 2, Special::Plain, 0), // envoy.admin.v3.BootstrapConfigDump
     m(55, 26, 2, 2, Special::Plain, 0), // envoy.admin.v3.Certificate
     m(98, 33, 4, 7, Special::Plain, 0), // envoy.admin.v3.CertificateDetails
@@ -40,357 +40,360 @@ pub(crate) static MESSAGES: [Message; 380] = [
     m(3065, 33, 154, 4, Special::Plain, 0), // envoy.admin.v3.UpdateFailureState
     m(3144, 35, 158, 3, Special::Plain, 0), // envoy.config.accesslog.v3.AccessLog
     m(3197, 41, 161, 13, Special::Plain, 0), // envoy.config.accesslog.v3.AccessLogFilter
-    m(3440, 35, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.AndFilter
-    m(3475, 40, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.DurationFilter
-    m(3515, 41, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.ExtensionFilter
-    m(3556, 42, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.GrpcStatusFilter
-    m(3598, 38, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.HeaderFilter
-    m(3636, 39, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.LogTypeFilter
-    m(3675, 40, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.MetadataFilter
-    m(3715, 46, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.NotHealthCheckFilter
-    m(3761, 34, 174, 0, Special::Plain, 0), // envoy.config.accesslog.v3.OrFilter
-    m(3795, 44, 174, 1, Special::Plain, 0), // envoy.config.accesslog.v3.ResponseFlagFilter
-    m(3844, 39, 175, 0, Special::Plain, 0), // envoy.config.accesslog.v3.RuntimeFilter
-    m(3883, 42, 175, 0, Special::Plain, 0), // envoy.config.accesslog.v3.StatusCodeFilter
-    m(3925, 41, 175, 0, Special::Plain, 0), // envoy.config.accesslog.v3.TraceableFilter
-    m(3966, 31, 175, 7, Special::Plain, 0), // envoy.config.bootstrap.v3.Admin
-    m(4083, 35, 182, 10, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap
-    m(4234, 52, 192, 5, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap.DynamicResources
-    m(4358, 51, 197, 3, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap.StaticResources
-    m(4433, 40, 200, 1, Special::Plain, 0), // envoy.config.bootstrap.v3.LayeredRuntime
-    m(4479, 38, 201, 3, Special::Plain, 0), // envoy.config.bootstrap.v3.RuntimeLayer
-    m(4540, 49, 204, 0, Special::Plain, 0), // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
-    m(4589, 39, 204, 2, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers
-    m(4657, 50, 206, 8, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers.Thresholds
-    m(4812, 62, 214, 3, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
-    m(4924, 31, 217, 57, Special::Plain, 0), // envoy.config.cluster.v3.Cluster
-    m(6051, 46, 274, 8, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig
-    m(6301, 72, 282, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig
-    m(6373, 71, 282, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig
-    m(6444, 64, 282, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
-    m(6508, 49, 282, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CustomClusterType
-    m(6557, 48, 284, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.EdsClusterConfig
-    m(6627, 46, 286, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.LbSubsetConfig
-    m(6673, 52, 286, 3, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
-    m(6773, 46, 289, 1, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.MaglevLbConfig
-    m(6829, 51, 290, 4, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
-    m(6945, 48, 294, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.PreconnectPolicy
-    m(6993, 47, 294, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.QueuingPolicies
-    m(7040, 43, 294, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RefreshRate
-    m(7108, 48, 296, 3, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RingHashLbConfig
-    m(7203, 50, 299, 1, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
-    m(7253, 47, 300, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.SlowStartConfig
-    m(7300, 52, 300, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.TransportSocketMatch
-    m(7352, 66, 300, 2, Special::Plain, 2), // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
-    m(7421, 30, 302, 0, Special::Plain, 0), // envoy.config.cluster.v3.Filter
-    m(7451, 43, 302, 0, Special::Plain, 0), // envoy.config.cluster.v3.LoadBalancingPolicy
-    m(7494, 40, 302, 26, Special::Plain, 0), // envoy.config.cluster.v3.OutlierDetection
-    m(8223, 41, 328, 0, Special::Plain, 0), // envoy.config.cluster.v3.TrackClusterStats
-    m(8264, 49, 328, 2, Special::Plain, 0), // envoy.config.cluster.v3.UpstreamConnectionOptions
-    m(8374, 28, 330, 2, Special::Plain, 0), // envoy.config.core.v3.Address
-    m(8420, 43, 332, 0, Special::Plain, 0), // envoy.config.core.v3.AggregatedConfigSource
-    m(8463, 36, 332, 8, Special::Plain, 0), // envoy.config.core.v3.ApiConfigSource
-    m(8629, 36, 340, 2, Special::Plain, 0), // envoy.config.core.v3.AsyncDataSource
-    m(8676, 36, 342, 2, Special::Plain, 0), // envoy.config.core.v3.BackoffStrategy
-    m(8712, 31, 344, 0, Special::Plain, 0), // envoy.config.core.v3.BindConfig
-    m(8743, 33, 344, 2, Special::Plain, 0), // envoy.config.core.v3.BuildVersion
-    m(8776, 40, 346, 0, Special::Plain, 0), // envoy.config.core.v3.CelExpressionConfig
-    m(8816, 30, 346, 2, Special::Plain, 0), // envoy.config.core.v3.CidrRange
-    m(8870, 33, 348, 7, Special::Plain, 0), // envoy.config.core.v3.ConfigSource
-    m(8986, 33, 355, 1, Special::Plain, 0), // envoy.config.core.v3.ControlPlane
-    m(9029, 31, 356, 5, Special::Plain, 0), // envoy.config.core.v3.DataSource
-    m(9130, 40, 361, 0, Special::Plain, 0), // envoy.config.core.v3.DnsResolutionConfig
-    m(9170, 30, 361, 6, Special::Plain, 0), // envoy.config.core.v3.Extension
-    m(9240, 42, 367, 0, Special::Plain, 0), // envoy.config.core.v3.ExtensionConfigSource
-    m(9282, 32, 367, 4, Special::Plain, 0), // envoy.config.core.v3.GrpcService
-    m(9359, 42, 371, 5, Special::Plain, 0), // envoy.config.core.v3.GrpcService.EnvoyGrpc
-    m(9466, 32, 376, 3, Special::Plain, 0), // envoy.config.core.v3.HeaderValue
-    m(9507, 38, 379, 4, Special::Plain, 0), // envoy.config.core.v3.HeaderValueOption
-    m(9586, 32, 383, 0, Special::Plain, 0), // envoy.config.core.v3.HealthCheck
-    m(9618, 36, 383, 0, Special::Plain, 0), // envoy.config.core.v3.HealthStatusSet
-    m(9654, 41, 383, 10, Special::Plain, 0), // envoy.config.core.v3.Http1ProtocolOptions
-    m(9913, 41, 393, 20, Special::Plain, 0), // envoy.config.core.v3.Http2ProtocolOptions
-    m(10431, 41, 413, 0, Special::Plain, 0), // envoy.config.core.v3.Http3ProtocolOptions
-    m(10472, 40, 413, 8, Special::Plain, 0), // envoy.config.core.v3.HttpProtocolOptions
-    m(10667, 28, 421, 3, Special::Plain, 0), // envoy.config.core.v3.HttpUri
-    m(10695, 38, 424, 1, Special::Plain, 0), // envoy.config.core.v3.JsonFormatOptions
-    m(10748, 29, 425, 3, Special::Plain, 0), // envoy.config.core.v3.Locality
-    m(10795, 29, 428, 2, Special::Plain, 0), // envoy.config.core.v3.Metadata
-    m(10860, 49, 430, 2, Special::Plain, 2), // envoy.config.core.v3.Metadata.FilterMetadataEntry
-    m(10909, 54, 432, 2, Special::Plain, 2), // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
-    m(10963, 25, 434, 11, Special::Plain, 0), // envoy.config.core.v3.Node
-    m(11109, 48, 445, 2, Special::Plain, 2), // envoy.config.core.v3.Node.DynamicParametersEntry
-    m(11157, 37, 447, 3, Special::Plain, 0), // envoy.config.core.v3.PathConfigSource
-    m(11207, 25, 450, 2, Special::Plain, 0), // envoy.config.core.v3.Pipe
-    m(11232, 40, 452, 3, Special::Plain, 0), // envoy.config.core.v3.ProxyProtocolConfig
-    m(11299, 49, 455, 2, Special::Plain, 0), // envoy.config.core.v3.ProxyProtocolPassThroughTLVs
-    m(11366, 37, 457, 3, Special::Plain, 0), // envoy.config.core.v3.RemoteDataSource
-    m(11417, 32, 460, 4, Special::Plain, 0), // envoy.config.core.v3.RetryPolicy
-    m(11515, 34, 464, 0, Special::Plain, 0), // envoy.config.core.v3.RuntimeDouble
-    m(11549, 39, 464, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeFeatureFlag
-    m(11612, 45, 466, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeFractionalPercent
-    m(11657, 34, 468, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeUInt32
-    m(11691, 37, 470, 1, Special::Plain, 0), // envoy.config.core.v3.SelfConfigSource
-    m(11728, 34, 471, 7, Special::Plain, 0), // envoy.config.core.v3.SocketAddress
-    m(11840, 33, 478, 0, Special::Plain, 0), // envoy.config.core.v3.SocketOption
-    m(11873, 45, 478, 7, Special::Plain, 0), // envoy.config.core.v3.SubstitutionFormatString
-    m(12016, 33, 485, 3, Special::Plain, 0), // envoy.config.core.v3.TcpKeepalive
-    m(12097, 29, 488, 0, Special::Plain, 0), // envoy.config.core.v3.TlvEntry
-    m(12126, 36, 488, 2, Special::Plain, 0), // envoy.config.core.v3.TransportSocket
-    m(12162, 41, 490, 2, Special::Plain, 0), // envoy.config.core.v3.TypedExtensionConfig
-    m(12203, 48, 492, 3, Special::Plain, 0), // envoy.config.core.v3.UpstreamHttpProtocolOptions
-    m(12302, 37, 495, 2, Special::Plain, 0), // envoy.config.core.v3.WatchedDirectory
-    m(12351, 46, 497, 4, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment
-    m(12427, 66, 501, 2, Special::Plain, 2), // envoy.config.endpoint.v3.ClusterLoadAssignment.NamedEndpointsEntry
-    m(12493, 53, 503, 4, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
-    m(12627, 66, 507, 0, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
-    m(12693, 33, 507, 5, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint
-    m(12765, 51, 512, 0, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint.AdditionalAddress
-    m(12816, 51, 512, 4, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint.HealthCheckConfig
-    m(12894, 35, 516, 5, Special::Plain, 0), // envoy.config.endpoint.v3.LbEndpoint
-    m(12971, 50, 521, 0, Special::Plain, 0), // envoy.config.endpoint.v3.LedsClusterLocalityConfig
-    m(13021, 44, 521, 8, Special::Plain, 0), // envoy.config.endpoint.v3.LocalityLbEndpoints
-    m(13137, 59, 529, 0, Special::Plain, 0), // envoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointList
-    m(13196, 42, 529, 0, Special::Plain, 0), // envoy.config.listener.v3.AdditionalAddress
-    m(13238, 36, 529, 0, Special::Plain, 0), // envoy.config.listener.v3.ApiListener
-    m(13274, 31, 529, 3, Special::Plain, 0), // envoy.config.listener.v3.Filter
-    m(13321, 36, 532, 7, Special::Plain, 0), // envoy.config.listener.v3.FilterChain
-    m(13422, 41, 539, 11, Special::Plain, 0), // envoy.config.listener.v3.FilterChainMatch
-    m(13637, 33, 550, 37, Special::Plain, 0), // envoy.config.listener.v3.Listener
-    m(14127, 57, 587, 2, Special::Plain, 0), // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
-    m(14211, 70, 589, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance
-    m(14281, 46, 589, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.DeprecatedV1
-    m(14327, 44, 589, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.FcdsConfig
-    m(14371, 56, 589, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.InternalListenerConfig
-    m(14427, 39, 589, 4, Special::Plain, 0), // envoy.config.listener.v3.ListenerFilter
-    m(14481, 58, 593, 0, Special::Plain, 0), // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
-    m(14539, 42, 593, 0, Special::Plain, 0), // envoy.config.listener.v3.UdpListenerConfig
-    m(14581, 37, 593, 3, Special::Plain, 0), // envoy.config.metrics.v3.DogStatsdSink
-    m(14646, 47, 596, 3, Special::Plain, 0), // envoy.config.metrics.v3.HistogramBucketSettings
-    m(14709, 44, 599, 6, Special::Plain, 0), // envoy.config.metrics.v3.MetricsServiceConfig
-    m(14838, 35, 605, 5, Special::Plain, 0), // envoy.config.metrics.v3.StatsConfig
-    m(14955, 36, 610, 3, Special::Plain, 0), // envoy.config.metrics.v3.StatsMatcher
-    m(15029, 33, 613, 2, Special::Plain, 0), // envoy.config.metrics.v3.StatsSink
-    m(15062, 34, 615, 3, Special::Plain, 0), // envoy.config.metrics.v3.StatsdSink
-    m(15112, 36, 618, 3, Special::Plain, 0), // envoy.config.metrics.v3.TagSpecifier
-    m(15172, 27, 621, 2, Special::Plain, 1), // envoy.config.rbac.v3.Action
-    m(15205, 31, 623, 14, Special::Plain, 1), // envoy.config.rbac.v3.Permission
-    m(15364, 35, 637, 1, Special::Plain, 1), // envoy.config.rbac.v3.Permission.Set
-    m(15404, 27, 638, 5, Special::Plain, 1), // envoy.config.rbac.v3.Policy
-    m(15488, 30, 643, 14, Special::Plain, 1), // envoy.config.rbac.v3.Principal
-    m(15602, 44, 657, 1, Special::Plain, 1), // envoy.config.rbac.v3.Principal.Authenticated
-    m(15660, 34, 658, 1, Special::Plain, 1), // envoy.config.rbac.v3.Principal.Set
-    m(15697, 25, 659, 3, Special::Plain, 1), // envoy.config.rbac.v3.RBAC
-    m(15751, 45, 662, 2, Special::Plain, 1), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions
-    m(15825, 63, 664, 2, Special::Plain, 1), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditLoggerConfig
-    m(15911, 39, 666, 2, Special::Plain, 3), // envoy.config.rbac.v3.RBAC.PoliciesEntry
-    m(15950, 36, 668, 2, Special::Plain, 1), // envoy.config.rbac.v3.SourcedMetadata
-    m(16017, 35, 670, 0, Special::Plain, 0), // envoy.config.route.v3.CookieMatcher
-    m(16052, 31, 670, 0, Special::Plain, 0), // envoy.config.route.v3.Decorator
-    m(16083, 42, 670, 3, Special::Plain, 0), // envoy.config.route.v3.DirectResponseAction
-    m(16146, 34, 673, 0, Special::Plain, 0), // envoy.config.route.v3.FilterAction
-    m(16180, 35, 673, 11, Special::Plain, 0), // envoy.config.route.v3.HeaderMatcher
-    m(16357, 41, 684, 0, Special::Plain, 0), // envoy.config.route.v3.NonForwardingAction
-    m(16398, 43, 684, 3, Special::Plain, 0), // envoy.config.route.v3.QueryParameterMatcher
-    m(16441, 36, 687, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
-    m(16608, 33, 697, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
-    m(16788, 46, 708, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    m(16834, 27, 710, 19, Special::Plain, 0), // envoy.config.route.v3.Route
-    m(17122, 53, 729, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
-    m(17175, 33, 731, 30, Special::Plain, 0), // envoy.config.route.v3.RouteAction
-    m(17633, 44, 761, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
-    m(17727, 65, 766, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
-    m(17792, 51, 767, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
-    m(17846, 51, 770, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    m(17908, 59, 772, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
-    m(17967, 53, 773, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
-    m(18020, 40, 773, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
-    m(18260, 66, 790, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
-    m(18326, 32, 792, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
-    m(18512, 47, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
-    m(18559, 54, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
-    m(18613, 55, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
-    m(18668, 29, 807, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
-    m(18697, 33, 807, 20, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
-    m(18847, 59, 827, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
-    m(18906, 37, 829, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
-    m(18988, 51, 834, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
-    m(19039, 77, 844, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
-    m(19116, 29, 846, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
-    m(19149, 34, 847, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
-    m(19183, 34, 849, 9, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
-    m(19392, 53, 858, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
-    m(19468, 65, 863, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    m(19641, 78, 871, 14, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    m(19801, 57, 885, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
-    m(19858, 57, 886, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
-    m(19915, 52, 887, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
-    m(19967, 50, 888, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
-    m(20117, 63, 895, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    m(20209, 64, 897, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    m(20415, 57, 902, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    m(20523, 51, 905, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
-    m(21164, 54, 936, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    m(21295, 57, 942, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    m(21399, 56, 944, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    m(21547, 58, 948, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    m(21632, 71, 951, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    m(21746, 63, 957, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
-    m(21849, 71, 962, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    m(21946, 58, 963, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
-    m(22012, 72, 965, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
-    m(22084, 57, 967, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    m(22177, 60, 969, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    m(22322, 75, 976, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
-    m(22397, 80, 978, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
-    m(22477, 57, 980, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    m(22566, 59, 982, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    m(22645, 71, 985, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
-    m(22716, 52, 986, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
-    m(22780, 54, 988, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    m(23139, 71, 1009, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    m(23232, 57, 1010, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    m(23415, 64, 1017, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    m(23491, 63, 1018, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    m(23554, 57, 1019, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
-    m(23627, 64, 1021, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    m(23691, 53, 1023, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
-    m(23769, 58, 1027, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    m(23827, 40, 1030, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
-    m(23950, 57, 1038, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
-    m(24007, 42, 1040, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
-    m(24136, 50, 1047, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    m(24190, 46, 1048, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
-    m(24440, 42, 1057, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
-    m(24488, 65, 1058, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
-    m(24553, 61, 1058, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
-    m(24614, 65, 1058, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    m(24747, 78, 1064, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    m(24846, 70, 1067, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
-    m(24930, 63, 1069, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    m(25135, 68, 1074, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
-    m(25223, 54, 1078, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
-    m(25301, 81, 1090, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    m(26347, 109, 1141, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    m(26472, 89, 1148, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    m(26709, 95, 1159, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    m(26823, 70, 1162, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
-    m(26893, 63, 1167, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    m(26986, 45, 1169, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
-    m(27057, 58, 1177, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
-    m(27115, 54, 1177, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-    m(27514, 63, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
-    m(27577, 74, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
-    m(27651, 70, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
-    m(27721, 70, 1200, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    m(27791, 84, 1201, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
-    m(27875, 45, 1204, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
-    m(27920, 83, 1205, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    m(28043, 58, 1209, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-    m(28101, 75, 1209, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    m(28205, 70, 1211, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    m(28607, 86, 1227, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
-    m(28693, 58, 1227, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    m(29162, 78, 1242, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
-    m(29240, 86, 1244, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    m(29326, 95, 1246, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    m(29447, 62, 1250, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    m(29776, 55, 1261, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
-    m(29831, 68, 1263, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
-    m(29899, 60, 1265, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    m(29967, 67, 1268, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    m(30060, 79, 1270, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
-    m(30172, 57, 1273, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
-    m(30239, 48, 1275, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
-    m(30316, 63, 1280, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    m(30390, 56, 1283, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    m(30547, 51, 1292, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
-    m(30637, 55, 1295, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    m(30811, 62, 1301, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    m(30877, 60, 1302, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    m(31032, 54, 1309, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    m(31171, 69, 1320, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
-    m(31240, 73, 1323, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
-    m(31313, 71, 1326, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
-    m(31384, 78, 1326, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
-    m(31462, 52, 1329, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    m(31534, 77, 1330, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
-    m(31611, 45, 1332, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
-    m(31679, 60, 1334, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
-    m(31739, 37, 1336, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
-    m(31888, 43, 1344, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
-    m(31931, 33, 1344, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
-    m(32041, 48, 1352, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
-    m(32198, 77, 1359, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-    m(32275, 49, 1361, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    m(32409, 44, 1368, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
-    m(32459, 35, 1374, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
-    m(32522, 39, 1381, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
-    m(32561, 36, 1382, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
-    m(32603, 35, 1384, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
-    m(32648, 40, 1386, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
-    m(32701, 33, 1389, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
-    m(32740, 39, 1390, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
-    m(32787, 37, 1391, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
-    m(32830, 49, 1395, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
-    m(32879, 31, 1396, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
-    m(32924, 33, 1397, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
-    m(32957, 45, 1398, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    m(33021, 34, 1400, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
-    m(33065, 44, 1402, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    m(33125, 35, 1403, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
-    m(33185, 34, 1410, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
-    m(33269, 44, 1417, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
-    m(33313, 34, 1417, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
-    m(33347, 31, 1417, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
-    m(33413, 43, 1422, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
-    m(33456, 38, 1424, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
-    m(33494, 39, 1426, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
-    m(33533, 25, 1427, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
-    m(33566, 31, 1429, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
-    m(33617, 24, 1431, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
-    m(33641, 24, 1431, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
-    m(33665, 24, 1432, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
-    m(33689, 24, 1434, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
-    m(33713, 21, 1436, 1, Special::Plain, 0), // envoy.type.v3.Percent
-    m(33734, 29, 1437, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
-    m(33792, 36, 1440, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
-    m(33828, 29, 1440, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
-    m(33857, 19, 1440, 2, Special::Any, 0), // google.protobuf.Any
-    m(33876, 25, 1442, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
-    m(33901, 26, 1443, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
-    m(33927, 27, 1444, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
-    m(33954, 24, 1445, 2, Special::Duration, 0), // google.protobuf.Duration
-    m(33990, 21, 1447, 0, Special::Empty, 0), // google.protobuf.Empty
-    m(34011, 25, 1447, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
-    m(34041, 26, 1448, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
-    m(34067, 26, 1449, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
-    m(34093, 26, 1450, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
-    m(34119, 25, 1451, 1, Special::ListValue, 0), // google.protobuf.ListValue
-    m(34150, 27, 1452, 1, Special::StringValue, 0), // google.protobuf.StringValue
-    m(34177, 22, 1453, 1, Special::Struct, 0), // google.protobuf.Struct
-    m(34205, 34, 1454, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
-    m(34239, 25, 1456, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
-    m(34264, 27, 1458, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
-    m(34291, 27, 1459, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
-    m(34318, 21, 1460, 6, Special::Value, 0), // google.protobuf.Value
-    m(34405, 17, 1466, 3, Special::Plain, 0), // google.rpc.Status
-    m(34429, 38, 1469, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
-    m(34543, 40, 1477, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
-    m(34583, 38, 1478, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
-    m(34633, 42, 1481, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
-    m(34675, 21, 1482, 0, Special::Plain, 0), // xds.core.v3.CidrRange
-    m(34696, 25, 1482, 1, Special::Plain, 0), // xds.core.v3.ContextParams
-    m(34727, 37, 1483, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
-    m(34764, 32, 1485, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
-    m(34796, 27, 1485, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
+    m(3440, 35, 174, 1, Special::Plain, 0), // envoy.config.accesslog.v3.AndFilter
+    m(3482, 42, 175, 2, Special::Plain, 0), // envoy.config.accesslog.v3.ComparisonFilter
+    m(3526, 40, 177, 1, Special::Plain, 0), // envoy.config.accesslog.v3.DurationFilter
+    m(3576, 41, 178, 2, Special::Plain, 0), // envoy.config.accesslog.v3.ExtensionFilter
+    m(3617, 42, 180, 2, Special::Plain, 0), // envoy.config.accesslog.v3.GrpcStatusFilter
+    m(3674, 38, 182, 1, Special::Plain, 0), // envoy.config.accesslog.v3.HeaderFilter
+    m(3718, 39, 183, 2, Special::Plain, 0), // envoy.config.accesslog.v3.LogTypeFilter
+    m(3762, 40, 185, 2, Special::Plain, 0), // envoy.config.accesslog.v3.MetadataFilter
+    m(3831, 46, 187, 0, Special::Plain, 0), // envoy.config.accesslog.v3.NotHealthCheckFilter
+    m(3877, 34, 187, 1, Special::Plain, 0), // envoy.config.accesslog.v3.OrFilter
+    m(3911, 44, 188, 1, Special::Plain, 0), // envoy.config.accesslog.v3.ResponseFlagFilter
+    m(3960, 39, 189, 3, Special::Plain, 0), // envoy.config.accesslog.v3.RuntimeFilter
+    m(4051, 42, 192, 1, Special::Plain, 0), // envoy.config.accesslog.v3.StatusCodeFilter
+    m(4093, 41, 193, 0, Special::Plain, 0), // envoy.config.accesslog.v3.TraceableFilter
+    m(4134, 31, 193, 7, Special::Plain, 0), // envoy.config.bootstrap.v3.Admin
+    m(4251, 35, 200, 10, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap
+    m(4402, 52, 210, 5, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap.DynamicResources
+    m(4526, 51, 215, 3, Special::Plain, 0), // envoy.config.bootstrap.v3.Bootstrap.StaticResources
+    m(4601, 40, 218, 1, Special::Plain, 0), // envoy.config.bootstrap.v3.LayeredRuntime
+    m(4647, 38, 219, 3, Special::Plain, 0), // envoy.config.bootstrap.v3.RuntimeLayer
+    m(4708, 49, 222, 0, Special::Plain, 0), // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
+    m(4757, 39, 222, 2, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers
+    m(4825, 50, 224, 8, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers.Thresholds
+    m(4980, 62, 232, 3, Special::Plain, 0), // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
+    m(5092, 31, 235, 57, Special::Plain, 0), // envoy.config.cluster.v3.Cluster
+    m(6212, 46, 292, 8, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig
+    m(6462, 72, 300, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig
+    m(6534, 71, 300, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig
+    m(6605, 64, 300, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
+    m(6669, 49, 300, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.CustomClusterType
+    m(6718, 48, 302, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.EdsClusterConfig
+    m(6788, 46, 304, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.LbSubsetConfig
+    m(6834, 52, 304, 3, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
+    m(6934, 46, 307, 1, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.MaglevLbConfig
+    m(6990, 51, 308, 4, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
+    m(7106, 48, 312, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.PreconnectPolicy
+    m(7154, 47, 312, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.QueuingPolicies
+    m(7201, 43, 312, 2, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RefreshRate
+    m(7269, 48, 314, 3, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RingHashLbConfig
+    m(7364, 50, 317, 1, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
+    m(7414, 47, 318, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.SlowStartConfig
+    m(7461, 52, 318, 0, Special::Plain, 0), // envoy.config.cluster.v3.Cluster.TransportSocketMatch
+    m(7513, 66, 318, 2, Special::Plain, 2), // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
+    m(7582, 30, 320, 0, Special::Plain, 0), // envoy.config.cluster.v3.Filter
+    m(7612, 43, 320, 0, Special::Plain, 0), // envoy.config.cluster.v3.LoadBalancingPolicy
+    m(7655, 40, 320, 26, Special::Plain, 0), // envoy.config.cluster.v3.OutlierDetection
+    m(8384, 41, 346, 0, Special::Plain, 0), // envoy.config.cluster.v3.TrackClusterStats
+    m(8425, 49, 346, 2, Special::Plain, 0), // envoy.config.cluster.v3.UpstreamConnectionOptions
+    m(8535, 28, 348, 2, Special::Plain, 0), // envoy.config.core.v3.Address
+    m(8581, 43, 350, 0, Special::Plain, 0), // envoy.config.core.v3.AggregatedConfigSource
+    m(8624, 36, 350, 8, Special::Plain, 0), // envoy.config.core.v3.ApiConfigSource
+    m(8790, 36, 358, 2, Special::Plain, 0), // envoy.config.core.v3.AsyncDataSource
+    m(8837, 36, 360, 2, Special::Plain, 0), // envoy.config.core.v3.BackoffStrategy
+    m(8873, 31, 362, 0, Special::Plain, 0), // envoy.config.core.v3.BindConfig
+    m(8904, 33, 362, 2, Special::Plain, 0), // envoy.config.core.v3.BuildVersion
+    m(8937, 40, 364, 0, Special::Plain, 0), // envoy.config.core.v3.CelExpressionConfig
+    m(8977, 30, 364, 2, Special::Plain, 0), // envoy.config.core.v3.CidrRange
+    m(9031, 33, 366, 7, Special::Plain, 0), // envoy.config.core.v3.ConfigSource
+    m(9147, 33, 373, 1, Special::Plain, 0), // envoy.config.core.v3.ControlPlane
+    m(9190, 31, 374, 5, Special::Plain, 0), // envoy.config.core.v3.DataSource
+    m(9291, 40, 379, 0, Special::Plain, 0), // envoy.config.core.v3.DnsResolutionConfig
+    m(9331, 30, 379, 6, Special::Plain, 0), // envoy.config.core.v3.Extension
+    m(9401, 42, 385, 0, Special::Plain, 0), // envoy.config.core.v3.ExtensionConfigSource
+    m(9443, 32, 385, 4, Special::Plain, 0), // envoy.config.core.v3.GrpcService
+    m(9520, 42, 389, 5, Special::Plain, 0), // envoy.config.core.v3.GrpcService.EnvoyGrpc
+    m(9627, 32, 394, 3, Special::Plain, 0), // envoy.config.core.v3.HeaderValue
+    m(9668, 38, 397, 4, Special::Plain, 0), // envoy.config.core.v3.HeaderValueOption
+    m(9741, 32, 401, 0, Special::Plain, 0), // envoy.config.core.v3.HealthCheck
+    m(9773, 36, 401, 0, Special::Plain, 0), // envoy.config.core.v3.HealthStatusSet
+    m(9809, 41, 401, 10, Special::Plain, 0), // envoy.config.core.v3.Http1ProtocolOptions
+    m(10068, 41, 411, 20, Special::Plain, 0), // envoy.config.core.v3.Http2ProtocolOptions
+    m(10586, 41, 431, 0, Special::Plain, 0), // envoy.config.core.v3.Http3ProtocolOptions
+    m(10627, 40, 431, 8, Special::Plain, 0), // envoy.config.core.v3.HttpProtocolOptions
+    m(10822, 32, 439, 3, Special::Plain, 0), // envoy.config.core.v3.HttpService
+    m(10894, 28, 442, 3, Special::Plain, 0), // envoy.config.core.v3.HttpUri
+    m(10922, 38, 445, 1, Special::Plain, 0), // envoy.config.core.v3.JsonFormatOptions
+    m(10975, 29, 446, 3, Special::Plain, 0), // envoy.config.core.v3.Locality
+    m(11022, 29, 449, 2, Special::Plain, 0), // envoy.config.core.v3.Metadata
+    m(11087, 49, 451, 2, Special::Plain, 2), // envoy.config.core.v3.Metadata.FilterMetadataEntry
+    m(11136, 54, 453, 2, Special::Plain, 2), // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
+    m(11190, 25, 455, 11, Special::Plain, 0), // envoy.config.core.v3.Node
+    m(11336, 48, 466, 2, Special::Plain, 2), // envoy.config.core.v3.Node.DynamicParametersEntry
+    m(11384, 37, 468, 3, Special::Plain, 0), // envoy.config.core.v3.PathConfigSource
+    m(11434, 25, 471, 2, Special::Plain, 0), // envoy.config.core.v3.Pipe
+    m(11459, 40, 473, 3, Special::Plain, 0), // envoy.config.core.v3.ProxyProtocolConfig
+    m(11526, 49, 476, 2, Special::Plain, 0), // envoy.config.core.v3.ProxyProtocolPassThroughTLVs
+    m(11593, 37, 478, 3, Special::Plain, 0), // envoy.config.core.v3.RemoteDataSource
+    m(11636, 32, 481, 4, Special::Plain, 0), // envoy.config.core.v3.RetryPolicy
+    m(11734, 34, 485, 0, Special::Plain, 0), // envoy.config.core.v3.RuntimeDouble
+    m(11768, 39, 485, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeFeatureFlag
+    m(11820, 45, 487, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeFractionalPercent
+    m(11865, 34, 489, 2, Special::Plain, 0), // envoy.config.core.v3.RuntimeUInt32
+    m(11899, 37, 491, 1, Special::Plain, 0), // envoy.config.core.v3.SelfConfigSource
+    m(11936, 34, 492, 7, Special::Plain, 0), // envoy.config.core.v3.SocketAddress
+    m(12048, 33, 499, 0, Special::Plain, 0), // envoy.config.core.v3.SocketOption
+    m(12081, 45, 499, 7, Special::Plain, 0), // envoy.config.core.v3.SubstitutionFormatString
+    m(12214, 33, 506, 3, Special::Plain, 0), // envoy.config.core.v3.TcpKeepalive
+    m(12295, 29, 509, 0, Special::Plain, 0), // envoy.config.core.v3.TlvEntry
+    m(12324, 36, 509, 2, Special::Plain, 0), // envoy.config.core.v3.TransportSocket
+    m(12360, 41, 511, 2, Special::Plain, 0), // envoy.config.core.v3.TypedExtensionConfig
+    m(12401, 48, 513, 3, Special::Plain, 0), // envoy.config.core.v3.UpstreamHttpProtocolOptions
+    m(12500, 37, 516, 2, Special::Plain, 0), // envoy.config.core.v3.WatchedDirectory
+    m(12549, 46, 518, 4, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment
+    m(12625, 66, 522, 2, Special::Plain, 2), // envoy.config.endpoint.v3.ClusterLoadAssignment.NamedEndpointsEntry
+    m(12691, 53, 524, 4, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
+    m(12825, 66, 528, 0, Special::Plain, 0), // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
+    m(12891, 33, 528, 5, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint
+    m(12963, 51, 533, 0, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint.AdditionalAddress
+    m(13014, 51, 533, 4, Special::Plain, 0), // envoy.config.endpoint.v3.Endpoint.HealthCheckConfig
+    m(13092, 35, 537, 5, Special::Plain, 0), // envoy.config.endpoint.v3.LbEndpoint
+    m(13169, 50, 542, 0, Special::Plain, 0), // envoy.config.endpoint.v3.LedsClusterLocalityConfig
+    m(13219, 44, 542, 8, Special::Plain, 0), // envoy.config.endpoint.v3.LocalityLbEndpoints
+    m(13335, 59, 550, 0, Special::Plain, 0), // envoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointList
+    m(13394, 42, 550, 0, Special::Plain, 0), // envoy.config.listener.v3.AdditionalAddress
+    m(13436, 36, 550, 0, Special::Plain, 0), // envoy.config.listener.v3.ApiListener
+    m(13472, 31, 550, 3, Special::Plain, 0), // envoy.config.listener.v3.Filter
+    m(13519, 36, 553, 7, Special::Plain, 0), // envoy.config.listener.v3.FilterChain
+    m(13620, 41, 560, 11, Special::Plain, 0), // envoy.config.listener.v3.FilterChainMatch
+    m(13835, 33, 571, 37, Special::Plain, 0), // envoy.config.listener.v3.Listener
+    m(14325, 57, 608, 2, Special::Plain, 0), // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
+    m(14409, 70, 610, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance
+    m(14479, 46, 610, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.DeprecatedV1
+    m(14525, 44, 610, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.FcdsConfig
+    m(14569, 56, 610, 0, Special::Plain, 0), // envoy.config.listener.v3.Listener.InternalListenerConfig
+    m(14625, 39, 610, 4, Special::Plain, 0), // envoy.config.listener.v3.ListenerFilter
+    m(14679, 58, 614, 0, Special::Plain, 0), // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
+    m(14737, 42, 614, 0, Special::Plain, 0), // envoy.config.listener.v3.UdpListenerConfig
+    m(14779, 37, 614, 3, Special::Plain, 0), // envoy.config.metrics.v3.DogStatsdSink
+    m(14844, 47, 617, 3, Special::Plain, 0), // envoy.config.metrics.v3.HistogramBucketSettings
+    m(14907, 44, 620, 6, Special::Plain, 0), // envoy.config.metrics.v3.MetricsServiceConfig
+    m(15036, 35, 626, 5, Special::Plain, 0), // envoy.config.metrics.v3.StatsConfig
+    m(15153, 36, 631, 3, Special::Plain, 0), // envoy.config.metrics.v3.StatsMatcher
+    m(15227, 33, 634, 2, Special::Plain, 0), // envoy.config.metrics.v3.StatsSink
+    m(15260, 34, 636, 3, Special::Plain, 0), // envoy.config.metrics.v3.StatsdSink
+    m(15310, 36, 639, 3, Special::Plain, 0), // envoy.config.metrics.v3.TagSpecifier
+    m(15370, 27, 642, 2, Special::Plain, 1), // envoy.config.rbac.v3.Action
+    m(15403, 31, 644, 14, Special::Plain, 1), // envoy.config.rbac.v3.Permission
+    m(15555, 35, 658, 1, Special::Plain, 1), // envoy.config.rbac.v3.Permission.Set
+    m(15595, 27, 659, 5, Special::Plain, 1), // envoy.config.rbac.v3.Policy
+    m(15679, 30, 664, 14, Special::Plain, 1), // envoy.config.rbac.v3.Principal
+    m(15793, 44, 678, 1, Special::Plain, 1), // envoy.config.rbac.v3.Principal.Authenticated
+    m(15851, 34, 679, 1, Special::Plain, 1), // envoy.config.rbac.v3.Principal.Set
+    m(15888, 25, 680, 3, Special::Plain, 1), // envoy.config.rbac.v3.RBAC
+    m(15942, 45, 683, 2, Special::Plain, 1), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions
+    m(16016, 63, 685, 2, Special::Plain, 1), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditLoggerConfig
+    m(16102, 39, 687, 2, Special::Plain, 3), // envoy.config.rbac.v3.RBAC.PoliciesEntry
+    m(16141, 36, 689, 2, Special::Plain, 1), // envoy.config.rbac.v3.SourcedMetadata
+    m(16208, 35, 691, 0, Special::Plain, 0), // envoy.config.route.v3.CookieMatcher
+    m(16243, 31, 691, 0, Special::Plain, 0), // envoy.config.route.v3.Decorator
+    m(16274, 42, 691, 3, Special::Plain, 0), // envoy.config.route.v3.DirectResponseAction
+    m(16337, 34, 694, 0, Special::Plain, 0), // envoy.config.route.v3.FilterAction
+    m(16371, 35, 694, 11, Special::Plain, 0), // envoy.config.route.v3.HeaderMatcher
+    m(16548, 41, 705, 0, Special::Plain, 0), // envoy.config.route.v3.NonForwardingAction
+    m(16589, 43, 705, 3, Special::Plain, 0), // envoy.config.route.v3.QueryParameterMatcher
+    m(16632, 36, 708, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
+    m(16799, 33, 718, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
+    m(16979, 46, 729, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
+    m(17025, 27, 731, 19, Special::Plain, 0), // envoy.config.route.v3.Route
+    m(17291, 53, 750, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
+    m(17344, 33, 752, 30, Special::Plain, 0), // envoy.config.route.v3.RouteAction
+    m(17802, 44, 782, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
+    m(17896, 65, 787, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
+    m(17961, 51, 788, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
+    m(18015, 51, 791, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
+    m(18077, 59, 793, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
+    m(18136, 53, 794, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
+    m(18189, 40, 794, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
+    m(18429, 66, 811, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
+    m(18495, 32, 813, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
+    m(18681, 47, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
+    m(18728, 54, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
+    m(18782, 55, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
+    m(18837, 29, 828, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
+    m(18866, 33, 828, 20, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
+    m(19016, 59, 848, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
+    m(19075, 37, 850, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
+    m(19157, 51, 855, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
+    m(19208, 77, 865, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
+    m(19285, 41, 867, 10, Special::Plain, 0), // envoy.config.trace.v3.OpenTelemetryConfig
+    m(19482, 29, 877, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
+    m(19515, 34, 878, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
+    m(19549, 34, 880, 10, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
+    m(19775, 53, 890, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
+    m(19851, 65, 895, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
+    m(20024, 78, 903, 15, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+    m(20166, 57, 918, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
+    m(20223, 57, 919, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+    m(20280, 52, 920, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
+    m(20332, 50, 921, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
+    m(20482, 63, 928, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
+    m(20574, 64, 930, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
+    m(20780, 57, 935, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
+    m(20888, 51, 938, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+    m(21517, 54, 969, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
+    m(21648, 57, 975, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
+    m(21752, 56, 977, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
+    m(21900, 58, 981, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
+    m(21985, 71, 984, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
+    m(22099, 63, 990, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
+    m(22202, 71, 995, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
+    m(22299, 58, 996, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
+    m(22365, 72, 998, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
+    m(22437, 57, 1000, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
+    m(22530, 60, 1002, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    m(22675, 75, 1009, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
+    m(22750, 80, 1011, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
+    m(22830, 57, 1013, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
+    m(22919, 59, 1015, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
+    m(22998, 71, 1018, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
+    m(23069, 52, 1019, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
+    m(23133, 54, 1021, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
+    m(23492, 71, 1042, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
+    m(23585, 57, 1043, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
+    m(23768, 64, 1050, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
+    m(23844, 63, 1051, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
+    m(23907, 57, 1052, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
+    m(23980, 64, 1054, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
+    m(24044, 53, 1056, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
+    m(24122, 58, 1060, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
+    m(24180, 40, 1063, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
+    m(24303, 57, 1071, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
+    m(24360, 42, 1073, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
+    m(24489, 50, 1080, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
+    m(24543, 46, 1081, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
+    m(24793, 42, 1090, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
+    m(24841, 65, 1091, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
+    m(24906, 61, 1091, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+    m(24967, 65, 1091, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
+    m(25100, 78, 1097, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
+    m(25199, 70, 1100, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
+    m(25283, 63, 1102, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+    m(25488, 68, 1107, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
+    m(25576, 54, 1111, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
+    m(25654, 81, 1123, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+    m(26700, 109, 1174, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
+    m(26825, 89, 1181, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
+    m(27062, 95, 1192, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
+    m(27176, 70, 1195, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
+    m(27246, 63, 1200, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
+    m(27339, 45, 1202, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
+    m(27410, 58, 1210, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
+    m(27468, 54, 1210, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+    m(27867, 63, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
+    m(27930, 74, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
+    m(28004, 70, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
+    m(28074, 70, 1233, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
+    m(28144, 84, 1234, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
+    m(28228, 45, 1237, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
+    m(28273, 83, 1238, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+    m(28396, 58, 1242, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+    m(28454, 75, 1242, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
+    m(28558, 70, 1244, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
+    m(28960, 86, 1260, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
+    m(29046, 58, 1260, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
+    m(29515, 78, 1275, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
+    m(29593, 86, 1277, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
+    m(29679, 95, 1279, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
+    m(29800, 62, 1283, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+    m(30129, 55, 1294, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
+    m(30184, 68, 1296, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
+    m(30252, 60, 1298, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
+    m(30320, 67, 1301, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
+    m(30413, 79, 1303, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
+    m(30525, 57, 1306, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
+    m(30592, 48, 1308, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
+    m(30669, 63, 1313, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
+    m(30743, 56, 1316, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
+    m(30900, 51, 1325, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
+    m(30990, 55, 1328, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
+    m(31164, 62, 1334, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
+    m(31230, 60, 1335, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    m(31385, 54, 1342, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    m(31524, 69, 1353, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
+    m(31593, 73, 1356, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
+    m(31666, 71, 1359, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
+    m(31737, 78, 1359, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
+    m(31815, 52, 1362, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
+    m(31887, 77, 1363, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
+    m(31964, 45, 1365, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
+    m(32032, 60, 1367, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
+    m(32092, 37, 1369, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
+    m(32241, 43, 1377, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
+    m(32284, 33, 1377, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
+    m(32394, 48, 1385, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
+    m(32551, 77, 1392, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+    m(32628, 49, 1394, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
+    m(32762, 44, 1401, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
+    m(32812, 35, 1407, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
+    m(32875, 39, 1414, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
+    m(32914, 36, 1415, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
+    m(32956, 35, 1417, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
+    m(33001, 40, 1419, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
+    m(33054, 33, 1422, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
+    m(33093, 39, 1423, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
+    m(33140, 37, 1424, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
+    m(33183, 49, 1428, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
+    m(33232, 31, 1429, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
+    m(33277, 33, 1430, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
+    m(33310, 45, 1431, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
+    m(33374, 34, 1433, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
+    m(33418, 44, 1435, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
+    m(33478, 35, 1436, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
+    m(33538, 34, 1443, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
+    m(33622, 44, 1450, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
+    m(33666, 34, 1450, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
+    m(33700, 31, 1450, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
+    m(33766, 43, 1455, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
+    m(33809, 38, 1457, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
+    m(33847, 39, 1459, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
+    m(33886, 25, 1460, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
+    m(33919, 31, 1462, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
+    m(33970, 24, 1464, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
+    m(33994, 24, 1464, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
+    m(34018, 24, 1465, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
+    m(34042, 24, 1467, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
+    m(34066, 21, 1469, 1, Special::Plain, 0), // envoy.type.v3.Percent
+    m(34087, 29, 1470, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
+    m(34145, 36, 1473, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
+    m(34181, 29, 1473, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
+    m(34210, 19, 1473, 2, Special::Any, 0), // google.protobuf.Any
+    m(34229, 25, 1475, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
+    m(34254, 26, 1476, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
+    m(34280, 27, 1477, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
+    m(34307, 24, 1478, 2, Special::Duration, 0), // google.protobuf.Duration
+    m(34343, 21, 1480, 0, Special::Empty, 0), // google.protobuf.Empty
+    m(34364, 25, 1480, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
+    m(34394, 26, 1481, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
+    m(34420, 26, 1482, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
+    m(34446, 26, 1483, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
+    m(34472, 25, 1484, 1, Special::ListValue, 0), // google.protobuf.ListValue
+    m(34503, 27, 1485, 1, Special::StringValue, 0), // google.protobuf.StringValue
+    m(34530, 22, 1486, 1, Special::Struct, 0), // google.protobuf.Struct
+    m(34558, 34, 1487, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
+    m(34592, 25, 1489, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
+    m(34617, 27, 1491, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
+    m(34644, 27, 1492, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
+    m(34671, 21, 1493, 6, Special::Value, 0), // google.protobuf.Value
+    m(34758, 17, 1499, 3, Special::Plain, 0), // google.rpc.Status
+    m(34782, 38, 1502, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
+    m(34896, 40, 1510, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
+    m(34936, 38, 1511, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
+    m(34986, 42, 1514, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
+    m(35028, 21, 1515, 0, Special::Plain, 0), // xds.core.v3.CidrRange
+    m(35049, 25, 1515, 1, Special::Plain, 0), // xds.core.v3.ContextParams
+    m(35080, 37, 1516, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
+    m(35117, 32, 1518, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
+    m(35149, 27, 1518, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
 ];
 
 /// Of each message in turn, sorted by number.
-pub(crate) static FIELDS: [Field; 1485] = [
+pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.admin.v3.BootstrapConfigDump
-    f(34, 9, 1, Kind::Message, Label::Optional, 50, 0, 0), // bootstrap
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(34, 9, 1, Kind::Message, Label::Optional, 51, 0, 0), // bootstrap
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.Certificate
     f(81, 7, 1, Kind::Message, Label::Repeated, 2, 0, 0), // ca_cert
     f(88, 10, 2, Kind::Message, Label::Repeated, 2, 0, 0), // cert_chain
@@ -399,21 +402,21 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(135, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // serial_number
     f(148, 17, 3, Kind::Message, Label::Repeated, 32, 0, 0), // subject_alt_names
     f(165, 21, 4, Kind::Uint64, Label::Implicit, 0, 0, 0), // days_until_expiration
-    f(186, 10, 5, Kind::Message, Label::Optional, 366, 0, 0), // valid_from
-    f(196, 15, 6, Kind::Message, Label::Optional, 366, 0, 0), // expiration_time
+    f(186, 10, 5, Kind::Message, Label::Optional, 369, 0, 0), // valid_from
+    f(196, 15, 6, Kind::Message, Label::Optional, 369, 0, 0), // expiration_time
     f(211, 12, 7, Kind::Message, Label::Optional, 3, 0, 0), // ocsp_details
     // envoy.admin.v3.CertificateDetails.OcspDetails
-    f(186, 10, 1, Kind::Message, Label::Optional, 366, 0, 0), // valid_from
-    f(268, 10, 2, Kind::Message, Label::Optional, 366, 0, 0), // expiration
+    f(186, 10, 1, Kind::Message, Label::Optional, 369, 0, 0), // valid_from
+    f(268, 10, 2, Kind::Message, Label::Optional, 369, 0, 0), // expiration
     // envoy.admin.v3.Certificates
     f(305, 12, 1, Kind::Message, Label::Repeated, 1, 0, 0), // certificates
     // envoy.admin.v3.ClusterStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(349, 13, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // added_via_api
-    f(362, 31, 3, Kind::Message, Label::Optional, 348, 0, 0), // success_rate_ejection_threshold
+    f(362, 31, 3, Kind::Message, Label::Optional, 351, 0, 0), // success_rate_ejection_threshold
     f(393, 13, 4, Kind::Message, Label::Repeated, 16, 0, 0), // host_statuses
-    f(406, 44, 5, Kind::Message, Label::Optional, 348, 0, 0), // local_origin_success_rate_ejection_threshold
-    f(450, 16, 6, Kind::Message, Label::Optional, 56, 0, 0), // circuit_breakers
+    f(406, 44, 5, Kind::Message, Label::Optional, 351, 0, 0), // local_origin_success_rate_ejection_threshold
+    f(450, 16, 6, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
     f(466, 18, 7, Kind::String, Label::Implicit, 0, 0, 0), // observability_name
     f(484, 16, 8, Kind::String, Label::Implicit, 0, 0, 0), // eds_service_name
     // envoy.admin.v3.Clusters
@@ -425,13 +428,13 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(622, 24, 4, Kind::Message, Label::Repeated, 8, 0, 0), // dynamic_warming_clusters
     // envoy.admin.v3.ClustersConfigDump.DynamicCluster
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(694, 7, 2, Kind::Message, Label::Optional, 352, 0, 0), // cluster
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(694, 7, 2, Kind::Message, Label::Optional, 355, 0, 0), // cluster
+    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ClustersConfigDump.StaticCluster
-    f(694, 7, 1, Kind::Message, Label::Optional, 352, 0, 0), // cluster
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(694, 7, 1, Kind::Message, Label::Optional, 355, 0, 0), // cluster
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.CommandLineOptions
     f(805, 7, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // base_id
     f(812, 11, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // concurrency
@@ -447,9 +450,9 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(960, 15, 13, Kind::String, Label::Implicit, 0, 0, 0), // service_cluster
     f(975, 12, 14, Kind::String, Label::Implicit, 0, 0, 0), // service_node
     f(987, 12, 15, Kind::String, Label::Implicit, 0, 0, 0), // service_zone
-    f(999, 19, 16, Kind::Message, Label::Optional, 356, 0, 0), // file_flush_interval
-    f(1018, 10, 17, Kind::Message, Label::Optional, 356, 0, 0), // drain_time
-    f(1028, 20, 18, Kind::Message, Label::Optional, 356, 0, 0), // parent_shutdown_time
+    f(999, 19, 16, Kind::Message, Label::Optional, 359, 0, 0), // file_flush_interval
+    f(1018, 10, 17, Kind::Message, Label::Optional, 359, 0, 0), // drain_time
+    f(1028, 20, 18, Kind::Message, Label::Optional, 359, 0, 0), // parent_shutdown_time
     f(1048, 4, 19, Kind::Enum, Label::Implicit, 3, 0, 0), // mode
     f(1052, 19, 22, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_hot_restart
     f(1071, 20, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mutex_tracing
@@ -473,23 +476,23 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(1408, 19, 42, Kind::Uint32, Label::Implicit, 0, 0, 0), // file_flush_min_size
     f(1427, 27, 43, Kind::Bool, Label::Implicit, 0, 0, 0), // log_stacktrace_single_entry
     // envoy.admin.v3.ConfigDump
-    f(1479, 7, 1, Kind::Message, Label::Repeated, 352, 0, 0), // configs
+    f(1479, 7, 1, Kind::Message, Label::Repeated, 355, 0, 0), // configs
     // envoy.admin.v3.EndpointsConfigDump
     f(1520, 23, 2, Kind::Message, Label::Repeated, 14, 0, 0), // static_endpoint_configs
     f(1543, 24, 3, Kind::Message, Label::Repeated, 13, 0, 0), // dynamic_endpoint_configs
     // envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(1623, 15, 2, Kind::Message, Label::Optional, 352, 0, 0), // endpoint_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(1623, 15, 2, Kind::Message, Label::Optional, 355, 0, 0), // endpoint_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig
-    f(1623, 15, 1, Kind::Message, Label::Optional, 352, 0, 0), // endpoint_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(1623, 15, 1, Kind::Message, Label::Optional, 355, 0, 0), // endpoint_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.HostHealthStatus
     f(1724, 26, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_active_health_check
     f(1750, 20, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_outlier_check
-    f(1770, 17, 3, Kind::Enum, Label::Implicit, 14, 0, 0), // eds_health_status
+    f(1770, 17, 3, Kind::Enum, Label::Implicit, 16, 0, 0), // eds_health_status
     f(1787, 28, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_active_degraded_check
     f(1815, 23, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // pending_dynamic_removal
     f(1838, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // pending_active_hc
@@ -497,19 +500,19 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(1885, 17, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // active_hc_timeout
     f(1902, 33, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_degraded_outlier_detection
     // envoy.admin.v3.HostStatus
-    f(1960, 7, 1, Kind::Message, Label::Optional, 83, 0, 0), // address
+    f(1960, 7, 1, Kind::Message, Label::Optional, 84, 0, 0), // address
     f(1967, 5, 2, Kind::Message, Label::Repeated, 31, 0, 0), // stats
     f(1972, 13, 3, Kind::Message, Label::Optional, 15, 0, 0), // health_status
-    f(1985, 12, 4, Kind::Message, Label::Optional, 348, 0, 0), // success_rate
+    f(1985, 12, 4, Kind::Message, Label::Optional, 351, 0, 0), // success_rate
     f(1997, 6, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
     f(2003, 8, 6, Kind::String, Label::Implicit, 0, 0, 0), // hostname
     f(2011, 8, 7, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(2019, 25, 8, Kind::Message, Label::Optional, 348, 0, 0), // local_origin_success_rate
-    f(2044, 8, 9, Kind::Message, Label::Optional, 110, 0, 0), // locality
+    f(2019, 25, 8, Kind::Message, Label::Optional, 351, 0, 0), // local_origin_success_rate
+    f(2044, 8, 9, Kind::Message, Label::Optional, 112, 0, 0), // locality
     // envoy.admin.v3.ListenerStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(2081, 13, 2, Kind::Message, Label::Optional, 83, 0, 0), // local_address
-    f(2094, 26, 3, Kind::Message, Label::Repeated, 83, 0, 0), // additional_local_addresses
+    f(2081, 13, 2, Kind::Message, Label::Optional, 84, 0, 0), // local_address
+    f(2094, 26, 3, Kind::Message, Label::Repeated, 84, 0, 0), // additional_local_addresses
     // envoy.admin.v3.Listeners
     f(2144, 17, 1, Kind::Message, Label::Repeated, 17, 0, 0), // listener_statuses
     // envoy.admin.v3.ListenersConfigDump
@@ -525,23 +528,23 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ListenersConfigDump.DynamicListenerState
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2372, 8, 2, Kind::Message, Label::Optional, 352, 0, 0), // listener
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2372, 8, 2, Kind::Message, Label::Optional, 355, 0, 0), // listener
+    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.ListenersConfigDump.StaticListener
-    f(2372, 8, 1, Kind::Message, Label::Optional, 352, 0, 0), // listener
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2372, 8, 1, Kind::Message, Label::Optional, 355, 0, 0), // listener
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.RoutesConfigDump
     f(2460, 20, 2, Kind::Message, Label::Repeated, 25, 0, 0), // static_route_configs
     f(2480, 21, 3, Kind::Message, Label::Repeated, 24, 0, 0), // dynamic_route_configs
     // envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2551, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // route_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2551, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // route_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.RoutesConfigDump.StaticRouteConfig
-    f(2551, 12, 1, Kind::Message, Label::Optional, 352, 0, 0), // route_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2551, 12, 1, Kind::Message, Label::Optional, 355, 0, 0), // route_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
     // envoy.admin.v3.ScopedRoutesConfigDump
     // envoy.admin.v3.SecretsConfigDump
     f(2681, 14, 1, Kind::Message, Label::Repeated, 29, 0, 0), // static_secrets
@@ -550,22 +553,22 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.admin.v3.SecretsConfigDump.DynamicSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(572, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
-    f(2786, 6, 4, Kind::Message, Label::Optional, 352, 0, 0), // secret
+    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2786, 6, 4, Kind::Message, Label::Optional, 355, 0, 0), // secret
     f(701, 11, 5, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.SecretsConfigDump.StaticSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
-    f(2786, 6, 3, Kind::Message, Label::Optional, 352, 0, 0), // secret
+    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2786, 6, 3, Kind::Message, Label::Optional, 355, 0, 0), // secret
     // envoy.admin.v3.ServerInfo
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
     f(2869, 5, 2, Kind::Enum, Label::Implicit, 4, 0, 0), // state
-    f(2874, 20, 3, Kind::Message, Label::Optional, 356, 0, 0), // uptime_current_epoch
-    f(2894, 17, 4, Kind::Message, Label::Optional, 356, 0, 0), // uptime_all_epochs
+    f(2874, 20, 3, Kind::Message, Label::Optional, 359, 0, 0), // uptime_current_epoch
+    f(2894, 17, 4, Kind::Message, Label::Optional, 359, 0, 0), // uptime_all_epochs
     f(2911, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // hot_restart_version
     f(2930, 20, 6, Kind::Message, Label::Optional, 10, 0, 0), // command_line_options
-    f(2950, 4, 7, Kind::Message, Label::Optional, 114, 0, 0), // node
+    f(2950, 4, 7, Kind::Message, Label::Optional, 116, 0, 0), // node
     f(2954, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // hot_restart_initializing
     // envoy.admin.v3.SimpleMetric
     f(3005, 4, 1, Kind::Enum, Label::Implicit, 5, 0, 0), // type
@@ -576,1612 +579,1648 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(3052, 3, 2, Kind::String, Label::Optional, 0, 1, 0), // uri
     f(3055, 10, 3, Kind::String, Label::Optional, 0, 1, 0), // ip_address
     // envoy.admin.v3.UpdateFailureState
-    f(3098, 20, 1, Kind::Message, Label::Optional, 352, 0, 0), // failed_configuration
-    f(3118, 19, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_update_attempt
+    f(3098, 20, 1, Kind::Message, Label::Optional, 355, 0, 0), // failed_configuration
+    f(3118, 19, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_update_attempt
     f(3137, 7, 3, Kind::String, Label::Implicit, 0, 0, 0), // details
     f(572, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // version_info
     // envoy.config.accesslog.v3.AccessLog
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3179, 6, 2, Kind::Message, Label::Optional, 35, 0, 0), // filter
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
     // envoy.config.accesslog.v3.AccessLogFilter
-    f(3238, 18, 1, Kind::Message, Label::Optional, 47, 1, 0), // status_code_filter
-    f(3256, 15, 2, Kind::Message, Label::Optional, 37, 1, 0), // duration_filter
-    f(3271, 23, 3, Kind::Message, Label::Optional, 43, 1, 0), // not_health_check_filter
-    f(3294, 16, 4, Kind::Message, Label::Optional, 48, 1, 0), // traceable_filter
-    f(3310, 14, 5, Kind::Message, Label::Optional, 46, 1, 0), // runtime_filter
+    f(3238, 18, 1, Kind::Message, Label::Optional, 48, 1, 0), // status_code_filter
+    f(3256, 15, 2, Kind::Message, Label::Optional, 38, 1, 0), // duration_filter
+    f(3271, 23, 3, Kind::Message, Label::Optional, 44, 1, 0), // not_health_check_filter
+    f(3294, 16, 4, Kind::Message, Label::Optional, 49, 1, 0), // traceable_filter
+    f(3310, 14, 5, Kind::Message, Label::Optional, 47, 1, 0), // runtime_filter
     f(3324, 10, 6, Kind::Message, Label::Optional, 36, 1, 0), // and_filter
-    f(3334, 9, 7, Kind::Message, Label::Optional, 44, 1, 0), // or_filter
-    f(3343, 13, 8, Kind::Message, Label::Optional, 40, 1, 0), // header_filter
-    f(3356, 20, 9, Kind::Message, Label::Optional, 45, 1, 0), // response_flag_filter
-    f(3376, 18, 10, Kind::Message, Label::Optional, 39, 1, 0), // grpc_status_filter
-    f(3394, 16, 11, Kind::Message, Label::Optional, 38, 1, 0), // extension_filter
-    f(3410, 15, 12, Kind::Message, Label::Optional, 42, 1, 0), // metadata_filter
-    f(3425, 15, 13, Kind::Message, Label::Optional, 41, 1, 0), // log_type_filter
+    f(3334, 9, 7, Kind::Message, Label::Optional, 45, 1, 0), // or_filter
+    f(3343, 13, 8, Kind::Message, Label::Optional, 41, 1, 0), // header_filter
+    f(3356, 20, 9, Kind::Message, Label::Optional, 46, 1, 0), // response_flag_filter
+    f(3376, 18, 10, Kind::Message, Label::Optional, 40, 1, 0), // grpc_status_filter
+    f(3394, 16, 11, Kind::Message, Label::Optional, 39, 1, 0), // extension_filter
+    f(3410, 15, 12, Kind::Message, Label::Optional, 43, 1, 0), // metadata_filter
+    f(3425, 15, 13, Kind::Message, Label::Optional, 42, 1, 0), // log_type_filter
     // envoy.config.accesslog.v3.AndFilter
+    f(3475, 7, 1, Kind::Message, Label::Repeated, 35, 0, 0), // filters
+    // envoy.config.accesslog.v3.ComparisonFilter
+    f(3524, 2, 1, Kind::Enum, Label::Implicit, 6, 0, 0), // op
+    f(3009, 5, 2, Kind::Message, Label::Optional, 127, 0, 0), // value
     // envoy.config.accesslog.v3.DurationFilter
+    f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
     // envoy.config.accesslog.v3.ExtensionFilter
+    f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
     // envoy.config.accesslog.v3.GrpcStatusFilter
+    f(3659, 8, 1, Kind::Enum, Label::Repeated, 7, 0, 0), // statuses
+    f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
     // envoy.config.accesslog.v3.HeaderFilter
+    f(3712, 6, 1, Kind::Message, Label::Optional, 187, 0, 0), // header
     // envoy.config.accesslog.v3.LogTypeFilter
+    f(3757, 5, 1, Kind::Enum, Label::Repeated, 35, 0, 0), // types
+    f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
     // envoy.config.accesslog.v3.MetadataFilter
+    f(3802, 7, 1, Kind::Message, Label::Optional, 330, 0, 0), // matcher
+    f(3809, 22, 2, Kind::Message, Label::Optional, 356, 0, 0), // match_if_key_not_found
     // envoy.config.accesslog.v3.NotHealthCheckFilter
     // envoy.config.accesslog.v3.OrFilter
+    f(3475, 7, 2, Kind::Message, Label::Repeated, 35, 0, 0), // filters
     // envoy.config.accesslog.v3.ResponseFlagFilter
-    f(3839, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // flags
+    f(3955, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // flags
     // envoy.config.accesslog.v3.RuntimeFilter
+    f(3999, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
+    f(4010, 15, 2, Kind::Message, Label::Optional, 346, 0, 0), // percent_sampled
+    f(4025, 26, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // use_independent_randomness
     // envoy.config.accesslog.v3.StatusCodeFilter
+    f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
     // envoy.config.accesslog.v3.TraceableFilter
     // envoy.config.bootstrap.v3.Admin
-    f(3997, 15, 1, Kind::String, Label::Implicit, 0, 0, 0), // access_log_path
-    f(4012, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // profile_path
-    f(1960, 7, 3, Kind::Message, Label::Optional, 83, 0, 0), // address
-    f(4024, 14, 4, Kind::Message, Label::Repeated, 128, 0, 0), // socket_options
-    f(4038, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(4048, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(4072, 11, 7, Kind::Message, Label::Repeated, 334, 0, 0), // allow_paths
+    f(4165, 15, 1, Kind::String, Label::Implicit, 0, 0, 0), // access_log_path
+    f(4180, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // profile_path
+    f(1960, 7, 3, Kind::Message, Label::Optional, 84, 0, 0), // address
+    f(4192, 14, 4, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
+    f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
+    f(4216, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
+    f(4240, 11, 7, Kind::Message, Label::Repeated, 337, 0, 0), // allow_paths
     // envoy.config.bootstrap.v3.Bootstrap
-    f(2950, 4, 1, Kind::Message, Label::Optional, 114, 0, 0), // node
-    f(4118, 16, 2, Kind::Message, Label::Optional, 52, 0, 0), // static_resources
-    f(4134, 17, 3, Kind::Message, Label::Optional, 51, 0, 0), // dynamic_resources
-    f(4151, 11, 6, Kind::Message, Label::Repeated, 166, 0, 0), // stats_sinks
-    f(4162, 20, 7, Kind::Message, Label::Optional, 356, 0, 0), // stats_flush_interval
-    f(4182, 7, 9, Kind::Message, Label::Optional, 212, 0, 0), // tracing
-    f(4189, 5, 12, Kind::Message, Label::Optional, 49, 0, 0), // admin
-    f(4194, 12, 13, Kind::Message, Label::Optional, 164, 0, 0), // stats_config
-    f(4206, 15, 17, Kind::Message, Label::Optional, 53, 0, 0), // layered_runtime
-    f(4221, 13, 18, Kind::String, Label::Implicit, 0, 0, 0), // header_prefix
+    f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
+    f(4286, 16, 2, Kind::Message, Label::Optional, 53, 0, 0), // static_resources
+    f(4302, 17, 3, Kind::Message, Label::Optional, 52, 0, 0), // dynamic_resources
+    f(4319, 11, 6, Kind::Message, Label::Repeated, 168, 0, 0), // stats_sinks
+    f(4330, 20, 7, Kind::Message, Label::Optional, 359, 0, 0), // stats_flush_interval
+    f(4350, 7, 9, Kind::Message, Label::Optional, 215, 0, 0), // tracing
+    f(4357, 5, 12, Kind::Message, Label::Optional, 50, 0, 0), // admin
+    f(4362, 12, 13, Kind::Message, Label::Optional, 166, 0, 0), // stats_config
+    f(4374, 15, 17, Kind::Message, Label::Optional, 54, 0, 0), // layered_runtime
+    f(4389, 13, 18, Kind::String, Label::Implicit, 0, 0, 0), // header_prefix
     // envoy.config.bootstrap.v3.Bootstrap.DynamicResources
-    f(4286, 10, 1, Kind::Message, Label::Optional, 92, 0, 0), // lds_config
-    f(4296, 10, 2, Kind::Message, Label::Optional, 92, 0, 0), // cds_config
-    f(4306, 10, 3, Kind::Message, Label::Optional, 85, 0, 0), // ads_config
-    f(4316, 21, 5, Kind::String, Label::Implicit, 0, 0, 0), // lds_resources_locator
-    f(4337, 21, 6, Kind::String, Label::Implicit, 0, 0, 0), // cds_resources_locator
+    f(4454, 10, 1, Kind::Message, Label::Optional, 93, 0, 0), // lds_config
+    f(4464, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // cds_config
+    f(4474, 10, 3, Kind::Message, Label::Optional, 86, 0, 0), // ads_config
+    f(4484, 21, 5, Kind::String, Label::Implicit, 0, 0, 0), // lds_resources_locator
+    f(4505, 21, 6, Kind::String, Label::Implicit, 0, 0, 0), // cds_resources_locator
     // envoy.config.bootstrap.v3.Bootstrap.StaticResources
-    f(4409, 9, 1, Kind::Message, Label::Repeated, 152, 0, 0), // listeners
-    f(4418, 8, 2, Kind::Message, Label::Repeated, 59, 0, 0), // clusters
-    f(4426, 7, 3, Kind::Message, Label::Repeated, 297, 0, 0), // secrets
+    f(4577, 9, 1, Kind::Message, Label::Repeated, 154, 0, 0), // listeners
+    f(4586, 8, 2, Kind::Message, Label::Repeated, 60, 0, 0), // clusters
+    f(4594, 7, 3, Kind::Message, Label::Repeated, 300, 0, 0), // secrets
     // envoy.config.bootstrap.v3.LayeredRuntime
-    f(4473, 6, 1, Kind::Message, Label::Repeated, 54, 0, 0), // layers
+    f(4641, 6, 1, Kind::Message, Label::Repeated, 55, 0, 0), // layers
     // envoy.config.bootstrap.v3.RuntimeLayer
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4517, 12, 2, Kind::Message, Label::Optional, 364, 1, 0), // static_layer
-    f(4529, 11, 4, Kind::Message, Label::Optional, 55, 1, 0), // admin_layer
+    f(4685, 12, 2, Kind::Message, Label::Optional, 367, 1, 0), // static_layer
+    f(4697, 11, 4, Kind::Message, Label::Optional, 56, 1, 0), // admin_layer
     // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
     // envoy.config.cluster.v3.CircuitBreakers
-    f(4628, 10, 1, Kind::Message, Label::Repeated, 57, 0, 0), // thresholds
-    f(4638, 19, 2, Kind::Message, Label::Repeated, 57, 0, 0), // per_host_thresholds
+    f(4796, 10, 1, Kind::Message, Label::Repeated, 58, 0, 0), // thresholds
+    f(4806, 19, 2, Kind::Message, Label::Repeated, 58, 0, 0), // per_host_thresholds
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds
-    f(2011, 8, 1, Kind::Enum, Label::Implicit, 18, 0, 0), // priority
-    f(4707, 15, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_connections
-    f(4722, 20, 3, Kind::Message, Label::Optional, 367, 0, 0), // max_pending_requests
-    f(4742, 12, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_requests
-    f(4754, 11, 5, Kind::Message, Label::Optional, 367, 0, 0), // max_retries
-    f(4765, 15, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // track_remaining
-    f(4780, 20, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_connection_pools
-    f(4800, 12, 8, Kind::Message, Label::Optional, 58, 0, 0), // retry_budget
+    f(2011, 8, 1, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
+    f(4875, 15, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_connections
+    f(4890, 20, 3, Kind::Message, Label::Optional, 370, 0, 0), // max_pending_requests
+    f(4910, 12, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_requests
+    f(4922, 11, 5, Kind::Message, Label::Optional, 370, 0, 0), // max_retries
+    f(4933, 15, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // track_remaining
+    f(4948, 20, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_connection_pools
+    f(4968, 12, 8, Kind::Message, Label::Optional, 59, 0, 0), // retry_budget
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
-    f(4874, 14, 1, Kind::Message, Label::Optional, 348, 0, 0), // budget_percent
-    f(4888, 21, 2, Kind::Message, Label::Optional, 367, 0, 0), // min_retry_concurrency
-    f(4909, 15, 3, Kind::Message, Label::Optional, 356, 0, 0), // budget_interval
+    f(5042, 14, 1, Kind::Message, Label::Optional, 351, 0, 0), // budget_percent
+    f(5056, 21, 2, Kind::Message, Label::Optional, 370, 0, 0), // min_retry_concurrency
+    f(5077, 15, 3, Kind::Message, Label::Optional, 359, 0, 0), // budget_interval
     // envoy.config.cluster.v3.Cluster
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3005, 4, 2, Kind::Enum, Label::Optional, 7, 1, 0), // type
-    f(4955, 18, 3, Kind::Message, Label::Optional, 65, 0, 0), // eds_cluster_config
-    f(4973, 15, 4, Kind::Message, Label::Optional, 356, 0, 0), // connect_timeout
-    f(4988, 33, 5, Kind::Message, Label::Optional, 367, 0, 0), // per_connection_buffer_limit_bytes
-    f(5021, 9, 6, Kind::Enum, Label::Implicit, 9, 0, 0), // lb_policy
-    f(5030, 13, 8, Kind::Message, Label::Repeated, 102, 0, 0), // health_checks
-    f(5043, 27, 9, Kind::Message, Label::Optional, 367, 0, 0), // max_requests_per_connection
-    f(450, 16, 10, Kind::Message, Label::Optional, 56, 0, 0), // circuit_breakers
-    f(5070, 21, 13, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
-    f(5091, 22, 14, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(5113, 16, 16, Kind::Message, Label::Optional, 356, 0, 0), // dns_refresh_rate
-    f(5129, 17, 17, Kind::Enum, Label::Implicit, 8, 0, 0), // dns_lookup_family
-    f(5146, 13, 18, Kind::Message, Label::Repeated, 83, 0, 0), // dns_resolvers
-    f(5159, 17, 19, Kind::Message, Label::Optional, 80, 0, 0), // outlier_detection
-    f(5176, 16, 20, Kind::Message, Label::Optional, 356, 0, 0), // cleanup_interval
-    f(5192, 20, 21, Kind::Message, Label::Optional, 88, 0, 0), // upstream_bind_config
-    f(5212, 16, 22, Kind::Message, Label::Optional, 66, 0, 0), // lb_subset_config
-    f(5228, 19, 23, Kind::Message, Label::Optional, 73, 2, 0), // ring_hash_lb_config
-    f(5247, 16, 24, Kind::Message, Label::Optional, 132, 0, 0), // transport_socket
-    f(5263, 8, 25, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(5271, 18, 26, Kind::Enum, Label::Implicit, 6, 0, 0), // protocol_selection
-    f(5289, 16, 27, Kind::Message, Label::Optional, 60, 0, 0), // common_lb_config
-    f(5305, 13, 28, Kind::String, Label::Implicit, 0, 0, 0), // alt_stat_name
-    f(5318, 28, 29, Kind::Message, Label::Optional, 107, 0, 0), // common_http_protocol_options
-    f(5346, 27, 30, Kind::Message, Label::Optional, 82, 0, 0), // upstream_connection_options
-    f(5373, 40, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_health_failure
-    f(5413, 29, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_health_on_host_removal
-    f(5442, 15, 33, Kind::Message, Label::Optional, 136, 0, 0), // load_assignment
-    f(5457, 22, 34, Kind::Message, Label::Optional, 69, 2, 0), // original_dst_lb_config
-    f(5479, 32, 36, Kind::Message, Label::Map, 77, 0, 0), // typed_extension_protocol_options
-    f(5511, 23, 37, Kind::Message, Label::Optional, 67, 2, 0), // least_request_lb_config
-    f(5534, 12, 38, Kind::Message, Label::Optional, 64, 1, 0), // cluster_type
-    f(5546, 15, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_dns_ttl
-    f(5561, 7, 40, Kind::Message, Label::Repeated, 78, 0, 0), // filters
-    f(5568, 21, 41, Kind::Message, Label::Optional, 79, 0, 0), // load_balancing_policy
-    f(5589, 10, 42, Kind::Message, Label::Optional, 92, 0, 0), // lrs_server
-    f(5599, 24, 43, Kind::Message, Label::Repeated, 76, 0, 0), // transport_socket_matches
-    f(5623, 24, 44, Kind::Message, Label::Optional, 72, 0, 0), // dns_failure_refresh_rate
-    f(5647, 23, 45, Kind::Bool, Label::Implicit, 0, 0, 0), // use_tcp_for_dns_lookups
-    f(5670, 30, 46, Kind::Message, Label::Optional, 134, 0, 0), // upstream_http_protocol_options
-    f(5700, 21, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // track_timeout_budgets
-    f(5721, 15, 48, Kind::Message, Label::Optional, 133, 0, 0), // upstream_config
-    f(5736, 19, 49, Kind::Message, Label::Optional, 81, 0, 0), // track_cluster_stats
-    f(5755, 17, 50, Kind::Message, Label::Optional, 70, 0, 0), // preconnect_policy
-    f(5772, 41, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // connection_pool_per_downstream_connection
-    f(5813, 16, 52, Kind::Message, Label::Optional, 68, 2, 0), // maglev_lb_config
-    f(5829, 21, 53, Kind::Message, Label::Optional, 95, 0, 0), // dns_resolution_config
-    f(5850, 21, 54, Kind::Message, Label::Optional, 353, 0, 0), // wait_for_warm_on_init
-    f(5871, 25, 55, Kind::Message, Label::Optional, 133, 0, 0), // typed_dns_resolver_config
-    f(5896, 21, 56, Kind::Message, Label::Optional, 74, 2, 0), // round_robin_lb_config
-    f(5917, 27, 57, Kind::String, Label::Repeated, 0, 0, 0), // lrs_report_endpoint_metrics
-    f(5944, 10, 58, Kind::Message, Label::Optional, 356, 0, 0), // dns_jitter
-    f(5954, 24, 59, Kind::Message, Label::Optional, 379, 0, 0), // transport_socket_matcher
-    f(5978, 44, 60, Kind::Message, Label::Optional, 356, 0, 0), // per_connection_buffer_high_watermark_timeout
-    f(6022, 13, 61, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
-    f(6035, 16, 62, Kind::Message, Label::Optional, 71, 0, 0), // queuing_policies
+    f(3005, 4, 2, Kind::Enum, Label::Optional, 9, 1, 0), // type
+    f(5123, 18, 3, Kind::Message, Label::Optional, 66, 0, 0), // eds_cluster_config
+    f(5141, 15, 4, Kind::Message, Label::Optional, 359, 0, 0), // connect_timeout
+    f(5156, 33, 5, Kind::Message, Label::Optional, 370, 0, 0), // per_connection_buffer_limit_bytes
+    f(5189, 9, 6, Kind::Enum, Label::Implicit, 11, 0, 0), // lb_policy
+    f(5198, 13, 8, Kind::Message, Label::Repeated, 103, 0, 0), // health_checks
+    f(5211, 27, 9, Kind::Message, Label::Optional, 370, 0, 0), // max_requests_per_connection
+    f(450, 16, 10, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
+    f(5238, 21, 13, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
+    f(5259, 22, 14, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
+    f(5281, 16, 16, Kind::Message, Label::Optional, 359, 0, 0), // dns_refresh_rate
+    f(5297, 17, 17, Kind::Enum, Label::Implicit, 10, 0, 0), // dns_lookup_family
+    f(5314, 13, 18, Kind::Message, Label::Repeated, 84, 0, 0), // dns_resolvers
+    f(5327, 17, 19, Kind::Message, Label::Optional, 81, 0, 0), // outlier_detection
+    f(5344, 16, 20, Kind::Message, Label::Optional, 359, 0, 0), // cleanup_interval
+    f(5360, 20, 21, Kind::Message, Label::Optional, 89, 0, 0), // upstream_bind_config
+    f(5380, 16, 22, Kind::Message, Label::Optional, 67, 0, 0), // lb_subset_config
+    f(5396, 19, 23, Kind::Message, Label::Optional, 74, 2, 0), // ring_hash_lb_config
+    f(5415, 16, 24, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
+    f(5431, 8, 25, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(5439, 18, 26, Kind::Enum, Label::Implicit, 8, 0, 0), // protocol_selection
+    f(5457, 16, 27, Kind::Message, Label::Optional, 61, 0, 0), // common_lb_config
+    f(5473, 13, 28, Kind::String, Label::Implicit, 0, 0, 0), // alt_stat_name
+    f(5486, 28, 29, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
+    f(5514, 27, 30, Kind::Message, Label::Optional, 83, 0, 0), // upstream_connection_options
+    f(5541, 40, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_health_failure
+    f(5581, 29, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_health_on_host_removal
+    f(5610, 15, 33, Kind::Message, Label::Optional, 138, 0, 0), // load_assignment
+    f(5625, 22, 34, Kind::Message, Label::Optional, 70, 2, 0), // original_dst_lb_config
+    f(5647, 32, 36, Kind::Message, Label::Map, 78, 0, 0), // typed_extension_protocol_options
+    f(5679, 23, 37, Kind::Message, Label::Optional, 68, 2, 0), // least_request_lb_config
+    f(5702, 12, 38, Kind::Message, Label::Optional, 65, 1, 0), // cluster_type
+    f(5714, 15, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_dns_ttl
+    f(3475, 7, 40, Kind::Message, Label::Repeated, 79, 0, 0), // filters
+    f(5729, 21, 41, Kind::Message, Label::Optional, 80, 0, 0), // load_balancing_policy
+    f(5750, 10, 42, Kind::Message, Label::Optional, 93, 0, 0), // lrs_server
+    f(5760, 24, 43, Kind::Message, Label::Repeated, 77, 0, 0), // transport_socket_matches
+    f(5784, 24, 44, Kind::Message, Label::Optional, 73, 0, 0), // dns_failure_refresh_rate
+    f(5808, 23, 45, Kind::Bool, Label::Implicit, 0, 0, 0), // use_tcp_for_dns_lookups
+    f(5831, 30, 46, Kind::Message, Label::Optional, 136, 0, 0), // upstream_http_protocol_options
+    f(5861, 21, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // track_timeout_budgets
+    f(5882, 15, 48, Kind::Message, Label::Optional, 135, 0, 0), // upstream_config
+    f(5897, 19, 49, Kind::Message, Label::Optional, 82, 0, 0), // track_cluster_stats
+    f(5916, 17, 50, Kind::Message, Label::Optional, 71, 0, 0), // preconnect_policy
+    f(5933, 41, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // connection_pool_per_downstream_connection
+    f(5974, 16, 52, Kind::Message, Label::Optional, 69, 2, 0), // maglev_lb_config
+    f(5990, 21, 53, Kind::Message, Label::Optional, 96, 0, 0), // dns_resolution_config
+    f(6011, 21, 54, Kind::Message, Label::Optional, 356, 0, 0), // wait_for_warm_on_init
+    f(6032, 25, 55, Kind::Message, Label::Optional, 135, 0, 0), // typed_dns_resolver_config
+    f(6057, 21, 56, Kind::Message, Label::Optional, 75, 2, 0), // round_robin_lb_config
+    f(6078, 27, 57, Kind::String, Label::Repeated, 0, 0, 0), // lrs_report_endpoint_metrics
+    f(6105, 10, 58, Kind::Message, Label::Optional, 359, 0, 0), // dns_jitter
+    f(6115, 24, 59, Kind::Message, Label::Optional, 382, 0, 0), // transport_socket_matcher
+    f(6139, 44, 60, Kind::Message, Label::Optional, 359, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6183, 13, 61, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
+    f(6196, 16, 62, Kind::Message, Label::Optional, 72, 0, 0), // queuing_policies
     // envoy.config.cluster.v3.Cluster.CommonLbConfig
-    f(6097, 23, 1, Kind::Message, Label::Optional, 348, 0, 0), // healthy_panic_threshold
-    f(6120, 20, 2, Kind::Message, Label::Optional, 63, 1, 0), // zone_aware_lb_config
-    f(6140, 27, 3, Kind::Message, Label::Optional, 62, 1, 0), // locality_weighted_lb_config
-    f(6167, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // update_merge_window
-    f(6186, 31, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_new_hosts_until_first_hc
-    f(6217, 36, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_set_change
-    f(6253, 28, 7, Kind::Message, Label::Optional, 61, 0, 0), // consistent_hashing_lb_config
-    f(6281, 20, 8, Kind::Message, Label::Optional, 103, 0, 0), // override_host_status
+    f(6258, 23, 1, Kind::Message, Label::Optional, 351, 0, 0), // healthy_panic_threshold
+    f(6281, 20, 2, Kind::Message, Label::Optional, 64, 1, 0), // zone_aware_lb_config
+    f(6301, 27, 3, Kind::Message, Label::Optional, 63, 1, 0), // locality_weighted_lb_config
+    f(6328, 19, 4, Kind::Message, Label::Optional, 359, 0, 0), // update_merge_window
+    f(6347, 31, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_new_hosts_until_first_hc
+    f(6378, 36, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_set_change
+    f(6414, 28, 7, Kind::Message, Label::Optional, 62, 0, 0), // consistent_hashing_lb_config
+    f(6442, 20, 8, Kind::Message, Label::Optional, 104, 0, 0), // override_host_status
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
     // envoy.config.cluster.v3.Cluster.CustomClusterType
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // typed_config
     // envoy.config.cluster.v3.Cluster.EdsClusterConfig
-    f(6605, 10, 1, Kind::Message, Label::Optional, 92, 0, 0), // eds_config
-    f(6615, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
+    f(6766, 10, 1, Kind::Message, Label::Optional, 93, 0, 0), // eds_config
+    f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
     // envoy.config.cluster.v3.Cluster.LbSubsetConfig
     // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
-    f(6725, 12, 1, Kind::Message, Label::Optional, 367, 0, 0), // choice_count
-    f(6737, 19, 2, Kind::Message, Label::Optional, 122, 0, 0), // active_request_bias
-    f(6756, 17, 3, Kind::Message, Label::Optional, 75, 0, 0), // slow_start_config
+    f(6886, 12, 1, Kind::Message, Label::Optional, 370, 0, 0), // choice_count
+    f(6898, 19, 2, Kind::Message, Label::Optional, 124, 0, 0), // active_request_bias
+    f(6917, 17, 3, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.MaglevLbConfig
-    f(6819, 10, 1, Kind::Message, Label::Optional, 368, 0, 0), // table_size
+    f(6980, 10, 1, Kind::Message, Label::Optional, 371, 0, 0), // table_size
     // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
-    f(6880, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // use_http_header
-    f(6895, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // http_header_name
-    f(6911, 22, 3, Kind::Message, Label::Optional, 367, 0, 0), // upstream_port_override
-    f(6933, 12, 4, Kind::Message, Label::Optional, 337, 0, 0), // metadata_key
+    f(7041, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // use_http_header
+    f(7056, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // http_header_name
+    f(7072, 22, 3, Kind::Message, Label::Optional, 370, 0, 0), // upstream_port_override
+    f(7094, 12, 4, Kind::Message, Label::Optional, 340, 0, 0), // metadata_key
     // envoy.config.cluster.v3.Cluster.PreconnectPolicy
     // envoy.config.cluster.v3.Cluster.QueuingPolicies
     // envoy.config.cluster.v3.Cluster.RefreshRate
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig
-    f(7156, 17, 1, Kind::Message, Label::Optional, 368, 0, 0), // minimum_ring_size
-    f(7173, 13, 3, Kind::Enum, Label::Implicit, 10, 0, 0), // hash_function
-    f(7186, 17, 4, Kind::Message, Label::Optional, 368, 0, 0), // maximum_ring_size
+    f(7317, 17, 1, Kind::Message, Label::Optional, 371, 0, 0), // minimum_ring_size
+    f(7334, 13, 3, Kind::Enum, Label::Implicit, 12, 0, 0), // hash_function
+    f(7347, 17, 4, Kind::Message, Label::Optional, 371, 0, 0), // maximum_ring_size
     // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
-    f(6756, 17, 1, Kind::Message, Label::Optional, 75, 0, 0), // slow_start_config
+    f(6917, 17, 1, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.SlowStartConfig
     // envoy.config.cluster.v3.Cluster.TransportSocketMatch
     // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
     // envoy.config.cluster.v3.Filter
     // envoy.config.cluster.v3.LoadBalancingPolicy
     // envoy.config.cluster.v3.OutlierDetection
-    f(7534, 15, 1, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_5xx
-    f(7549, 8, 2, Kind::Message, Label::Optional, 356, 0, 0), // interval
-    f(7557, 18, 3, Kind::Message, Label::Optional, 356, 0, 0), // base_ejection_time
-    f(7575, 20, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_ejection_percent
-    f(7595, 25, 5, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_5xx
-    f(7620, 22, 6, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_success_rate
-    f(7642, 26, 7, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_minimum_hosts
-    f(7668, 27, 8, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_request_volume
-    f(7695, 25, 9, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_stdev_factor
-    f(7720, 27, 10, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_gateway_failure
-    f(7747, 37, 11, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_gateway_failure
-    f(7784, 34, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // split_external_local_origin_errors
-    f(7818, 32, 13, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_local_origin_failure
-    f(7850, 42, 14, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_local_origin_failure
-    f(7892, 35, 15, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_local_origin_success_rate
-    f(7927, 28, 16, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_threshold
-    f(7955, 28, 17, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_failure_percentage
-    f(7983, 41, 18, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_failure_percentage_local_origin
-    f(8024, 32, 19, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_minimum_hosts
-    f(8056, 33, 20, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_request_volume
-    f(8089, 17, 21, Kind::Message, Label::Optional, 356, 0, 0), // max_ejection_time
-    f(8106, 24, 22, Kind::Message, Label::Optional, 356, 0, 0), // max_ejection_time_jitter
-    f(8130, 43, 23, Kind::Message, Label::Optional, 353, 0, 0), // successful_active_health_check_uneject_host
-    f(8173, 8, 24, Kind::Message, Label::Repeated, 133, 0, 0), // monitors
-    f(8181, 21, 25, Kind::Message, Label::Optional, 353, 0, 0), // always_eject_one_host
-    f(8202, 21, 26, Kind::Message, Label::Optional, 353, 0, 0), // detect_degraded_hosts
+    f(7695, 15, 1, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_5xx
+    f(7710, 8, 2, Kind::Message, Label::Optional, 359, 0, 0), // interval
+    f(7718, 18, 3, Kind::Message, Label::Optional, 359, 0, 0), // base_ejection_time
+    f(7736, 20, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_ejection_percent
+    f(7756, 25, 5, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_5xx
+    f(7781, 22, 6, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_success_rate
+    f(7803, 26, 7, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_minimum_hosts
+    f(7829, 27, 8, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_request_volume
+    f(7856, 25, 9, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_stdev_factor
+    f(7881, 27, 10, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_gateway_failure
+    f(7908, 37, 11, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_gateway_failure
+    f(7945, 34, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // split_external_local_origin_errors
+    f(7979, 32, 13, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_local_origin_failure
+    f(8011, 42, 14, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_local_origin_failure
+    f(8053, 35, 15, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_local_origin_success_rate
+    f(8088, 28, 16, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_threshold
+    f(8116, 28, 17, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_failure_percentage
+    f(8144, 41, 18, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_failure_percentage_local_origin
+    f(8185, 32, 19, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_minimum_hosts
+    f(8217, 33, 20, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_request_volume
+    f(8250, 17, 21, Kind::Message, Label::Optional, 359, 0, 0), // max_ejection_time
+    f(8267, 24, 22, Kind::Message, Label::Optional, 359, 0, 0), // max_ejection_time_jitter
+    f(8291, 43, 23, Kind::Message, Label::Optional, 356, 0, 0), // successful_active_health_check_uneject_host
+    f(8334, 8, 24, Kind::Message, Label::Repeated, 135, 0, 0), // monitors
+    f(8342, 21, 25, Kind::Message, Label::Optional, 356, 0, 0), // always_eject_one_host
+    f(8363, 21, 26, Kind::Message, Label::Optional, 356, 0, 0), // detect_degraded_hosts
     // envoy.config.cluster.v3.TrackClusterStats
     // envoy.config.cluster.v3.UpstreamConnectionOptions
-    f(8313, 13, 1, Kind::Message, Label::Optional, 130, 0, 0), // tcp_keepalive
-    f(8326, 48, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // set_local_interface_name_on_upstream_connections
+    f(8474, 13, 1, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
+    f(8487, 48, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // set_local_interface_name_on_upstream_connections
     // envoy.config.core.v3.Address
-    f(8402, 14, 1, Kind::Message, Label::Optional, 127, 1, 0), // socket_address
-    f(8416, 4, 2, Kind::Message, Label::Optional, 117, 1, 0), // pipe
+    f(8563, 14, 1, Kind::Message, Label::Optional, 129, 1, 0), // socket_address
+    f(8577, 4, 2, Kind::Message, Label::Optional, 119, 1, 0), // pipe
     // envoy.config.core.v3.AggregatedConfigSource
     // envoy.config.core.v3.ApiConfigSource
-    f(8499, 8, 1, Kind::Enum, Label::Implicit, 11, 0, 0), // api_type
-    f(8507, 13, 2, Kind::String, Label::Repeated, 0, 0, 0), // cluster_names
-    f(8520, 13, 3, Kind::Message, Label::Optional, 356, 0, 0), // refresh_delay
-    f(8533, 13, 4, Kind::Message, Label::Repeated, 98, 0, 0), // grpc_services
-    f(8546, 15, 5, Kind::Message, Label::Optional, 356, 0, 0), // request_timeout
-    f(8561, 30, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // set_node_on_first_message_only
-    f(8591, 21, 8, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(8612, 17, 9, Kind::Message, Label::Repeated, 133, 0, 0), // config_validators
+    f(8660, 8, 1, Kind::Enum, Label::Implicit, 13, 0, 0), // api_type
+    f(8668, 13, 2, Kind::String, Label::Repeated, 0, 0, 0), // cluster_names
+    f(8681, 13, 3, Kind::Message, Label::Optional, 359, 0, 0), // refresh_delay
+    f(8694, 13, 4, Kind::Message, Label::Repeated, 99, 0, 0), // grpc_services
+    f(8707, 15, 5, Kind::Message, Label::Optional, 359, 0, 0), // request_timeout
+    f(8722, 30, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // set_node_on_first_message_only
+    f(8752, 21, 8, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
+    f(8773, 17, 9, Kind::Message, Label::Repeated, 135, 0, 0), // config_validators
     // envoy.config.core.v3.AsyncDataSource
-    f(8665, 5, 1, Kind::Message, Label::Optional, 94, 1, 0), // local
-    f(8670, 6, 2, Kind::Message, Label::Optional, 120, 1, 0), // remote
+    f(8826, 5, 1, Kind::Message, Label::Optional, 95, 1, 0), // local
+    f(8831, 6, 2, Kind::Message, Label::Optional, 122, 1, 0), // remote
     // envoy.config.core.v3.BackoffStrategy
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
     // envoy.config.core.v3.BindConfig
     // envoy.config.core.v3.BuildVersion
-    f(2862, 7, 1, Kind::Message, Label::Optional, 349, 0, 0), // version
-    f(5263, 8, 2, Kind::Message, Label::Optional, 364, 0, 0), // metadata
+    f(2862, 7, 1, Kind::Message, Label::Optional, 352, 0, 0), // version
+    f(5431, 8, 2, Kind::Message, Label::Optional, 367, 0, 0), // metadata
     // envoy.config.core.v3.CelExpressionConfig
     // envoy.config.core.v3.CidrRange
-    f(8846, 14, 1, Kind::String, Label::Implicit, 0, 0, 0), // address_prefix
-    f(8860, 10, 2, Kind::Message, Label::Optional, 367, 0, 0), // prefix_len
+    f(9007, 14, 1, Kind::String, Label::Implicit, 0, 0, 0), // address_prefix
+    f(9021, 10, 2, Kind::Message, Label::Optional, 370, 0, 0), // prefix_len
     // envoy.config.core.v3.ConfigSource
     f(131, 4, 1, Kind::String, Label::Optional, 0, 1, 0), // path
-    f(8903, 17, 2, Kind::Message, Label::Optional, 85, 1, 0), // api_config_source
-    f(8920, 3, 3, Kind::Message, Label::Optional, 84, 1, 0), // ads
-    f(8923, 21, 4, Kind::Message, Label::Optional, 356, 0, 0), // initial_fetch_timeout
-    f(8944, 4, 5, Kind::Message, Label::Optional, 126, 1, 0), // self
-    f(8948, 20, 6, Kind::Enum, Label::Implicit, 12, 0, 0), // resource_api_version
-    f(8968, 18, 8, Kind::Message, Label::Optional, 116, 1, 0), // path_config_source
+    f(9064, 17, 2, Kind::Message, Label::Optional, 86, 1, 0), // api_config_source
+    f(9081, 3, 3, Kind::Message, Label::Optional, 85, 1, 0), // ads
+    f(9084, 21, 4, Kind::Message, Label::Optional, 359, 0, 0), // initial_fetch_timeout
+    f(9105, 4, 5, Kind::Message, Label::Optional, 128, 1, 0), // self
+    f(9109, 20, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // resource_api_version
+    f(9129, 18, 8, Kind::Message, Label::Optional, 118, 1, 0), // path_config_source
     // envoy.config.core.v3.ControlPlane
-    f(9019, 10, 1, Kind::String, Label::Implicit, 0, 0, 0), // identifier
+    f(9180, 10, 1, Kind::String, Label::Implicit, 0, 0, 0), // identifier
     // envoy.config.core.v3.DataSource
-    f(9060, 8, 1, Kind::String, Label::Optional, 0, 1, 0), // filename
-    f(9068, 12, 2, Kind::Bytes, Label::Optional, 0, 1, 0), // inline_bytes
-    f(9080, 13, 3, Kind::String, Label::Optional, 0, 1, 0), // inline_string
-    f(9093, 20, 4, Kind::String, Label::Optional, 0, 1, 0), // environment_variable
-    f(9113, 17, 5, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
+    f(9221, 8, 1, Kind::String, Label::Optional, 0, 1, 0), // filename
+    f(9229, 12, 2, Kind::Bytes, Label::Optional, 0, 1, 0), // inline_bytes
+    f(9241, 13, 3, Kind::String, Label::Optional, 0, 1, 0), // inline_string
+    f(9254, 20, 4, Kind::String, Label::Optional, 0, 1, 0), // environment_variable
+    f(9274, 17, 5, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
     // envoy.config.core.v3.DnsResolutionConfig
     // envoy.config.core.v3.Extension
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(9200, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // category
-    f(9208, 15, 3, Kind::String, Label::Implicit, 0, 0, 0), // type_descriptor
-    f(2862, 7, 4, Kind::Message, Label::Optional, 89, 0, 0), // version
-    f(9223, 8, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
-    f(9231, 9, 6, Kind::String, Label::Repeated, 0, 0, 0), // type_urls
+    f(9361, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // category
+    f(9369, 15, 3, Kind::String, Label::Implicit, 0, 0, 0), // type_descriptor
+    f(2862, 7, 4, Kind::Message, Label::Optional, 90, 0, 0), // version
+    f(9384, 8, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
+    f(9392, 9, 6, Kind::String, Label::Repeated, 0, 0, 0), // type_urls
     // envoy.config.core.v3.ExtensionConfigSource
     // envoy.config.core.v3.GrpcService
-    f(9314, 10, 1, Kind::Message, Label::Optional, 99, 1, 0), // envoy_grpc
-    f(9324, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // timeout
-    f(9331, 16, 5, Kind::Message, Label::Repeated, 100, 0, 1), // initial_metadata
-    f(9347, 12, 6, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
+    f(9475, 10, 1, Kind::Message, Label::Optional, 100, 1, 0), // envoy_grpc
+    f(9485, 7, 3, Kind::Message, Label::Optional, 359, 0, 0), // timeout
+    f(9492, 16, 5, Kind::Message, Label::Repeated, 101, 0, 1), // initial_metadata
+    f(9508, 12, 6, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.GrpcService.EnvoyGrpc
-    f(9401, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
-    f(9413, 9, 2, Kind::String, Label::Implicit, 0, 0, 0), // authority
-    f(9347, 12, 3, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
-    f(9422, 26, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_receive_message_length
-    f(9448, 18, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_envoy_headers
+    f(9562, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
+    f(9574, 9, 2, Kind::String, Label::Implicit, 0, 0, 0), // authority
+    f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
+    f(9583, 26, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_receive_message_length
+    f(9609, 18, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_envoy_headers
     // envoy.config.core.v3.HeaderValue
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 2), // key
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 2), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
-    f(9498, 9, 3, Kind::Bytes, Label::Implicit, 0, 0, 0), // raw_value
+    f(9659, 9, 3, Kind::Bytes, Label::Implicit, 0, 0, 0), // raw_value
     // envoy.config.core.v3.HeaderValueOption
-    f(9545, 6, 1, Kind::Message, Label::Optional, 100, 0, 0), // header
-    f(9551, 6, 2, Kind::Message, Label::Optional, 353, 0, 0), // append
-    f(9557, 13, 3, Kind::Enum, Label::Implicit, 13, 0, 0), // append_action
-    f(9570, 16, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // keep_empty_value
+    f(3712, 6, 1, Kind::Message, Label::Optional, 101, 0, 0), // header
+    f(9706, 6, 2, Kind::Message, Label::Optional, 356, 0, 0), // append
+    f(9712, 13, 3, Kind::Enum, Label::Implicit, 15, 0, 0), // append_action
+    f(9725, 16, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // keep_empty_value
     // envoy.config.core.v3.HealthCheck
     // envoy.config.core.v3.HealthStatusSet
     // envoy.config.core.v3.Http1ProtocolOptions
-    f(9695, 18, 1, Kind::Message, Label::Optional, 353, 0, 0), // allow_absolute_url
-    f(9713, 14, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // accept_http_10
-    f(9727, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // default_host_for_http_10
-    f(9751, 15, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_trailers
-    f(9766, 20, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_chunked_length
-    f(9786, 45, 7, Kind::Message, Label::Optional, 353, 0, 0), // override_stream_error_on_invalid_http_message
-    f(9831, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // send_fully_qualified_url
-    f(9855, 16, 9, Kind::Message, Label::Optional, 353, 0, 0), // use_balsa_parser
-    f(9871, 20, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_custom_methods
-    f(9891, 22, 11, Kind::Message, Label::Repeated, 334, 0, 0), // ignore_http_11_upgrade
+    f(9850, 18, 1, Kind::Message, Label::Optional, 356, 0, 0), // allow_absolute_url
+    f(9868, 14, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // accept_http_10
+    f(9882, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // default_host_for_http_10
+    f(9906, 15, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_trailers
+    f(9921, 20, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_chunked_length
+    f(9941, 45, 7, Kind::Message, Label::Optional, 356, 0, 0), // override_stream_error_on_invalid_http_message
+    f(9986, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // send_fully_qualified_url
+    f(10010, 16, 9, Kind::Message, Label::Optional, 356, 0, 0), // use_balsa_parser
+    f(10026, 20, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_custom_methods
+    f(10046, 22, 11, Kind::Message, Label::Repeated, 337, 0, 0), // ignore_http_11_upgrade
     // envoy.config.core.v3.Http2ProtocolOptions
-    f(9954, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // hpack_table_size
-    f(9970, 22, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_concurrent_streams
-    f(9992, 26, 3, Kind::Message, Label::Optional, 367, 0, 0), // initial_stream_window_size
-    f(10018, 30, 4, Kind::Message, Label::Optional, 367, 0, 0), // initial_connection_window_size
-    f(10048, 13, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_connect
-    f(10061, 14, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_metadata
-    f(10075, 19, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_outbound_frames
-    f(10094, 27, 8, Kind::Message, Label::Optional, 367, 0, 0), // max_outbound_control_frames
-    f(10121, 49, 9, Kind::Message, Label::Optional, 367, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
-    f(10170, 38, 10, Kind::Message, Label::Optional, 367, 0, 0), // max_inbound_priority_frames_per_stream
-    f(10208, 52, 11, Kind::Message, Label::Optional, 367, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
-    f(10260, 38, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // stream_error_on_invalid_http_messaging
-    f(9786, 45, 14, Kind::Message, Label::Optional, 353, 0, 0), // override_stream_error_on_invalid_http_message
-    f(10298, 17, 16, Kind::Message, Label::Optional, 353, 0, 0), // use_oghttp2_codec
-    f(10315, 17, 17, Kind::Message, Label::Optional, 368, 0, 0), // max_metadata_size
-    f(10332, 23, 18, Kind::Message, Label::Optional, 353, 0, 0), // enable_huffman_encoding
-    f(10355, 24, 19, Kind::Message, Label::Optional, 367, 0, 0), // max_header_field_size_kb
-    f(10379, 17, 20, Kind::Message, Label::Optional, 353, 0, 0), // disallow_obs_text
-    f(10396, 18, 21, Kind::Message, Label::Optional, 368, 0, 0), // stream_reset_burst
-    f(10414, 17, 22, Kind::Message, Label::Optional, 368, 0, 0), // stream_reset_rate
+    f(10109, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // hpack_table_size
+    f(10125, 22, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_concurrent_streams
+    f(10147, 26, 3, Kind::Message, Label::Optional, 370, 0, 0), // initial_stream_window_size
+    f(10173, 30, 4, Kind::Message, Label::Optional, 370, 0, 0), // initial_connection_window_size
+    f(10203, 13, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_connect
+    f(10216, 14, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_metadata
+    f(10230, 19, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_outbound_frames
+    f(10249, 27, 8, Kind::Message, Label::Optional, 370, 0, 0), // max_outbound_control_frames
+    f(10276, 49, 9, Kind::Message, Label::Optional, 370, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
+    f(10325, 38, 10, Kind::Message, Label::Optional, 370, 0, 0), // max_inbound_priority_frames_per_stream
+    f(10363, 52, 11, Kind::Message, Label::Optional, 370, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
+    f(10415, 38, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // stream_error_on_invalid_http_messaging
+    f(9941, 45, 14, Kind::Message, Label::Optional, 356, 0, 0), // override_stream_error_on_invalid_http_message
+    f(10453, 17, 16, Kind::Message, Label::Optional, 356, 0, 0), // use_oghttp2_codec
+    f(10470, 17, 17, Kind::Message, Label::Optional, 371, 0, 0), // max_metadata_size
+    f(10487, 23, 18, Kind::Message, Label::Optional, 356, 0, 0), // enable_huffman_encoding
+    f(10510, 24, 19, Kind::Message, Label::Optional, 370, 0, 0), // max_header_field_size_kb
+    f(10534, 17, 20, Kind::Message, Label::Optional, 356, 0, 0), // disallow_obs_text
+    f(10551, 18, 21, Kind::Message, Label::Optional, 371, 0, 0), // stream_reset_burst
+    f(10569, 17, 22, Kind::Message, Label::Optional, 371, 0, 0), // stream_reset_rate
     // envoy.config.core.v3.Http3ProtocolOptions
     // envoy.config.core.v3.HttpProtocolOptions
-    f(10512, 12, 1, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(10524, 17, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_headers_count
-    f(10541, 23, 3, Kind::Message, Label::Optional, 356, 0, 0), // max_connection_duration
-    f(10564, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // max_stream_duration
-    f(10583, 31, 5, Kind::Enum, Label::Implicit, 15, 0, 0), // headers_with_underscores_action
-    f(5043, 27, 6, Kind::Message, Label::Optional, 367, 0, 0), // max_requests_per_connection
-    f(10614, 23, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_response_headers_kb
-    f(10637, 30, 8, Kind::Message, Label::Optional, 348, 0, 0), // max_connection_duration_jitter
+    f(10667, 12, 1, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
+    f(10679, 17, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_headers_count
+    f(10696, 23, 3, Kind::Message, Label::Optional, 359, 0, 0), // max_connection_duration
+    f(10719, 19, 4, Kind::Message, Label::Optional, 359, 0, 0), // max_stream_duration
+    f(10738, 31, 5, Kind::Enum, Label::Implicit, 17, 0, 0), // headers_with_underscores_action
+    f(5211, 27, 6, Kind::Message, Label::Optional, 370, 0, 0), // max_requests_per_connection
+    f(10769, 23, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_response_headers_kb
+    f(10792, 30, 8, Kind::Message, Label::Optional, 351, 0, 0), // max_connection_duration_jitter
+    // envoy.config.core.v3.HttpService
+    f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
+    f(10862, 22, 2, Kind::Message, Label::Repeated, 102, 0, 1), // request_headers_to_add
+    f(10884, 10, 3, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
     // envoy.config.core.v3.HttpUri
     f(3052, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // uri
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(9324, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // timeout
+    f(9485, 7, 3, Kind::Message, Label::Optional, 359, 0, 0), // timeout
     // envoy.config.core.v3.JsonFormatOptions
-    f(10733, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // sort_properties
+    f(10960, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // sort_properties
     // envoy.config.core.v3.Locality
-    f(10777, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // region
-    f(10783, 4, 2, Kind::String, Label::Implicit, 0, 0, 0), // zone
-    f(10787, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // sub_zone
+    f(11004, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // region
+    f(11010, 4, 2, Kind::String, Label::Implicit, 0, 0, 0), // zone
+    f(11014, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // sub_zone
     // envoy.config.core.v3.Metadata
-    f(10824, 15, 1, Kind::Message, Label::Map, 112, 0, 0), // filter_metadata
-    f(10839, 21, 2, Kind::Message, Label::Map, 113, 0, 0), // typed_filter_metadata
+    f(11051, 15, 1, Kind::Message, Label::Map, 114, 0, 0), // filter_metadata
+    f(11066, 21, 2, Kind::Message, Label::Map, 115, 0, 0), // typed_filter_metadata
     // envoy.config.core.v3.Metadata.FilterMetadataEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 364, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 367, 0, 0), // value
     // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
     // envoy.config.core.v3.Node
-    f(10988, 2, 1, Kind::String, Label::Implicit, 0, 0, 0), // id
+    f(11215, 2, 1, Kind::String, Label::Implicit, 0, 0, 0), // id
     f(694, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // cluster
-    f(5263, 8, 3, Kind::Message, Label::Optional, 364, 0, 0), // metadata
-    f(2044, 8, 4, Kind::Message, Label::Optional, 110, 0, 0), // locality
-    f(10990, 15, 6, Kind::String, Label::Implicit, 0, 0, 0), // user_agent_name
-    f(11005, 18, 7, Kind::String, Label::Optional, 0, 1, 0), // user_agent_version
-    f(11023, 24, 8, Kind::Message, Label::Optional, 89, 1, 0), // user_agent_build_version
-    f(11047, 10, 9, Kind::Message, Label::Repeated, 96, 0, 0), // extensions
-    f(11057, 15, 10, Kind::String, Label::Repeated, 0, 0, 0), // client_features
-    f(11072, 19, 11, Kind::Message, Label::Repeated, 83, 0, 0), // listening_addresses
-    f(11091, 18, 12, Kind::Message, Label::Map, 115, 0, 0), // dynamic_parameters
+    f(5431, 8, 3, Kind::Message, Label::Optional, 367, 0, 0), // metadata
+    f(2044, 8, 4, Kind::Message, Label::Optional, 112, 0, 0), // locality
+    f(11217, 15, 6, Kind::String, Label::Implicit, 0, 0, 0), // user_agent_name
+    f(11232, 18, 7, Kind::String, Label::Optional, 0, 1, 0), // user_agent_version
+    f(11250, 24, 8, Kind::Message, Label::Optional, 90, 1, 0), // user_agent_build_version
+    f(11274, 10, 9, Kind::Message, Label::Repeated, 97, 0, 0), // extensions
+    f(11284, 15, 10, Kind::String, Label::Repeated, 0, 0, 0), // client_features
+    f(11299, 19, 11, Kind::Message, Label::Repeated, 84, 0, 0), // listening_addresses
+    f(11318, 18, 12, Kind::Message, Label::Map, 117, 0, 0), // dynamic_parameters
     // envoy.config.core.v3.Node.DynamicParametersEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 376, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 379, 0, 0), // value
     // envoy.config.core.v3.PathConfigSource
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(9113, 17, 2, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(11194, 13, 3, Kind::Message, Label::Optional, 356, 0, 0), // poll_interval
+    f(9274, 17, 2, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
+    f(11421, 13, 3, Kind::Message, Label::Optional, 359, 0, 0), // poll_interval
     // envoy.config.core.v3.Pipe
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(1048, 4, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // mode
     // envoy.config.core.v3.ProxyProtocolConfig
-    f(2862, 7, 1, Kind::Enum, Label::Implicit, 16, 0, 0), // version
-    f(11272, 17, 2, Kind::Message, Label::Optional, 119, 0, 0), // pass_through_tlvs
-    f(11289, 10, 3, Kind::Message, Label::Repeated, 131, 0, 0), // added_tlvs
+    f(2862, 7, 1, Kind::Enum, Label::Implicit, 18, 0, 0), // version
+    f(11499, 17, 2, Kind::Message, Label::Optional, 121, 0, 0), // pass_through_tlvs
+    f(11516, 10, 3, Kind::Message, Label::Repeated, 133, 0, 0), // added_tlvs
     // envoy.config.core.v3.ProxyProtocolPassThroughTLVs
-    f(11348, 10, 1, Kind::Enum, Label::Implicit, 17, 0, 0), // match_type
-    f(11358, 8, 2, Kind::Uint32, Label::Repeated, 0, 0, 0), // tlv_type
+    f(11575, 10, 1, Kind::Enum, Label::Implicit, 19, 0, 0), // match_type
+    f(11585, 8, 2, Kind::Uint32, Label::Repeated, 0, 0, 0), // tlv_type
     // envoy.config.core.v3.RemoteDataSource
-    f(11403, 8, 1, Kind::Message, Label::Optional, 108, 0, 0), // http_uri
-    f(11411, 6, 2, Kind::String, Label::Implicit, 0, 0, 0), // sha256
-    f(9347, 12, 3, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
+    f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
+    f(11630, 6, 2, Kind::String, Label::Implicit, 0, 0, 0), // sha256
+    f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.RetryPolicy
-    f(11449, 14, 1, Kind::Message, Label::Optional, 87, 0, 0), // retry_back_off
-    f(11463, 11, 2, Kind::Message, Label::Optional, 367, 0, 0), // num_retries
-    f(11474, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
-    f(11482, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
+    f(11668, 14, 1, Kind::Message, Label::Optional, 88, 0, 0), // retry_back_off
+    f(11682, 11, 2, Kind::Message, Label::Optional, 370, 0, 0), // num_retries
+    f(11693, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
+    f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
     // envoy.config.core.v3.RuntimeDouble
     // envoy.config.core.v3.RuntimeFeatureFlag
-    f(11588, 13, 1, Kind::Message, Label::Optional, 353, 0, 0), // default_value
-    f(11601, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
+    f(11807, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // default_value
+    f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeFractionalPercent
-    f(11588, 13, 1, Kind::Message, Label::Optional, 343, 0, 0), // default_value
-    f(11601, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
+    f(11807, 13, 1, Kind::Message, Label::Optional, 346, 0, 0), // default_value
+    f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeUInt32
-    f(11588, 13, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // default_value
-    f(11601, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
+    f(11807, 13, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // default_value
+    f(3999, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.SelfConfigSource
-    f(8591, 21, 1, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
+    f(8752, 21, 1, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     // envoy.config.core.v3.SocketAddress
-    f(11762, 8, 1, Kind::Enum, Label::Implicit, 19, 0, 0), // protocol
+    f(11970, 8, 1, Kind::Enum, Label::Implicit, 21, 0, 0), // protocol
     f(1960, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // address
-    f(11770, 10, 3, Kind::Uint32, Label::Optional, 0, 1, 0), // port_value
-    f(11780, 10, 4, Kind::String, Label::Optional, 0, 1, 0), // named_port
-    f(11790, 13, 5, Kind::String, Label::Implicit, 0, 0, 0), // resolver_name
-    f(11803, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ipv4_compat
-    f(11814, 26, 7, Kind::String, Label::Implicit, 0, 0, 0), // network_namespace_filepath
+    f(11978, 10, 3, Kind::Uint32, Label::Optional, 0, 1, 0), // port_value
+    f(11988, 10, 4, Kind::String, Label::Optional, 0, 1, 0), // named_port
+    f(11998, 13, 5, Kind::String, Label::Implicit, 0, 0, 0), // resolver_name
+    f(12011, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ipv4_compat
+    f(12022, 26, 7, Kind::String, Label::Implicit, 0, 0, 0), // network_namespace_filepath
     // envoy.config.core.v3.SocketOption
     // envoy.config.core.v3.SubstitutionFormatString
-    f(11918, 11, 1, Kind::String, Label::Optional, 0, 1, 0), // text_format
-    f(11929, 11, 2, Kind::Message, Label::Optional, 364, 1, 0), // json_format
-    f(11940, 17, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // omit_empty_values
-    f(11957, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // content_type
-    f(11969, 18, 5, Kind::Message, Label::Optional, 94, 1, 0), // text_format_source
-    f(11987, 10, 6, Kind::Message, Label::Repeated, 133, 0, 0), // formatters
-    f(11997, 19, 7, Kind::Message, Label::Optional, 109, 0, 0), // json_format_options
+    f(12126, 11, 1, Kind::String, Label::Optional, 0, 1, 0), // text_format
+    f(12137, 11, 2, Kind::Message, Label::Optional, 367, 1, 0), // json_format
+    f(12148, 17, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // omit_empty_values
+    f(12165, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // content_type
+    f(12177, 18, 5, Kind::Message, Label::Optional, 95, 1, 0), // text_format_source
+    f(10884, 10, 6, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
+    f(12195, 19, 7, Kind::Message, Label::Optional, 111, 0, 0), // json_format_options
     // envoy.config.core.v3.TcpKeepalive
-    f(12049, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_probes
-    f(12065, 14, 2, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_time
-    f(12079, 18, 3, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_interval
+    f(12247, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_probes
+    f(12263, 14, 2, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_time
+    f(12277, 18, 3, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_interval
     // envoy.config.core.v3.TlvEntry
     // envoy.config.core.v3.TransportSocket
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
     // envoy.config.core.v3.TypedExtensionConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // typed_config
     // envoy.config.core.v3.UpstreamHttpProtocolOptions
-    f(12251, 8, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni
-    f(12259, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_san_validation
-    f(12278, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // override_auto_sni_header
+    f(12449, 8, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni
+    f(12457, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_san_validation
+    f(12476, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // override_auto_sni_header
     // envoy.config.core.v3.WatchedDirectory
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(12339, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // watch_modify
+    f(12537, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // watch_modify
     // envoy.config.endpoint.v3.ClusterLoadAssignment
-    f(9401, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
-    f(12397, 9, 2, Kind::Message, Label::Repeated, 145, 0, 0), // endpoints
-    f(12406, 6, 4, Kind::Message, Label::Optional, 138, 0, 0), // policy
-    f(12412, 15, 5, Kind::Message, Label::Map, 137, 0, 0), // named_endpoints
+    f(9562, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
+    f(12595, 9, 2, Kind::Message, Label::Repeated, 147, 0, 0), // endpoints
+    f(12604, 6, 4, Kind::Message, Label::Optional, 140, 0, 0), // policy
+    f(12610, 15, 5, Kind::Message, Label::Map, 139, 0, 0), // named_endpoints
     // envoy.config.endpoint.v3.ClusterLoadAssignment.NamedEndpointsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 140, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 142, 0, 0), // value
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
-    f(12546, 14, 2, Kind::Message, Label::Repeated, 139, 0, 0), // drop_overloads
-    f(12560, 23, 3, Kind::Message, Label::Optional, 367, 0, 0), // overprovisioning_factor
-    f(12583, 20, 4, Kind::Message, Label::Optional, 356, 0, 0), // endpoint_stale_after
-    f(12603, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // weighted_priority_health
+    f(12744, 14, 2, Kind::Message, Label::Repeated, 141, 0, 0), // drop_overloads
+    f(12758, 23, 3, Kind::Message, Label::Optional, 370, 0, 0), // overprovisioning_factor
+    f(12781, 20, 4, Kind::Message, Label::Optional, 359, 0, 0), // endpoint_stale_after
+    f(12801, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // weighted_priority_health
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
     // envoy.config.endpoint.v3.Endpoint
-    f(1960, 7, 1, Kind::Message, Label::Optional, 83, 0, 0), // address
-    f(12726, 19, 2, Kind::Message, Label::Optional, 142, 0, 0), // health_check_config
+    f(1960, 7, 1, Kind::Message, Label::Optional, 84, 0, 0), // address
+    f(12924, 19, 2, Kind::Message, Label::Optional, 144, 0, 0), // health_check_config
     f(2003, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // hostname
-    f(12745, 20, 4, Kind::Message, Label::Repeated, 141, 0, 0), // additional_addresses
+    f(12943, 20, 4, Kind::Message, Label::Repeated, 143, 0, 0), // additional_addresses
     f(466, 18, 5, Kind::String, Label::Implicit, 0, 0, 0), // observability_name
     // envoy.config.endpoint.v3.Endpoint.AdditionalAddress
     // envoy.config.endpoint.v3.Endpoint.HealthCheckConfig
-    f(11770, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_value
+    f(11978, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_value
     f(2003, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // hostname
-    f(1960, 7, 3, Kind::Message, Label::Optional, 83, 0, 0), // address
-    f(12867, 27, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_active_health_check
+    f(1960, 7, 3, Kind::Message, Label::Optional, 84, 0, 0), // address
+    f(13065, 27, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_active_health_check
     // envoy.config.endpoint.v3.LbEndpoint
-    f(12929, 8, 1, Kind::Message, Label::Optional, 140, 1, 0), // endpoint
-    f(1972, 13, 2, Kind::Enum, Label::Implicit, 14, 0, 0), // health_status
-    f(5263, 8, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(12937, 21, 4, Kind::Message, Label::Optional, 367, 0, 0), // load_balancing_weight
-    f(12958, 13, 5, Kind::String, Label::Optional, 0, 1, 0), // endpoint_name
+    f(13127, 8, 1, Kind::Message, Label::Optional, 142, 1, 0), // endpoint
+    f(1972, 13, 2, Kind::Enum, Label::Implicit, 16, 0, 0), // health_status
+    f(5431, 8, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(13135, 21, 4, Kind::Message, Label::Optional, 370, 0, 0), // load_balancing_weight
+    f(13156, 13, 5, Kind::String, Label::Optional, 0, 1, 0), // endpoint_name
     // envoy.config.endpoint.v3.LedsClusterLocalityConfig
     // envoy.config.endpoint.v3.LocalityLbEndpoints
-    f(2044, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // locality
-    f(13065, 12, 2, Kind::Message, Label::Repeated, 143, 0, 0), // lb_endpoints
-    f(12937, 21, 3, Kind::Message, Label::Optional, 367, 0, 0), // load_balancing_weight
+    f(2044, 8, 1, Kind::Message, Label::Optional, 112, 0, 0), // locality
+    f(13263, 12, 2, Kind::Message, Label::Repeated, 145, 0, 0), // lb_endpoints
+    f(13135, 21, 3, Kind::Message, Label::Optional, 370, 0, 0), // load_balancing_weight
     f(2011, 8, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(13077, 9, 6, Kind::Message, Label::Optional, 367, 0, 0), // proximity
-    f(13086, 23, 7, Kind::Message, Label::Optional, 146, 1, 0), // load_balancer_endpoints
-    f(13109, 28, 8, Kind::Message, Label::Optional, 144, 1, 0), // leds_cluster_locality_config
-    f(5263, 8, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata
+    f(13275, 9, 6, Kind::Message, Label::Optional, 370, 0, 0), // proximity
+    f(13284, 23, 7, Kind::Message, Label::Optional, 148, 1, 0), // load_balancer_endpoints
+    f(13307, 28, 8, Kind::Message, Label::Optional, 146, 1, 0), // leds_cluster_locality_config
+    f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     // envoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointList
     // envoy.config.listener.v3.AdditionalAddress
     // envoy.config.listener.v3.ApiListener
     // envoy.config.listener.v3.Filter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
-    f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
+    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.FilterChain
-    f(13357, 18, 1, Kind::Message, Label::Optional, 151, 0, 0), // filter_chain_match
-    f(5561, 7, 3, Kind::Message, Label::Repeated, 149, 0, 0), // filters
-    f(13375, 15, 4, Kind::Message, Label::Optional, 353, 0, 0), // use_proxy_proto
-    f(5263, 8, 5, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(5247, 16, 6, Kind::Message, Label::Optional, 132, 0, 0), // transport_socket
+    f(13555, 18, 1, Kind::Message, Label::Optional, 153, 0, 0), // filter_chain_match
+    f(3475, 7, 3, Kind::Message, Label::Repeated, 151, 0, 0), // filters
+    f(13573, 15, 4, Kind::Message, Label::Optional, 356, 0, 0), // use_proxy_proto
+    f(5431, 8, 5, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(5415, 16, 6, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
     f(345, 4, 7, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(13390, 32, 9, Kind::Message, Label::Optional, 356, 0, 0), // transport_socket_connect_timeout
+    f(13588, 32, 9, Kind::Message, Label::Optional, 359, 0, 0), // transport_socket_connect_timeout
     // envoy.config.listener.v3.FilterChainMatch
-    f(13463, 13, 3, Kind::Message, Label::Repeated, 91, 0, 0), // prefix_ranges
-    f(13476, 14, 4, Kind::String, Label::Implicit, 0, 0, 0), // address_suffix
-    f(13490, 10, 5, Kind::Message, Label::Optional, 367, 0, 0), // suffix_len
-    f(13500, 20, 6, Kind::Message, Label::Repeated, 91, 0, 0), // source_prefix_ranges
-    f(13520, 12, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // source_ports
-    f(13532, 16, 8, Kind::Message, Label::Optional, 367, 0, 0), // destination_port
-    f(13548, 18, 9, Kind::String, Label::Implicit, 0, 0, 0), // transport_protocol
-    f(13566, 21, 10, Kind::String, Label::Repeated, 0, 0, 0), // application_protocols
-    f(13587, 12, 11, Kind::String, Label::Repeated, 0, 0, 0), // server_names
-    f(13599, 11, 12, Kind::Enum, Label::Implicit, 21, 0, 0), // source_type
-    f(13610, 27, 13, Kind::Message, Label::Repeated, 91, 0, 0), // direct_source_prefix_ranges
+    f(13661, 13, 3, Kind::Message, Label::Repeated, 92, 0, 0), // prefix_ranges
+    f(13674, 14, 4, Kind::String, Label::Implicit, 0, 0, 0), // address_suffix
+    f(13688, 10, 5, Kind::Message, Label::Optional, 370, 0, 0), // suffix_len
+    f(13698, 20, 6, Kind::Message, Label::Repeated, 92, 0, 0), // source_prefix_ranges
+    f(13718, 12, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // source_ports
+    f(13730, 16, 8, Kind::Message, Label::Optional, 370, 0, 0), // destination_port
+    f(13746, 18, 9, Kind::String, Label::Implicit, 0, 0, 0), // transport_protocol
+    f(13764, 21, 10, Kind::String, Label::Repeated, 0, 0, 0), // application_protocols
+    f(13785, 12, 11, Kind::String, Label::Repeated, 0, 0, 0), // server_names
+    f(13797, 11, 12, Kind::Enum, Label::Implicit, 23, 0, 0), // source_type
+    f(13808, 27, 13, Kind::Message, Label::Repeated, 92, 0, 0), // direct_source_prefix_ranges
     // envoy.config.listener.v3.Listener
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(1960, 7, 2, Kind::Message, Label::Optional, 83, 0, 0), // address
-    f(13670, 13, 3, Kind::Message, Label::Repeated, 150, 0, 0), // filter_chains
-    f(13683, 16, 4, Kind::Message, Label::Optional, 353, 0, 0), // use_original_dst
-    f(4988, 33, 5, Kind::Message, Label::Optional, 367, 0, 0), // per_connection_buffer_limit_bytes
-    f(5263, 8, 6, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(13699, 13, 7, Kind::Message, Label::Optional, 155, 0, 0), // deprecated_v1
-    f(13712, 10, 8, Kind::Enum, Label::Implicit, 22, 0, 0), // drain_type
-    f(13722, 16, 9, Kind::Message, Label::Repeated, 158, 0, 0), // listener_filters
-    f(13738, 11, 10, Kind::Message, Label::Optional, 353, 0, 0), // transparent
-    f(13749, 8, 11, Kind::Message, Label::Optional, 353, 0, 0), // freebind
-    f(13757, 26, 12, Kind::Message, Label::Optional, 367, 0, 0), // tcp_fast_open_queue_length
-    f(4024, 14, 13, Kind::Message, Label::Repeated, 128, 0, 0), // socket_options
-    f(13783, 24, 15, Kind::Message, Label::Optional, 356, 0, 0), // listener_filters_timeout
-    f(13807, 17, 16, Kind::Enum, Label::Implicit, 20, 0, 0), // traffic_direction
-    f(13824, 36, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // continue_on_listener_filters_timeout
-    f(13860, 19, 18, Kind::Message, Label::Optional, 160, 0, 0), // udp_listener_config
-    f(13879, 12, 19, Kind::Message, Label::Optional, 148, 0, 0), // api_listener
-    f(13891, 25, 20, Kind::Message, Label::Optional, 153, 0, 0), // connection_balance_config
-    f(13916, 10, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // reuse_port
-    f(4038, 10, 22, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(13926, 16, 24, Kind::Message, Label::Optional, 367, 0, 0), // tcp_backlog_size
-    f(13942, 20, 25, Kind::Message, Label::Optional, 150, 0, 0), // default_filter_chain
-    f(13962, 12, 26, Kind::Message, Label::Optional, 353, 0, 0), // bind_to_port
-    f(13974, 17, 27, Kind::Message, Label::Optional, 157, 1, 0), // internal_listener
-    f(13991, 11, 28, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(14002, 17, 29, Kind::Message, Label::Optional, 353, 0, 0), // enable_reuse_port
-    f(14019, 12, 30, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mptcp
-    f(4048, 24, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(14031, 20, 32, Kind::Message, Label::Optional, 379, 0, 0), // filter_chain_matcher
-    f(12745, 20, 33, Kind::Message, Label::Repeated, 147, 0, 0), // additional_addresses
-    f(14051, 42, 34, Kind::Message, Label::Optional, 367, 0, 0), // max_connections_to_accept_per_socket_event
-    f(14093, 23, 35, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_overload_manager
-    f(14116, 11, 36, Kind::Message, Label::Optional, 156, 0, 0), // fcds_config
-    f(8313, 13, 37, Kind::Message, Label::Optional, 130, 0, 0), // tcp_keepalive
-    f(5978, 44, 38, Kind::Message, Label::Optional, 356, 0, 0), // per_connection_buffer_high_watermark_timeout
-    f(6022, 13, 39, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
+    f(1960, 7, 2, Kind::Message, Label::Optional, 84, 0, 0), // address
+    f(13868, 13, 3, Kind::Message, Label::Repeated, 152, 0, 0), // filter_chains
+    f(13881, 16, 4, Kind::Message, Label::Optional, 356, 0, 0), // use_original_dst
+    f(5156, 33, 5, Kind::Message, Label::Optional, 370, 0, 0), // per_connection_buffer_limit_bytes
+    f(5431, 8, 6, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(13897, 13, 7, Kind::Message, Label::Optional, 157, 0, 0), // deprecated_v1
+    f(13910, 10, 8, Kind::Enum, Label::Implicit, 24, 0, 0), // drain_type
+    f(13920, 16, 9, Kind::Message, Label::Repeated, 160, 0, 0), // listener_filters
+    f(13936, 11, 10, Kind::Message, Label::Optional, 356, 0, 0), // transparent
+    f(13947, 8, 11, Kind::Message, Label::Optional, 356, 0, 0), // freebind
+    f(13955, 26, 12, Kind::Message, Label::Optional, 370, 0, 0), // tcp_fast_open_queue_length
+    f(4192, 14, 13, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
+    f(13981, 24, 15, Kind::Message, Label::Optional, 359, 0, 0), // listener_filters_timeout
+    f(14005, 17, 16, Kind::Enum, Label::Implicit, 22, 0, 0), // traffic_direction
+    f(14022, 36, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // continue_on_listener_filters_timeout
+    f(14058, 19, 18, Kind::Message, Label::Optional, 162, 0, 0), // udp_listener_config
+    f(14077, 12, 19, Kind::Message, Label::Optional, 150, 0, 0), // api_listener
+    f(14089, 25, 20, Kind::Message, Label::Optional, 155, 0, 0), // connection_balance_config
+    f(14114, 10, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // reuse_port
+    f(4206, 10, 22, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
+    f(14124, 16, 24, Kind::Message, Label::Optional, 370, 0, 0), // tcp_backlog_size
+    f(14140, 20, 25, Kind::Message, Label::Optional, 152, 0, 0), // default_filter_chain
+    f(14160, 12, 26, Kind::Message, Label::Optional, 356, 0, 0), // bind_to_port
+    f(14172, 17, 27, Kind::Message, Label::Optional, 159, 1, 0), // internal_listener
+    f(14189, 11, 28, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(14200, 17, 29, Kind::Message, Label::Optional, 356, 0, 0), // enable_reuse_port
+    f(14217, 12, 30, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mptcp
+    f(4216, 24, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
+    f(14229, 20, 32, Kind::Message, Label::Optional, 382, 0, 0), // filter_chain_matcher
+    f(12943, 20, 33, Kind::Message, Label::Repeated, 149, 0, 0), // additional_addresses
+    f(14249, 42, 34, Kind::Message, Label::Optional, 370, 0, 0), // max_connections_to_accept_per_socket_event
+    f(14291, 23, 35, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_overload_manager
+    f(14314, 11, 36, Kind::Message, Label::Optional, 158, 0, 0), // fcds_config
+    f(8474, 13, 37, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
+    f(6139, 44, 38, Kind::Message, Label::Optional, 359, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6183, 13, 39, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
-    f(14184, 13, 1, Kind::Message, Label::Optional, 154, 1, 0), // exact_balance
-    f(14197, 14, 2, Kind::Message, Label::Optional, 133, 1, 0), // extend_balance
+    f(14382, 13, 1, Kind::Message, Label::Optional, 156, 1, 0), // exact_balance
+    f(14395, 14, 2, Kind::Message, Label::Optional, 135, 1, 0), // extend_balance
     // envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance
     // envoy.config.listener.v3.Listener.DeprecatedV1
     // envoy.config.listener.v3.Listener.FcdsConfig
     // envoy.config.listener.v3.Listener.InternalListenerConfig
     // envoy.config.listener.v3.ListenerFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
-    f(14466, 15, 4, Kind::Message, Label::Optional, 159, 0, 0), // filter_disabled
-    f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(14664, 15, 4, Kind::Message, Label::Optional, 161, 0, 0), // filter_disabled
+    f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
     // envoy.config.listener.v3.UdpListenerConfig
     // envoy.config.metrics.v3.DogStatsdSink
-    f(1960, 7, 1, Kind::Message, Label::Optional, 83, 1, 0), // address
-    f(14618, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
-    f(14624, 22, 4, Kind::Message, Label::Optional, 368, 0, 0), // max_bytes_per_datagram
+    f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
+    f(14816, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
+    f(14822, 22, 4, Kind::Message, Label::Optional, 371, 0, 0), // max_bytes_per_datagram
     // envoy.config.metrics.v3.HistogramBucketSettings
-    f(14693, 5, 1, Kind::Message, Label::Optional, 334, 0, 0), // match
-    f(14698, 7, 2, Kind::Double, Label::Repeated, 0, 0, 0), // buckets
-    f(14705, 4, 3, Kind::Message, Label::Optional, 367, 0, 0), // bins
+    f(14891, 5, 1, Kind::Message, Label::Optional, 337, 0, 0), // match
+    f(14896, 7, 2, Kind::Double, Label::Repeated, 0, 0, 0), // buckets
+    f(14903, 4, 3, Kind::Message, Label::Optional, 370, 0, 0), // bins
     // envoy.config.metrics.v3.MetricsServiceConfig
-    f(14753, 12, 1, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(14765, 25, 2, Kind::Message, Label::Optional, 353, 0, 0), // report_counters_as_deltas
-    f(8591, 21, 3, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(14790, 19, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_tags_as_labels
-    f(14809, 19, 5, Kind::Enum, Label::Implicit, 23, 0, 0), // histogram_emit_mode
-    f(14828, 10, 6, Kind::Uint32, Label::Implicit, 0, 0, 0), // batch_size
+    f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
+    f(14963, 25, 2, Kind::Message, Label::Optional, 356, 0, 0), // report_counters_as_deltas
+    f(8752, 21, 3, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
+    f(14988, 19, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_tags_as_labels
+    f(15007, 19, 5, Kind::Enum, Label::Implicit, 25, 0, 0), // histogram_emit_mode
+    f(15026, 10, 6, Kind::Uint32, Label::Implicit, 0, 0, 0), // batch_size
     // envoy.config.metrics.v3.StatsConfig
-    f(14873, 10, 1, Kind::Message, Label::Repeated, 168, 0, 0), // stats_tags
-    f(14883, 20, 2, Kind::Message, Label::Optional, 353, 0, 0), // use_all_default_tags
-    f(6022, 13, 3, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
-    f(14903, 25, 4, Kind::Message, Label::Repeated, 162, 0, 0), // histogram_bucket_settings
-    f(14928, 27, 5, Kind::Message, Label::Optional, 353, 0, 0), // allow_default_tag_overrides
+    f(15071, 10, 1, Kind::Message, Label::Repeated, 170, 0, 0), // stats_tags
+    f(15081, 20, 2, Kind::Message, Label::Optional, 356, 0, 0), // use_all_default_tags
+    f(6183, 13, 3, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
+    f(15101, 25, 4, Kind::Message, Label::Repeated, 164, 0, 0), // histogram_bucket_settings
+    f(15126, 27, 5, Kind::Message, Label::Optional, 356, 0, 0), // allow_default_tag_overrides
     // envoy.config.metrics.v3.StatsMatcher
-    f(14991, 10, 1, Kind::Bool, Label::Optional, 0, 1, 0), // reject_all
-    f(15001, 14, 2, Kind::Message, Label::Optional, 326, 1, 0), // exclusion_list
-    f(15015, 14, 3, Kind::Message, Label::Optional, 326, 1, 0), // inclusion_list
+    f(15189, 10, 1, Kind::Bool, Label::Optional, 0, 1, 0), // reject_all
+    f(15199, 14, 2, Kind::Message, Label::Optional, 329, 1, 0), // exclusion_list
+    f(15213, 14, 3, Kind::Message, Label::Optional, 329, 1, 0), // inclusion_list
     // envoy.config.metrics.v3.StatsSink
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
     // envoy.config.metrics.v3.StatsdSink
-    f(1960, 7, 1, Kind::Message, Label::Optional, 83, 1, 0), // address
-    f(15096, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // tcp_cluster_name
-    f(14618, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
+    f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
+    f(15294, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // tcp_cluster_name
+    f(14816, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
     // envoy.config.metrics.v3.TagSpecifier
-    f(15148, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag_name
-    f(15156, 5, 2, Kind::String, Label::Optional, 0, 1, 0), // regex
-    f(15161, 11, 3, Kind::String, Label::Optional, 0, 1, 0), // fixed_value
+    f(15346, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag_name
+    f(15354, 5, 2, Kind::String, Label::Optional, 0, 1, 0), // regex
+    f(15359, 11, 3, Kind::String, Label::Optional, 0, 1, 0), // fixed_value
     // envoy.config.rbac.v3.Action
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(15199, 6, 2, Kind::Enum, Label::Implicit, 25, 0, 0), // action
+    f(15397, 6, 2, Kind::Enum, Label::Implicit, 27, 0, 0), // action
     // envoy.config.rbac.v3.Permission
-    f(15236, 9, 1, Kind::Message, Label::Optional, 171, 1, 0), // and_rules
-    f(15245, 8, 2, Kind::Message, Label::Optional, 171, 1, 0), // or_rules
-    f(15253, 3, 3, Kind::Bool, Label::Optional, 0, 1, 0), // any
-    f(9545, 6, 4, Kind::Message, Label::Optional, 185, 1, 0), // header
-    f(15256, 14, 5, Kind::Message, Label::Optional, 91, 1, 0), // destination_ip
-    f(13532, 16, 6, Kind::Uint32, Label::Optional, 0, 1, 0), // destination_port
-    f(5263, 8, 7, Kind::Message, Label::Optional, 327, 1, 0), // metadata
-    f(15270, 8, 8, Kind::Message, Label::Optional, 170, 1, 0), // not_rule
-    f(15278, 21, 9, Kind::Message, Label::Optional, 334, 1, 0), // requested_server_name
-    f(15299, 8, 10, Kind::Message, Label::Optional, 330, 1, 0), // url_path
-    f(15307, 22, 11, Kind::Message, Label::Optional, 346, 1, 0), // destination_port_range
-    f(15329, 7, 12, Kind::Message, Label::Optional, 133, 1, 0), // matcher
-    f(15336, 12, 13, Kind::Message, Label::Optional, 133, 1, 0), // uri_template
-    f(15348, 16, 14, Kind::Message, Label::Optional, 180, 1, 0), // sourced_metadata
+    f(15434, 9, 1, Kind::Message, Label::Optional, 173, 1, 0), // and_rules
+    f(15443, 8, 2, Kind::Message, Label::Optional, 173, 1, 0), // or_rules
+    f(15451, 3, 3, Kind::Bool, Label::Optional, 0, 1, 0), // any
+    f(3712, 6, 4, Kind::Message, Label::Optional, 187, 1, 0), // header
+    f(15454, 14, 5, Kind::Message, Label::Optional, 92, 1, 0), // destination_ip
+    f(13730, 16, 6, Kind::Uint32, Label::Optional, 0, 1, 0), // destination_port
+    f(5431, 8, 7, Kind::Message, Label::Optional, 330, 1, 0), // metadata
+    f(15468, 8, 8, Kind::Message, Label::Optional, 172, 1, 0), // not_rule
+    f(15476, 21, 9, Kind::Message, Label::Optional, 337, 1, 0), // requested_server_name
+    f(15497, 8, 10, Kind::Message, Label::Optional, 333, 1, 0), // url_path
+    f(15505, 22, 11, Kind::Message, Label::Optional, 349, 1, 0), // destination_port_range
+    f(3802, 7, 12, Kind::Message, Label::Optional, 135, 1, 0), // matcher
+    f(15527, 12, 13, Kind::Message, Label::Optional, 135, 1, 0), // uri_template
+    f(15539, 16, 14, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
     // envoy.config.rbac.v3.Permission.Set
-    f(15399, 5, 1, Kind::Message, Label::Repeated, 170, 0, 0), // rules
+    f(15590, 5, 1, Kind::Message, Label::Repeated, 172, 0, 0), // rules
     // envoy.config.rbac.v3.Policy
-    f(15431, 11, 1, Kind::Message, Label::Repeated, 170, 0, 0), // permissions
-    f(15442, 10, 2, Kind::Message, Label::Repeated, 173, 0, 0), // principals
-    f(15452, 9, 3, Kind::Message, Label::Optional, 351, 0, 0), // condition
-    f(15461, 17, 4, Kind::Message, Label::Optional, 350, 0, 0), // checked_condition
-    f(15478, 10, 5, Kind::Message, Label::Optional, 90, 0, 0), // cel_config
+    f(15622, 11, 1, Kind::Message, Label::Repeated, 172, 0, 0), // permissions
+    f(15633, 10, 2, Kind::Message, Label::Repeated, 175, 0, 0), // principals
+    f(15643, 9, 3, Kind::Message, Label::Optional, 354, 0, 0), // condition
+    f(15652, 17, 4, Kind::Message, Label::Optional, 353, 0, 0), // checked_condition
+    f(15669, 10, 5, Kind::Message, Label::Optional, 91, 0, 0), // cel_config
     // envoy.config.rbac.v3.Principal
-    f(15518, 7, 1, Kind::Message, Label::Optional, 175, 1, 0), // and_ids
-    f(15525, 6, 2, Kind::Message, Label::Optional, 175, 1, 0), // or_ids
-    f(15253, 3, 3, Kind::Bool, Label::Optional, 0, 1, 0), // any
-    f(15531, 13, 4, Kind::Message, Label::Optional, 174, 1, 0), // authenticated
-    f(15544, 9, 5, Kind::Message, Label::Optional, 91, 1, 0), // source_ip
-    f(9545, 6, 6, Kind::Message, Label::Optional, 185, 1, 0), // header
-    f(5263, 8, 7, Kind::Message, Label::Optional, 327, 1, 0), // metadata
-    f(15553, 6, 8, Kind::Message, Label::Optional, 173, 1, 0), // not_id
-    f(15299, 8, 9, Kind::Message, Label::Optional, 330, 1, 0), // url_path
-    f(15559, 16, 10, Kind::Message, Label::Optional, 91, 1, 0), // direct_remote_ip
-    f(15575, 9, 11, Kind::Message, Label::Optional, 91, 1, 0), // remote_ip
-    f(15584, 12, 12, Kind::Message, Label::Optional, 324, 1, 0), // filter_state
-    f(15348, 16, 13, Kind::Message, Label::Optional, 180, 1, 0), // sourced_metadata
-    f(15596, 6, 14, Kind::Message, Label::Optional, 133, 1, 0), // custom
+    f(15709, 7, 1, Kind::Message, Label::Optional, 177, 1, 0), // and_ids
+    f(15716, 6, 2, Kind::Message, Label::Optional, 177, 1, 0), // or_ids
+    f(15451, 3, 3, Kind::Bool, Label::Optional, 0, 1, 0), // any
+    f(15722, 13, 4, Kind::Message, Label::Optional, 176, 1, 0), // authenticated
+    f(15735, 9, 5, Kind::Message, Label::Optional, 92, 1, 0), // source_ip
+    f(3712, 6, 6, Kind::Message, Label::Optional, 187, 1, 0), // header
+    f(5431, 8, 7, Kind::Message, Label::Optional, 330, 1, 0), // metadata
+    f(15744, 6, 8, Kind::Message, Label::Optional, 175, 1, 0), // not_id
+    f(15497, 8, 9, Kind::Message, Label::Optional, 333, 1, 0), // url_path
+    f(15750, 16, 10, Kind::Message, Label::Optional, 92, 1, 0), // direct_remote_ip
+    f(15766, 9, 11, Kind::Message, Label::Optional, 92, 1, 0), // remote_ip
+    f(15775, 12, 12, Kind::Message, Label::Optional, 327, 1, 0), // filter_state
+    f(15539, 16, 13, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
+    f(15787, 6, 14, Kind::Message, Label::Optional, 135, 1, 0), // custom
     // envoy.config.rbac.v3.Principal.Authenticated
-    f(15646, 14, 2, Kind::Message, Label::Optional, 334, 0, 0), // principal_name
+    f(15837, 14, 2, Kind::Message, Label::Optional, 337, 0, 0), // principal_name
     // envoy.config.rbac.v3.Principal.Set
-    f(15694, 3, 1, Kind::Message, Label::Repeated, 173, 0, 0), // ids
+    f(15885, 3, 1, Kind::Message, Label::Repeated, 175, 0, 0), // ids
     // envoy.config.rbac.v3.RBAC
-    f(15199, 6, 1, Kind::Enum, Label::Implicit, 25, 0, 0), // action
-    f(15722, 8, 2, Kind::Message, Label::Map, 179, 0, 0), // policies
-    f(15730, 21, 3, Kind::Message, Label::Optional, 177, 0, 0), // audit_logging_options
+    f(15397, 6, 1, Kind::Enum, Label::Implicit, 27, 0, 0), // action
+    f(15913, 8, 2, Kind::Message, Label::Map, 181, 0, 0), // policies
+    f(15921, 21, 3, Kind::Message, Label::Optional, 179, 0, 0), // audit_logging_options
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions
-    f(15796, 15, 1, Kind::Enum, Label::Implicit, 26, 0, 0), // audit_condition
-    f(15811, 14, 2, Kind::Message, Label::Repeated, 178, 0, 0), // logger_configs
+    f(15987, 15, 1, Kind::Enum, Label::Implicit, 28, 0, 0), // audit_condition
+    f(16002, 14, 2, Kind::Message, Label::Repeated, 180, 0, 0), // logger_configs
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditLoggerConfig
-    f(15888, 12, 1, Kind::Message, Label::Optional, 133, 0, 0), // audit_logger
-    f(15900, 11, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
+    f(16079, 12, 1, Kind::Message, Label::Optional, 135, 0, 0), // audit_logger
+    f(16091, 11, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
     // envoy.config.rbac.v3.RBAC.PoliciesEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 172, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 174, 0, 0), // value
     // envoy.config.rbac.v3.SourcedMetadata
-    f(15986, 16, 1, Kind::Message, Label::Optional, 327, 0, 0), // metadata_matcher
-    f(16002, 15, 2, Kind::Enum, Label::Implicit, 24, 0, 0), // metadata_source
+    f(16177, 16, 1, Kind::Message, Label::Optional, 330, 0, 0), // metadata_matcher
+    f(16193, 15, 2, Kind::Enum, Label::Implicit, 26, 0, 0), // metadata_source
     // envoy.config.route.v3.CookieMatcher
     // envoy.config.route.v3.Decorator
     // envoy.config.route.v3.DirectResponseAction
-    f(16125, 6, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // status
-    f(16131, 4, 2, Kind::Message, Label::Optional, 94, 0, 0), // body
-    f(16135, 11, 3, Kind::Message, Label::Optional, 129, 0, 0), // body_format
+    f(16316, 6, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // status
+    f(16322, 4, 2, Kind::Message, Label::Optional, 95, 0, 0), // body
+    f(16326, 11, 3, Kind::Message, Label::Optional, 131, 0, 0), // body_format
     // envoy.config.route.v3.FilterAction
     // envoy.config.route.v3.HeaderMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(16215, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // exact_match
-    f(16226, 11, 6, Kind::Message, Label::Optional, 347, 1, 0), // range_match
-    f(16237, 13, 7, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
-    f(16250, 12, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
-    f(16262, 12, 9, Kind::String, Label::Optional, 0, 1, 0), // prefix_match
-    f(16274, 12, 10, Kind::String, Label::Optional, 0, 1, 0), // suffix_match
-    f(16286, 16, 11, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex_match
-    f(16302, 14, 12, Kind::String, Label::Optional, 0, 1, 0), // contains_match
-    f(16316, 12, 13, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(16328, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // treat_missing_header_as_empty
+    f(16406, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // exact_match
+    f(16417, 11, 6, Kind::Message, Label::Optional, 350, 1, 0), // range_match
+    f(16428, 13, 7, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
+    f(16441, 12, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
+    f(16453, 12, 9, Kind::String, Label::Optional, 0, 1, 0), // prefix_match
+    f(16465, 12, 10, Kind::String, Label::Optional, 0, 1, 0), // suffix_match
+    f(16477, 16, 11, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex_match
+    f(16493, 14, 12, Kind::String, Label::Optional, 0, 1, 0), // contains_match
+    f(16507, 12, 13, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(16519, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // treat_missing_header_as_empty
     // envoy.config.route.v3.NonForwardingAction
     // envoy.config.route.v3.QueryParameterMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(16316, 12, 5, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(16237, 13, 6, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
+    f(16507, 12, 5, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(16428, 13, 6, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
     // envoy.config.route.v3.RedirectAction
-    f(16477, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
-    f(16490, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
-    f(16503, 13, 3, Kind::Enum, Label::Implicit, 27, 0, 0), // response_code
-    f(16516, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
-    f(16530, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
-    f(16544, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
-    f(16555, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
-    f(16570, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
-    f(16583, 13, 9, Kind::Message, Label::Optional, 331, 2, 0), // regex_rewrite
-    f(16596, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
+    f(16668, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
+    f(16681, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
+    f(16694, 13, 3, Kind::Enum, Label::Implicit, 29, 0, 0), // response_code
+    f(16707, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
+    f(16721, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
+    f(16735, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
+    f(16746, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
+    f(16761, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
+    f(16774, 13, 9, Kind::Message, Label::Optional, 334, 2, 0), // regex_rewrite
+    f(16787, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
     // envoy.config.route.v3.RetryPolicy
-    f(11474, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
-    f(11463, 11, 2, Kind::Message, Label::Optional, 367, 0, 0), // num_retries
-    f(16641, 15, 3, Kind::Message, Label::Optional, 356, 0, 0), // per_try_timeout
-    f(11482, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
-    f(16656, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
-    f(11449, 14, 8, Kind::Message, Label::Optional, 190, 0, 0), // retry_back_off
-    f(16678, 17, 9, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_headers
-    f(16695, 25, 10, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_request_headers
-    f(16720, 24, 12, Kind::Message, Label::Repeated, 133, 0, 0), // retry_options_predicates
-    f(16744, 20, 13, Kind::Message, Label::Optional, 356, 0, 0), // per_try_idle_timeout
-    f(16764, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
+    f(11693, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
+    f(11682, 11, 2, Kind::Message, Label::Optional, 370, 0, 0), // num_retries
+    f(16832, 15, 3, Kind::Message, Label::Optional, 359, 0, 0), // per_try_timeout
+    f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
+    f(16847, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
+    f(11668, 14, 8, Kind::Message, Label::Optional, 192, 0, 0), // retry_back_off
+    f(16869, 17, 9, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_headers
+    f(16886, 25, 10, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_request_headers
+    f(16911, 24, 12, Kind::Message, Label::Repeated, 135, 0, 0), // retry_options_predicates
+    f(16935, 20, 13, Kind::Message, Label::Optional, 359, 0, 0), // per_try_idle_timeout
+    f(16955, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
     // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
     // envoy.config.route.v3.Route
-    f(14693, 5, 1, Kind::Message, Label::Optional, 202, 0, 0), // match
-    f(16861, 5, 2, Kind::Message, Label::Optional, 193, 1, 0), // route
-    f(16866, 8, 3, Kind::Message, Label::Optional, 188, 1, 0), // redirect
-    f(5263, 8, 4, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(16874, 9, 5, Kind::Message, Label::Optional, 182, 0, 0), // decorator
-    f(16883, 15, 7, Kind::Message, Label::Optional, 183, 1, 0), // direct_response
-    f(16898, 22, 9, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(16994, 23, 13, Kind::Message, Label::Map, 192, 0, 0), // typed_per_filter_config
+    f(14891, 5, 1, Kind::Message, Label::Optional, 204, 0, 0), // match
+    f(17052, 5, 2, Kind::Message, Label::Optional, 195, 1, 0), // route
+    f(17057, 8, 3, Kind::Message, Label::Optional, 190, 1, 0), // redirect
+    f(5431, 8, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(17065, 9, 5, Kind::Message, Label::Optional, 184, 0, 0), // decorator
+    f(17074, 15, 7, Kind::Message, Label::Optional, 185, 1, 0), // direct_response
+    f(10862, 22, 9, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
+    f(17089, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17112, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17138, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17163, 23, 13, Kind::Message, Label::Map, 194, 0, 0), // typed_per_filter_config
     f(345, 4, 14, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4182, 7, 15, Kind::Message, Label::Optional, 206, 0, 0), // tracing
-    f(17017, 30, 16, Kind::Message, Label::Optional, 367, 0, 0), // per_request_buffer_limit_bytes
-    f(17047, 13, 17, Kind::Message, Label::Optional, 184, 1, 0), // filter_action
-    f(17060, 21, 18, Kind::Message, Label::Optional, 186, 1, 0), // non_forwarding_action
-    f(13991, 11, 19, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(17081, 25, 20, Kind::Message, Label::Optional, 368, 0, 0), // request_body_buffer_limit
-    f(17106, 16, 21, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(4350, 7, 15, Kind::Message, Label::Optional, 208, 0, 0), // tracing
+    f(17186, 30, 16, Kind::Message, Label::Optional, 370, 0, 0), // per_request_buffer_limit_bytes
+    f(17216, 13, 17, Kind::Message, Label::Optional, 186, 1, 0), // filter_action
+    f(17229, 21, 18, Kind::Message, Label::Optional, 188, 1, 0), // non_forwarding_action
+    f(14189, 11, 19, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(17250, 25, 20, Kind::Message, Label::Optional, 371, 0, 0), // request_body_buffer_limit
+    f(17275, 16, 21, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
     // envoy.config.route.v3.RouteAction
     f(694, 7, 1, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(17208, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
-    f(17222, 17, 3, Kind::Message, Label::Optional, 209, 1, 0), // weighted_clusters
-    f(17239, 14, 4, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(16530, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
-    f(17253, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
-    f(17273, 17, 7, Kind::Message, Label::Optional, 353, 2, 0), // auto_host_rewrite
-    f(9324, 7, 8, Kind::Message, Label::Optional, 356, 0, 0), // timeout
-    f(9347, 12, 9, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
-    f(2011, 8, 11, Kind::Enum, Label::Implicit, 18, 0, 0), // priority
-    f(17290, 22, 14, Kind::Message, Label::Optional, 353, 0, 0), // include_vh_rate_limits
-    f(17312, 11, 15, Kind::Message, Label::Repeated, 194, 0, 0), // hash_policy
-    f(17323, 31, 20, Kind::Enum, Label::Implicit, 28, 0, 0), // cluster_not_found_response_code
-    f(17354, 16, 23, Kind::Message, Label::Optional, 356, 0, 0), // max_grpc_timeout
-    f(10512, 12, 24, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(17370, 24, 26, Kind::Enum, Label::Implicit, 29, 0, 0), // internal_redirect_action
-    f(17394, 19, 28, Kind::Message, Label::Optional, 356, 0, 0), // grpc_timeout_offset
-    f(17413, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
-    f(17432, 23, 30, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(17455, 22, 31, Kind::Message, Label::Optional, 367, 0, 0), // max_internal_redirects
-    f(16583, 13, 32, Kind::Message, Label::Optional, 331, 0, 0), // regex_rewrite
-    f(17477, 25, 33, Kind::Message, Label::Optional, 352, 0, 0), // retry_policy_typed_config
-    f(17502, 23, 35, Kind::Message, Label::Optional, 331, 2, 0), // host_rewrite_path_regex
-    f(17525, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
-    f(17549, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
-    f(17572, 17, 40, Kind::Message, Label::Optional, 133, 0, 0), // early_data_policy
-    f(17589, 19, 41, Kind::Message, Label::Optional, 133, 0, 0), // path_rewrite_policy
-    f(17608, 13, 42, Kind::Message, Label::Optional, 356, 0, 0), // flush_timeout
-    f(17621, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
-    f(16596, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
+    f(17377, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
+    f(17391, 17, 3, Kind::Message, Label::Optional, 211, 1, 0), // weighted_clusters
+    f(17408, 14, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(16721, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
+    f(17422, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
+    f(17442, 17, 7, Kind::Message, Label::Optional, 356, 2, 0), // auto_host_rewrite
+    f(9485, 7, 8, Kind::Message, Label::Optional, 359, 0, 0), // timeout
+    f(9508, 12, 9, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
+    f(2011, 8, 11, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
+    f(17459, 22, 14, Kind::Message, Label::Optional, 356, 0, 0), // include_vh_rate_limits
+    f(17481, 11, 15, Kind::Message, Label::Repeated, 196, 0, 0), // hash_policy
+    f(17492, 31, 20, Kind::Enum, Label::Implicit, 30, 0, 0), // cluster_not_found_response_code
+    f(17523, 16, 23, Kind::Message, Label::Optional, 359, 0, 0), // max_grpc_timeout
+    f(10667, 12, 24, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
+    f(17539, 24, 26, Kind::Enum, Label::Implicit, 31, 0, 0), // internal_redirect_action
+    f(17563, 19, 28, Kind::Message, Label::Optional, 359, 0, 0), // grpc_timeout_offset
+    f(17582, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
+    f(17601, 23, 30, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
+    f(17624, 22, 31, Kind::Message, Label::Optional, 370, 0, 0), // max_internal_redirects
+    f(16774, 13, 32, Kind::Message, Label::Optional, 334, 0, 0), // regex_rewrite
+    f(17646, 25, 33, Kind::Message, Label::Optional, 355, 0, 0), // retry_policy_typed_config
+    f(17671, 23, 35, Kind::Message, Label::Optional, 334, 2, 0), // host_rewrite_path_regex
+    f(17694, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
+    f(17718, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
+    f(17741, 17, 40, Kind::Message, Label::Optional, 135, 0, 0), // early_data_policy
+    f(17758, 19, 41, Kind::Message, Label::Optional, 135, 0, 0), // path_rewrite_policy
+    f(17777, 13, 42, Kind::Message, Label::Optional, 359, 0, 0), // flush_timeout
+    f(17790, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
+    f(16787, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy
-    f(9545, 6, 1, Kind::Message, Label::Optional, 197, 1, 0), // header
-    f(17677, 6, 2, Kind::Message, Label::Optional, 196, 1, 0), // cookie
-    f(17683, 21, 3, Kind::Message, Label::Optional, 195, 1, 0), // connection_properties
-    f(17704, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
-    f(17712, 15, 5, Kind::Message, Label::Optional, 198, 1, 0), // query_parameter
+    f(3712, 6, 1, Kind::Message, Label::Optional, 199, 1, 0), // header
+    f(17846, 6, 2, Kind::Message, Label::Optional, 198, 1, 0), // cookie
+    f(17852, 21, 3, Kind::Message, Label::Optional, 197, 1, 0), // connection_properties
+    f(17873, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
+    f(17881, 15, 5, Kind::Message, Label::Optional, 200, 1, 0), // query_parameter
     // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
-    f(15544, 9, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // source_ip
+    f(15735, 9, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // source_ip
     // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(17843, 3, 2, Kind::Message, Label::Optional, 356, 0, 0), // ttl
+    f(18012, 3, 2, Kind::Message, Label::Optional, 359, 0, 0), // ttl
     f(131, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // path
     // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    f(17897, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(16583, 13, 2, Kind::Message, Label::Optional, 331, 0, 0), // regex_rewrite
+    f(18066, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(16774, 13, 2, Kind::Message, Label::Optional, 334, 0, 0), // regex_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
     // envoy.config.route.v3.RouteConfiguration
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18060, 13, 2, Kind::Message, Label::Repeated, 207, 0, 0), // virtual_hosts
-    f(18073, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
-    f(16920, 23, 4, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16898, 22, 6, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(18094, 17, 7, Kind::Message, Label::Optional, 353, 0, 0), // validate_clusters
-    f(16969, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18111, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
-    f(18146, 35, 11, Kind::Message, Label::Optional, 367, 0, 0), // max_direct_response_body_size_bytes
-    f(17432, 23, 13, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(18181, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
-    f(18209, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
-    f(16994, 23, 16, Kind::Message, Label::Map, 201, 0, 0), // typed_per_filter_config
-    f(5263, 8, 17, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(18248, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
-    f(17106, 16, 19, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(18229, 13, 2, Kind::Message, Label::Repeated, 209, 0, 0), // virtual_hosts
+    f(18242, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
+    f(17089, 23, 4, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17112, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(10862, 22, 6, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
+    f(18263, 17, 7, Kind::Message, Label::Optional, 356, 0, 0), // validate_clusters
+    f(17138, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18280, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
+    f(18315, 35, 11, Kind::Message, Label::Optional, 370, 0, 0), // max_direct_response_body_size_bytes
+    f(17601, 23, 13, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
+    f(18350, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
+    f(18378, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
+    f(17163, 23, 16, Kind::Message, Label::Map, 203, 0, 0), // typed_per_filter_config
+    f(5431, 8, 17, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(18417, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
+    f(17275, 16, 19, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
     // envoy.config.route.v3.RouteMatch
-    f(14618, 6, 1, Kind::String, Label::Optional, 0, 1, 0), // prefix
+    f(14816, 6, 1, Kind::String, Label::Optional, 0, 1, 0), // prefix
     f(131, 4, 2, Kind::String, Label::Optional, 0, 1, 0), // path
-    f(18358, 14, 4, Kind::Message, Label::Optional, 353, 0, 0), // case_sensitive
-    f(18372, 7, 6, Kind::Message, Label::Repeated, 185, 0, 0), // headers
-    f(18379, 16, 7, Kind::Message, Label::Repeated, 187, 0, 0), // query_parameters
-    f(18395, 4, 8, Kind::Message, Label::Optional, 204, 0, 0), // grpc
-    f(18399, 16, 9, Kind::Message, Label::Optional, 124, 0, 0), // runtime_fraction
-    f(18415, 10, 10, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex
-    f(18425, 11, 11, Kind::Message, Label::Optional, 205, 0, 0), // tls_context
-    f(18436, 15, 12, Kind::Message, Label::Optional, 203, 1, 0), // connect_matcher
-    f(18451, 16, 13, Kind::Message, Label::Repeated, 327, 0, 0), // dynamic_metadata
-    f(18467, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
-    f(18488, 17, 15, Kind::Message, Label::Optional, 133, 1, 0), // path_match_policy
-    f(15584, 12, 16, Kind::Message, Label::Repeated, 324, 0, 0), // filter_state
-    f(18505, 7, 17, Kind::Message, Label::Repeated, 181, 0, 0), // cookies
+    f(18527, 14, 4, Kind::Message, Label::Optional, 356, 0, 0), // case_sensitive
+    f(18541, 7, 6, Kind::Message, Label::Repeated, 187, 0, 0), // headers
+    f(18548, 16, 7, Kind::Message, Label::Repeated, 189, 0, 0), // query_parameters
+    f(18564, 4, 8, Kind::Message, Label::Optional, 206, 0, 0), // grpc
+    f(18568, 16, 9, Kind::Message, Label::Optional, 126, 0, 0), // runtime_fraction
+    f(18584, 10, 10, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex
+    f(18594, 11, 11, Kind::Message, Label::Optional, 207, 0, 0), // tls_context
+    f(18605, 15, 12, Kind::Message, Label::Optional, 205, 1, 0), // connect_matcher
+    f(18620, 16, 13, Kind::Message, Label::Repeated, 330, 0, 0), // dynamic_metadata
+    f(18636, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
+    f(18657, 17, 15, Kind::Message, Label::Optional, 135, 1, 0), // path_match_policy
+    f(15775, 12, 16, Kind::Message, Label::Repeated, 327, 0, 0), // filter_state
+    f(18674, 7, 17, Kind::Message, Label::Repeated, 183, 0, 0), // cookies
     // envoy.config.route.v3.RouteMatch.ConnectMatcher
     // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
     // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
     // envoy.config.route.v3.Tracing
     // envoy.config.route.v3.VirtualHost
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18730, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
-    f(18737, 6, 3, Kind::Message, Label::Repeated, 191, 0, 0), // routes
-    f(18743, 11, 4, Kind::Enum, Label::Implicit, 30, 0, 0), // require_tls
-    f(16898, 22, 7, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18754, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
-    f(16994, 23, 15, Kind::Message, Label::Map, 208, 0, 0), // typed_per_filter_config
-    f(9347, 12, 16, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
-    f(17017, 30, 18, Kind::Message, Label::Optional, 367, 0, 0), // per_request_buffer_limit_bytes
-    f(18783, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
-    f(17477, 25, 20, Kind::Message, Label::Optional, 352, 0, 0), // retry_policy_typed_config
-    f(15329, 7, 21, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(17432, 23, 22, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(18816, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
-    f(5263, 8, 24, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(17081, 25, 25, Kind::Message, Label::Optional, 368, 0, 0), // request_body_buffer_limit
-    f(17106, 16, 26, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(18899, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
+    f(18906, 6, 3, Kind::Message, Label::Repeated, 193, 0, 0), // routes
+    f(18912, 11, 4, Kind::Enum, Label::Implicit, 32, 0, 0), // require_tls
+    f(10862, 22, 7, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
+    f(17089, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17112, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17138, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18923, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
+    f(17163, 23, 15, Kind::Message, Label::Map, 210, 0, 0), // typed_per_filter_config
+    f(9508, 12, 16, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
+    f(17186, 30, 18, Kind::Message, Label::Optional, 370, 0, 0), // per_request_buffer_limit_bytes
+    f(18952, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
+    f(17646, 25, 20, Kind::Message, Label::Optional, 355, 0, 0), // retry_policy_typed_config
+    f(3802, 7, 21, Kind::Message, Label::Optional, 382, 0, 0), // matcher
+    f(17601, 23, 22, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
+    f(18985, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
+    f(5431, 8, 24, Kind::Message, Label::Optional, 113, 0, 0), // metadata
+    f(17250, 25, 25, Kind::Message, Label::Optional, 371, 0, 0), // request_body_buffer_limit
+    f(17275, 16, 26, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
     // envoy.config.route.v3.WeightedCluster
-    f(4418, 8, 1, Kind::Message, Label::Repeated, 210, 0, 0), // clusters
-    f(18943, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
-    f(18961, 12, 3, Kind::Message, Label::Optional, 367, 0, 0), // total_weight
-    f(17897, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
-    f(18973, 15, 5, Kind::Message, Label::Optional, 353, 1, 0), // use_hash_policy
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 212, 0, 0), // clusters
+    f(19112, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
+    f(19130, 12, 3, Kind::Message, Label::Optional, 370, 0, 0), // total_weight
+    f(18066, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
+    f(19142, 15, 5, Kind::Message, Label::Optional, 356, 1, 0), // use_hash_policy
     // envoy.config.route.v3.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(1997, 6, 2, Kind::Message, Label::Optional, 367, 0, 0), // weight
-    f(17239, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(16898, 22, 4, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 5, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(16994, 23, 10, Kind::Message, Label::Map, 211, 0, 0), // typed_per_filter_config
-    f(17253, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
-    f(17208, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
+    f(1997, 6, 2, Kind::Message, Label::Optional, 370, 0, 0), // weight
+    f(17408, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(10862, 22, 4, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
+    f(17089, 23, 5, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17112, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17138, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17163, 23, 10, Kind::Message, Label::Map, 213, 0, 0), // typed_per_filter_config
+    f(17422, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
+    f(17377, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
     // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    // envoy.config.trace.v3.OpenTelemetryConfig
+    f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
+    f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
+    f(19326, 12, 3, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(19338, 18, 4, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
+    f(19356, 7, 5, Kind::Message, Label::Optional, 135, 0, 0), // sampler
+    f(19363, 14, 6, Kind::Message, Label::Optional, 370, 0, 0), // max_cache_size
+    f(19377, 37, 7, Kind::Message, Label::Optional, 356, 0, 0), // set_telemetry_sdk_resource_attributes
+    f(19414, 35, 8, Kind::Message, Label::Optional, 356, 0, 0), // set_service_name_resource_attribute
+    f(19449, 25, 9, Kind::Message, Label::Optional, 356, 0, 0), // set_instrumentation_scope
+    f(19474, 8, 10, Kind::Message, Label::Optional, 135, 0, 0), // exporter
     // envoy.config.trace.v3.Tracing
-    f(19145, 4, 1, Kind::Message, Label::Optional, 213, 0, 0), // http
+    f(19511, 4, 1, Kind::Message, Label::Optional, 216, 0, 0), // http
     // envoy.config.trace.v3.Tracing.Http
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
     // envoy.config.trace.v3.ZipkinConfig
-    f(19217, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
-    f(19234, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
-    f(19252, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
-    f(19267, 19, 4, Kind::Message, Label::Optional, 353, 0, 0), // shared_span_context
-    f(19286, 26, 5, Kind::Enum, Label::Implicit, 31, 0, 0), // collector_endpoint_version
-    f(19312, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
-    f(19330, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
-    f(19353, 20, 8, Kind::Enum, Label::Implicit, 32, 0, 0), // trace_context_option
-    f(19373, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
+    f(19583, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
+    f(19600, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
+    f(19618, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
+    f(19633, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // shared_span_context
+    f(19652, 26, 5, Kind::Enum, Label::Implicit, 33, 0, 0), // collector_endpoint_version
+    f(19678, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
+    f(19696, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
+    f(19719, 20, 8, Kind::Enum, Label::Implicit, 34, 0, 0), // trace_context_option
+    f(19739, 17, 9, Kind::Message, Label::Optional, 109, 0, 0), // collector_service
+    f(19756, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
     // envoy.extensions.access_loggers.file.v3.FileAccessLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(19445, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
-    f(11929, 11, 3, Kind::Message, Label::Optional, 364, 1, 0), // json_format
-    f(19451, 17, 4, Kind::Message, Label::Optional, 364, 1, 0), // typed_json_format
-    f(942, 10, 5, Kind::Message, Label::Optional, 129, 1, 0), // log_format
+    f(19828, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
+    f(12137, 11, 3, Kind::Message, Label::Optional, 367, 1, 0), // json_format
+    f(19834, 17, 4, Kind::Message, Label::Optional, 367, 1, 0), // typed_json_format
+    f(942, 10, 5, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    f(19533, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
-    f(14753, 12, 2, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(19541, 21, 3, Kind::Message, Label::Optional, 356, 0, 0), // buffer_flush_interval
-    f(19562, 17, 4, Kind::Message, Label::Optional, 367, 0, 0), // buffer_size_bytes
-    f(19579, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
-    f(8591, 21, 6, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(19606, 24, 7, Kind::Message, Label::Optional, 121, 0, 0), // grpc_stream_retry_policy
-    f(19630, 11, 8, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
+    f(19916, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
+    f(19924, 21, 3, Kind::Message, Label::Optional, 359, 0, 0), // buffer_flush_interval
+    f(19945, 17, 4, Kind::Message, Label::Optional, 370, 0, 0), // buffer_size_bytes
+    f(19962, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(8752, 21, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
+    f(19989, 24, 7, Kind::Message, Label::Optional, 123, 0, 0), // grpc_stream_retry_policy
+    f(20013, 11, 8, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
     // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    f(19719, 13, 1, Kind::Message, Label::Optional, 216, 0, 0), // common_config
-    f(16131, 4, 2, Kind::Message, Label::Optional, 371, 0, 0), // body
-    f(19732, 10, 3, Kind::Message, Label::Optional, 374, 0, 0), // attributes
-    f(19742, 19, 4, Kind::Message, Label::Optional, 374, 0, 0), // resource_attributes
-    f(19761, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
-    f(13991, 11, 6, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(11987, 10, 7, Kind::Message, Label::Repeated, 133, 0, 0), // formatters
-    f(14753, 12, 9, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(19533, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
-    f(19541, 21, 11, Kind::Message, Label::Optional, 356, 0, 0), // buffer_flush_interval
-    f(19562, 17, 12, Kind::Message, Label::Optional, 367, 0, 0), // buffer_size_bytes
-    f(19579, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
-    f(19630, 11, 14, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
-    f(19783, 18, 15, Kind::Message, Label::Repeated, 133, 0, 0), // resource_detectors
+    f(20102, 13, 1, Kind::Message, Label::Optional, 219, 0, 0), // common_config
+    f(16322, 4, 2, Kind::Message, Label::Optional, 374, 0, 0), // body
+    f(20115, 10, 3, Kind::Message, Label::Optional, 377, 0, 0), // attributes
+    f(20125, 19, 4, Kind::Message, Label::Optional, 377, 0, 0), // resource_attributes
+    f(20144, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
+    f(14189, 11, 6, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(10884, 10, 7, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
+    f(19326, 12, 8, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(14951, 12, 9, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
+    f(19916, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(19924, 21, 11, Kind::Message, Label::Optional, 359, 0, 0), // buffer_flush_interval
+    f(19945, 17, 12, Kind::Message, Label::Optional, 370, 0, 0), // buffer_size_bytes
+    f(19962, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(20013, 11, 14, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
+    f(19338, 18, 15, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
     // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
-    f(942, 10, 1, Kind::Message, Label::Optional, 129, 1, 0), // log_format
+    f(942, 10, 1, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
-    f(942, 10, 1, Kind::Message, Label::Optional, 129, 1, 0), // log_format
+    f(942, 10, 1, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.clusters.aggregate.v3.ClusterConfig
-    f(4418, 8, 1, Kind::String, Label::Repeated, 0, 0, 0), // clusters
+    f(4586, 8, 1, Kind::String, Label::Repeated, 0, 0, 0), // clusters
     // envoy.extensions.filters.http.aws_lambda.v3.Config
-    f(20017, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
-    f(20020, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
-    f(20039, 15, 3, Kind::Enum, Label::Implicit, 33, 0, 0), // invocation_mode
-    f(17621, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
-    f(20054, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
-    f(20073, 22, 7, Kind::Message, Label::Repeated, 334, 0, 0), // match_excluded_headers
-    f(20095, 22, 8, Kind::Message, Label::Repeated, 334, 0, 0), // match_included_headers
+    f(20382, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
+    f(20385, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
+    f(20404, 15, 3, Kind::Enum, Label::Implicit, 36, 0, 0), // invocation_mode
+    f(17790, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
+    f(20419, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
+    f(20438, 22, 7, Kind::Message, Label::Repeated, 337, 0, 0), // match_excluded_headers
+    f(20460, 22, 8, Kind::Message, Label::Repeated, 337, 0, 0), // match_included_headers
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    f(20180, 15, 1, Kind::Message, Label::Optional, 326, 0, 0), // allowed_headers
-    f(20195, 14, 2, Kind::Message, Label::Repeated, 100, 0, 0), // headers_to_add
+    f(20545, 15, 1, Kind::Message, Label::Optional, 329, 0, 0), // allowed_headers
+    f(20560, 14, 2, Kind::Message, Label::Repeated, 101, 0, 0), // headers_to_add
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    f(20273, 24, 1, Kind::Message, Label::Optional, 326, 0, 0), // allowed_upstream_headers
-    f(20297, 22, 2, Kind::Message, Label::Optional, 326, 0, 0), // allowed_client_headers
-    f(20319, 34, 3, Kind::Message, Label::Optional, 326, 0, 0), // allowed_upstream_headers_to_append
-    f(20353, 33, 4, Kind::Message, Label::Optional, 326, 0, 0), // allowed_client_headers_on_success
-    f(20386, 29, 5, Kind::Message, Label::Optional, 326, 0, 0), // dynamic_metadata_from_headers
+    f(20638, 24, 1, Kind::Message, Label::Optional, 329, 0, 0), // allowed_upstream_headers
+    f(20662, 22, 2, Kind::Message, Label::Optional, 329, 0, 0), // allowed_client_headers
+    f(20684, 34, 3, Kind::Message, Label::Optional, 329, 0, 0), // allowed_upstream_headers_to_append
+    f(20718, 33, 4, Kind::Message, Label::Optional, 329, 0, 0), // allowed_client_headers_on_success
+    f(20751, 29, 5, Kind::Message, Label::Optional, 329, 0, 0), // dynamic_metadata_from_headers
     // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    f(20472, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
-    f(20489, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
-    f(20510, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
+    f(20837, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
+    f(20854, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
+    f(20875, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
     // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
-    f(14753, 12, 1, Kind::Message, Label::Optional, 98, 1, 0), // grpc_service
-    f(20574, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(20592, 12, 3, Kind::Message, Label::Optional, 226, 1, 0), // http_service
-    f(20604, 17, 5, Kind::Message, Label::Optional, 224, 0, 0), // with_request_body
-    f(20621, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(20638, 15, 7, Kind::Message, Label::Optional, 345, 0, 0), // status_on_error
-    f(20653, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(20680, 14, 9, Kind::Message, Label::Optional, 124, 0, 0), // filter_enabled
-    f(20694, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
-    f(20718, 15, 11, Kind::Message, Label::Optional, 123, 0, 0), // deny_at_disable
-    f(8591, 21, 12, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(13991, 11, 13, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(20733, 23, 14, Kind::Message, Label::Optional, 327, 0, 0), // filter_enabled_metadata
-    f(20756, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(20785, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(20180, 15, 17, Kind::Message, Label::Optional, 326, 0, 0), // allowed_headers
-    f(20818, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(20837, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
-    f(20866, 29, 20, Kind::Message, Label::Optional, 353, 0, 0), // charge_cluster_response_stats
-    f(20895, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
-    f(20928, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
-    f(20967, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
-    f(20985, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
-    f(21003, 18, 25, Kind::Message, Label::Optional, 326, 0, 0), // disallowed_headers
-    f(21021, 33, 27, Kind::Message, Label::Optional, 353, 0, 0), // enable_dynamic_metadata_ingestion
-    f(10824, 15, 28, Kind::Message, Label::Optional, 364, 0, 0), // filter_metadata
-    f(21054, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
-    f(21077, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
-    f(21107, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
-    f(21137, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
-    f(21148, 16, 33, Kind::Message, Label::Optional, 353, 0, 0), // emit_client_span
+    f(14951, 12, 1, Kind::Message, Label::Optional, 99, 1, 0), // grpc_service
+    f(20939, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(19326, 12, 3, Kind::Message, Label::Optional, 229, 1, 0), // http_service
+    f(20957, 17, 5, Kind::Message, Label::Optional, 227, 0, 0), // with_request_body
+    f(20974, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(20991, 15, 7, Kind::Message, Label::Optional, 348, 0, 0), // status_on_error
+    f(21006, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21033, 14, 9, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
+    f(21047, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(21071, 15, 11, Kind::Message, Label::Optional, 125, 0, 0), // deny_at_disable
+    f(8752, 21, 12, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
+    f(14189, 11, 13, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(21086, 23, 14, Kind::Message, Label::Optional, 330, 0, 0), // filter_enabled_metadata
+    f(21109, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21138, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(20545, 15, 17, Kind::Message, Label::Optional, 329, 0, 0), // allowed_headers
+    f(21171, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(21190, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
+    f(21219, 29, 20, Kind::Message, Label::Optional, 356, 0, 0), // charge_cluster_response_stats
+    f(21248, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
+    f(21281, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
+    f(21320, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
+    f(21338, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
+    f(21356, 18, 25, Kind::Message, Label::Optional, 329, 0, 0), // disallowed_headers
+    f(21374, 33, 27, Kind::Message, Label::Optional, 356, 0, 0), // enable_dynamic_metadata_ingestion
+    f(11051, 15, 28, Kind::Message, Label::Optional, 367, 0, 0), // filter_metadata
+    f(21407, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
+    f(21430, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
+    f(21460, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
+    f(21490, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21501, 16, 33, Kind::Message, Label::Optional, 356, 0, 0), // emit_client_span
     // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    f(21218, 10, 1, Kind::Message, Label::Optional, 108, 0, 0), // server_uri
-    f(21228, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
-    f(21239, 21, 7, Kind::Message, Label::Optional, 222, 0, 0), // authorization_request
-    f(21260, 22, 8, Kind::Message, Label::Optional, 223, 0, 0), // authorization_response
-    f(9347, 12, 9, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
-    f(21282, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
+    f(21571, 10, 1, Kind::Message, Label::Optional, 110, 0, 0), // server_uri
+    f(21581, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
+    f(21592, 21, 7, Kind::Message, Label::Optional, 225, 0, 0), // authorization_request
+    f(21613, 22, 8, Kind::Message, Label::Optional, 226, 0, 0), // authorization_response
+    f(9508, 12, 9, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
+    f(21635, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
     // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    f(21352, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
-    f(21376, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
+    f(21705, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
+    f(21729, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
     // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    f(21455, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
-    f(21472, 21, 3, Kind::Message, Label::Optional, 353, 1, 0), // stats_for_all_methods
-    f(21493, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
-    f(21514, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
+    f(21808, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
+    f(21825, 21, 3, Kind::Message, Label::Optional, 356, 1, 0), // stats_for_all_methods
+    f(21846, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
+    f(21867, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
     // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    f(21605, 13, 1, Kind::Message, Label::Repeated, 231, 0, 0), // request_rules
-    f(21618, 14, 2, Kind::Message, Label::Repeated, 231, 0, 0), // response_rules
-    f(13991, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(21958, 13, 1, Kind::Message, Label::Repeated, 234, 0, 0), // request_rules
+    f(21971, 14, 2, Kind::Message, Label::Repeated, 234, 0, 0), // response_rules
+    f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    f(21703, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
-    f(7418, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(22056, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 3, Kind::String, Label::Implicit, 0, 0, 0), // value
-    f(3005, 4, 4, Kind::Enum, Label::Implicit, 35, 0, 0), // type
-    f(21721, 6, 5, Kind::Enum, Label::Implicit, 34, 0, 0), // encode
-    f(21727, 19, 6, Kind::Message, Label::Optional, 331, 0, 0), // regex_value_rewrite
+    f(3005, 4, 4, Kind::Enum, Label::Implicit, 38, 0, 0), // type
+    f(22074, 6, 5, Kind::Enum, Label::Implicit, 37, 0, 0), // encode
+    f(22080, 19, 6, Kind::Message, Label::Optional, 334, 0, 0), // regex_value_rewrite
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
-    f(9545, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // header
-    f(21809, 17, 2, Kind::Message, Label::Optional, 230, 0, 0), // on_header_present
-    f(21826, 17, 3, Kind::Message, Label::Optional, 230, 0, 0), // on_header_missing
-    f(21843, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
-    f(17677, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
+    f(3712, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // header
+    f(22162, 17, 2, Kind::Message, Label::Optional, 233, 0, 0), // on_header_present
+    f(22179, 17, 3, Kind::Message, Label::Optional, 233, 0, 0), // on_header_missing
+    f(22196, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
+    f(17846, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
     // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    f(21920, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
+    f(22273, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22004, 8, 3, Kind::Message, Label::Map, 234, 0, 0), // requires
+    f(22357, 8, 3, Kind::Message, Label::Map, 237, 0, 0), // requires
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 245, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    f(22141, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
-    f(22154, 23, 2, Kind::Message, Label::Optional, 356, 0, 0), // failed_refetch_duration
+    f(22494, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
+    f(22507, 23, 2, Kind::Message, Label::Optional, 359, 0, 0), // failed_refetch_duration
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    f(22237, 9, 1, Kind::Message, Label::Map, 237, 0, 0), // providers
-    f(15399, 5, 2, Kind::Message, Label::Repeated, 251, 0, 0), // rules
-    f(22246, 18, 3, Kind::Message, Label::Optional, 233, 0, 0), // filter_state_rules
-    f(22264, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
-    f(22285, 15, 5, Kind::Message, Label::Map, 238, 0, 0), // requirement_map
-    f(22300, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
-    f(13991, 11, 7, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(22590, 9, 1, Kind::Message, Label::Map, 240, 0, 0), // providers
+    f(15590, 5, 2, Kind::Message, Label::Repeated, 254, 0, 0), // rules
+    f(22599, 18, 3, Kind::Message, Label::Optional, 236, 0, 0), // filter_state_rules
+    f(22617, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
+    f(22638, 15, 5, Kind::Message, Label::Map, 241, 0, 0), // requirement_map
+    f(22653, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
+    f(14189, 11, 7, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 243, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 246, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 245, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    f(22534, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
-    f(22548, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
+    f(22887, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
+    f(22901, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    f(17897, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(22625, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
-    f(22635, 10, 3, Kind::Message, Label::Repeated, 241, 0, 0), // claim_path
+    f(18066, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(22978, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
+    f(22988, 10, 3, Kind::Message, Label::Repeated, 244, 0, 0), // claim_path
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22768, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
+    f(23121, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    f(22834, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
-    f(22840, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
-    f(22849, 11, 3, Kind::Message, Label::Optional, 250, 1, 0), // remote_jwks
-    f(22860, 10, 4, Kind::Message, Label::Optional, 94, 1, 0), // local_jwks
-    f(22870, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
-    f(22877, 12, 6, Kind::Message, Label::Repeated, 242, 0, 0), // from_headers
-    f(22889, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
-    f(22900, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
-    f(22922, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
-    f(22941, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
-    f(22959, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
-    f(22985, 16, 12, Kind::Message, Label::Optional, 239, 0, 0), // jwt_cache_config
-    f(23001, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
-    f(23013, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
-    f(23031, 16, 15, Kind::Message, Label::Repeated, 240, 0, 0), // claim_to_headers
-    f(23047, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
-    f(20621, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(23072, 29, 18, Kind::Message, Label::Optional, 244, 0, 0), // normalize_payload_in_metadata
-    f(23101, 8, 19, Kind::Message, Label::Optional, 334, 0, 0), // subjects
-    f(23109, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
-    f(23127, 12, 21, Kind::Message, Label::Optional, 356, 0, 0), // max_lifetime
+    f(23187, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
+    f(23193, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23202, 11, 3, Kind::Message, Label::Optional, 253, 1, 0), // remote_jwks
+    f(23213, 10, 4, Kind::Message, Label::Optional, 95, 1, 0), // local_jwks
+    f(23223, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
+    f(23230, 12, 6, Kind::Message, Label::Repeated, 245, 0, 0), // from_headers
+    f(23242, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
+    f(23253, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
+    f(23275, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
+    f(23294, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
+    f(23312, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
+    f(23338, 16, 12, Kind::Message, Label::Optional, 242, 0, 0), // jwt_cache_config
+    f(23354, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
+    f(23366, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
+    f(23384, 16, 15, Kind::Message, Label::Repeated, 243, 0, 0), // claim_to_headers
+    f(23400, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
+    f(20974, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(23425, 29, 18, Kind::Message, Label::Optional, 247, 0, 0), // normalize_payload_in_metadata
+    f(23454, 8, 19, Kind::Message, Label::Optional, 337, 0, 0), // subjects
+    f(23462, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
+    f(23480, 12, 21, Kind::Message, Label::Optional, 359, 0, 0), // max_lifetime
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    f(23210, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
+    f(23563, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    f(23289, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
-    f(23302, 22, 2, Kind::Message, Label::Optional, 249, 1, 0), // provider_and_audiences
-    f(23324, 12, 3, Kind::Message, Label::Optional, 247, 1, 0), // requires_any
-    f(23336, 12, 4, Kind::Message, Label::Optional, 246, 1, 0), // requires_all
-    f(23348, 23, 5, Kind::Message, Label::Optional, 357, 1, 0), // allow_missing_or_failed
-    f(23371, 13, 6, Kind::Message, Label::Optional, 357, 1, 0), // allow_missing
-    f(23384, 31, 7, Kind::Message, Label::Optional, 232, 1, 0), // extract_only_without_validation
+    f(23642, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
+    f(23655, 22, 2, Kind::Message, Label::Optional, 252, 1, 0), // provider_and_audiences
+    f(23677, 12, 3, Kind::Message, Label::Optional, 250, 1, 0), // requires_any
+    f(23689, 12, 4, Kind::Message, Label::Optional, 249, 1, 0), // requires_all
+    f(23701, 23, 5, Kind::Message, Label::Optional, 360, 1, 0), // allow_missing_or_failed
+    f(23724, 13, 6, Kind::Message, Label::Optional, 360, 1, 0), // allow_missing
+    f(23737, 31, 7, Kind::Message, Label::Optional, 235, 1, 0), // extract_only_without_validation
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    f(23479, 12, 1, Kind::Message, Label::Repeated, 245, 0, 0), // requirements
+    f(23832, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    f(23479, 12, 1, Kind::Message, Label::Repeated, 245, 0, 0), // requirements
+    f(23832, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
-    f(9223, 8, 1, Kind::Bool, Label::Optional, 0, 1, 0), // disabled
-    f(23611, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(9384, 8, 1, Kind::Bool, Label::Optional, 0, 1, 0), // disabled
+    f(23964, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    f(23289, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(22840, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23642, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(23193, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
     // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
-    f(11403, 8, 1, Kind::Message, Label::Optional, 108, 0, 0), // http_uri
-    f(23744, 14, 2, Kind::Message, Label::Optional, 356, 0, 0), // cache_duration
-    f(23758, 11, 3, Kind::Message, Label::Optional, 235, 0, 0), // async_fetch
-    f(9347, 12, 4, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
+    f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
+    f(24097, 14, 2, Kind::Message, Label::Optional, 359, 0, 0), // cache_duration
+    f(24111, 11, 3, Kind::Message, Label::Optional, 238, 0, 0), // async_fetch
+    f(9508, 12, 4, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    f(14693, 5, 1, Kind::Message, Label::Optional, 202, 0, 0), // match
-    f(22004, 8, 2, Kind::Message, Label::Optional, 245, 1, 0), // requires
-    f(23611, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(14891, 5, 1, Kind::Message, Label::Optional, 204, 0, 0), // match
+    f(22357, 8, 2, Kind::Message, Label::Optional, 248, 1, 0), // requires
+    f(23964, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.lua.v3.Lua
-    f(23867, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
-    f(23878, 12, 2, Kind::Message, Label::Map, 253, 0, 0), // source_codes
-    f(23890, 19, 3, Kind::Message, Label::Optional, 94, 0, 0), // default_source_code
-    f(13991, 11, 4, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(20621, 17, 5, Kind::Message, Label::Optional, 353, 0, 0), // clear_route_cache
-    f(23909, 14, 6, Kind::Message, Label::Optional, 364, 0, 0), // filter_context
-    f(23923, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
-    f(23936, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
+    f(24220, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
+    f(24231, 12, 2, Kind::Message, Label::Map, 256, 0, 0), // source_codes
+    f(24243, 19, 3, Kind::Message, Label::Optional, 95, 0, 0), // default_source_code
+    f(14189, 11, 4, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(20974, 17, 5, Kind::Message, Label::Optional, 356, 0, 0), // clear_route_cache
+    f(24262, 14, 6, Kind::Message, Label::Optional, 367, 0, 0), // filter_context
+    f(24276, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
+    f(24289, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
     // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 94, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.filters.http.rbac.v3.RBAC
-    f(15399, 5, 1, Kind::Message, Label::Optional, 176, 0, 0), // rules
-    f(24049, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
-    f(24061, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(15329, 7, 4, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(24085, 14, 5, Kind::Message, Label::Optional, 379, 0, 0), // shadow_matcher
-    f(24099, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
-    f(24116, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
+    f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
+    f(24402, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(24414, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 4, Kind::Message, Label::Optional, 382, 0, 0), // matcher
+    f(24438, 14, 5, Kind::Message, Label::Optional, 382, 0, 0), // shadow_matcher
+    f(24452, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
+    f(24469, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
     // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    f(24186, 4, 2, Kind::Message, Label::Optional, 254, 0, 0), // rbac
+    f(24539, 4, 2, Kind::Message, Label::Optional, 257, 0, 0), // rbac
     // envoy.extensions.filters.http.router.v3.Router
-    f(24236, 13, 1, Kind::Message, Label::Optional, 353, 0, 0), // dynamic_stats
-    f(24249, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
-    f(24265, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
-    f(24277, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
-    f(24299, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
-    f(24319, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
-    f(24346, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
-    f(24386, 21, 8, Kind::Message, Label::Repeated, 270, 0, 0), // upstream_http_filters
-    f(24407, 33, 10, Kind::Message, Label::Optional, 353, 0, 0), // reject_connect_request_early_data
+    f(24589, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // dynamic_stats
+    f(24602, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
+    f(24618, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
+    f(24630, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
+    f(24652, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
+    f(24672, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
+    f(24699, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
+    f(24739, 21, 8, Kind::Message, Label::Repeated, 273, 0, 0), // upstream_http_filters
+    f(24760, 33, 10, Kind::Message, Label::Optional, 356, 0, 0), // reject_connect_request_early_data
     // envoy.extensions.filters.http.wasm.v3.Wasm
-    f(24482, 6, 1, Kind::Message, Label::Optional, 313, 0, 0), // config
+    f(24835, 6, 1, Kind::Message, Label::Optional, 316, 0, 0), // config
     // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
     // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    f(15399, 5, 1, Kind::Message, Label::Repeated, 262, 0, 0), // rules
-    f(24679, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
-    f(11272, 17, 3, Kind::Message, Label::Optional, 119, 0, 0), // pass_through_tlvs
-    f(24716, 19, 4, Kind::Enum, Label::Repeated, 16, 0, 0), // disallowed_versions
-    f(13991, 11, 5, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(24735, 12, 6, Kind::Enum, Label::Implicit, 37, 0, 0), // tlv_location
+    f(15590, 5, 1, Kind::Message, Label::Repeated, 265, 0, 0), // rules
+    f(25032, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
+    f(11499, 17, 3, Kind::Message, Label::Optional, 121, 0, 0), // pass_through_tlvs
+    f(25069, 19, 4, Kind::Enum, Label::Repeated, 18, 0, 0), // disallowed_versions
+    f(14189, 11, 5, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(25088, 12, 6, Kind::Enum, Label::Implicit, 40, 0, 0), // tlv_location
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    f(21703, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
-    f(7418, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(24825, 21, 3, Kind::Enum, Label::Implicit, 36, 0, 0), // value_string_encoding
+    f(22056, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(25178, 21, 3, Kind::Enum, Label::Implicit, 39, 0, 0), // value_string_encoding
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
-    f(11358, 8, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // tlv_type
-    f(24916, 14, 2, Kind::Message, Label::Optional, 261, 0, 0), // on_tlv_present
+    f(11585, 8, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // tlv_type
+    f(25269, 14, 2, Kind::Message, Label::Optional, 264, 0, 0), // on_tlv_present
     // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    f(24993, 25, 1, Kind::Message, Label::Optional, 353, 0, 0), // enable_ja3_fingerprinting
-    f(25018, 24, 2, Kind::Message, Label::Optional, 367, 0, 0), // initial_read_buffer_size
-    f(25042, 25, 3, Kind::Message, Label::Optional, 353, 0, 0), // enable_ja4_fingerprinting
-    f(25067, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
-    f(25114, 21, 5, Kind::Message, Label::Optional, 367, 0, 0), // max_client_hello_size
+    f(25346, 25, 1, Kind::Message, Label::Optional, 356, 0, 0), // enable_ja3_fingerprinting
+    f(25371, 24, 2, Kind::Message, Label::Optional, 370, 0, 0), // initial_read_buffer_size
+    f(25395, 25, 3, Kind::Message, Label::Optional, 356, 0, 0), // enable_ja4_fingerprinting
+    f(25420, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
+    f(25467, 21, 5, Kind::Message, Label::Optional, 370, 0, 0), // max_client_hello_size
     // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
-    f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(4707, 15, 2, Kind::Message, Label::Optional, 368, 0, 0), // max_connections
-    f(25203, 5, 3, Kind::Message, Label::Optional, 356, 0, 0), // delay
-    f(25208, 15, 4, Kind::Message, Label::Optional, 123, 0, 0), // runtime_enabled
+    f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(4875, 15, 2, Kind::Message, Label::Optional, 371, 0, 0), // max_connections
+    f(25556, 5, 3, Kind::Message, Label::Optional, 359, 0, 0), // delay
+    f(25561, 15, 4, Kind::Message, Label::Optional, 125, 0, 0), // runtime_enabled
     // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
-    f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(14753, 12, 2, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(20574, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(20694, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
-    f(8591, 21, 5, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(20733, 23, 6, Kind::Message, Label::Optional, 327, 0, 0), // filter_enabled_metadata
-    f(20756, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(20818, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(25277, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
-    f(20653, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(20785, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(21137, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
+    f(20939, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(21047, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(8752, 21, 5, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
+    f(21086, 23, 6, Kind::Message, Label::Optional, 330, 0, 0), // filter_enabled_metadata
+    f(21109, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21171, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(25630, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
+    f(21006, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21138, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(21490, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    f(25382, 10, 1, Kind::Enum, Label::Implicit, 38, 0, 0), // codec_type
-    f(13991, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(25392, 3, 3, Kind::Message, Label::Optional, 271, 1, 0), // rds
-    f(2551, 12, 4, Kind::Message, Label::Optional, 200, 1, 0), // route_config
-    f(25395, 12, 5, Kind::Message, Label::Repeated, 270, 0, 0), // http_filters
-    f(25407, 14, 6, Kind::Message, Label::Optional, 353, 0, 0), // add_user_agent
-    f(4182, 7, 7, Kind::Message, Label::Optional, 268, 0, 0), // tracing
-    f(5070, 21, 8, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
-    f(5091, 22, 9, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25421, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
-    f(25432, 13, 12, Kind::Message, Label::Optional, 356, 0, 0), // drain_timeout
-    f(4038, 10, 13, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(25445, 18, 14, Kind::Message, Label::Optional, 353, 0, 0), // use_remote_address
-    f(25463, 19, 15, Kind::Message, Label::Optional, 353, 0, 0), // generate_request_id
-    f(25482, 27, 16, Kind::Enum, Label::Implicit, 39, 0, 0), // forward_client_cert_details
-    f(25509, 31, 17, Kind::Message, Label::Optional, 267, 0, 0), // set_current_client_cert_details
-    f(25540, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
-    f(25558, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
-    f(25578, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
-    f(25627, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
-    f(25642, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
-    f(25645, 15, 23, Kind::Message, Label::Repeated, 269, 0, 0), // upgrade_configs
-    f(25660, 19, 24, Kind::Message, Label::Optional, 356, 0, 0), // stream_idle_timeout
-    f(25679, 21, 26, Kind::Message, Label::Optional, 356, 0, 0), // delayed_close_timeout
-    f(8546, 15, 28, Kind::Message, Label::Optional, 356, 0, 0), // request_timeout
-    f(25700, 22, 29, Kind::Message, Label::Optional, 367, 0, 0), // max_request_headers_kb
-    f(25722, 14, 30, Kind::Message, Label::Optional, 353, 0, 0), // normalize_path
-    f(25736, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
-    f(25764, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
-    f(25777, 28, 34, Kind::Enum, Label::Implicit, 42, 0, 0), // server_header_transformation
-    f(5318, 28, 35, Kind::Message, Label::Optional, 107, 0, 0), // common_http_protocol_options
-    f(25805, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
-    f(25838, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
-    f(25862, 36, 40, Kind::Message, Label::Optional, 353, 0, 0), // stream_error_on_invalid_http_message
-    f(25898, 23, 41, Kind::Message, Label::Optional, 356, 0, 0), // request_headers_timeout
-    f(25921, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
-    f(25940, 22, 44, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
-    f(25962, 32, 45, Kind::Enum, Label::Implicit, 41, 0, 0), // path_with_escaped_slashes_action
-    f(25994, 32, 46, Kind::Message, Label::Repeated, 133, 0, 0), // original_ip_detection_extensions
-    f(26026, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
-    f(26049, 30, 50, Kind::Message, Label::Optional, 133, 0, 0), // typed_header_validation_config
-    f(26079, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
-    f(26102, 32, 52, Kind::Message, Label::Repeated, 133, 0, 0), // early_header_mutation_extensions
-    f(26134, 35, 53, Kind::Message, Label::Optional, 353, 0, 0), // add_proxy_protocol_connection_state
-    f(26169, 25, 54, Kind::Message, Label::Optional, 356, 0, 0), // access_log_flush_interval
-    f(26194, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
-    f(26225, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
-    f(26246, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
-    f(26280, 20, 59, Kind::Message, Label::Optional, 356, 0, 0), // stream_flush_timeout
-    f(26300, 27, 60, Kind::Message, Label::Optional, 379, 0, 0), // forward_client_cert_matcher
-    f(26327, 20, 62, Kind::Message, Label::Optional, 348, 0, 0), // drain_timeout_jitter
+    f(25735, 10, 1, Kind::Enum, Label::Implicit, 41, 0, 0), // codec_type
+    f(14189, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(25745, 3, 3, Kind::Message, Label::Optional, 274, 1, 0), // rds
+    f(2551, 12, 4, Kind::Message, Label::Optional, 202, 1, 0), // route_config
+    f(25748, 12, 5, Kind::Message, Label::Repeated, 273, 0, 0), // http_filters
+    f(25760, 14, 6, Kind::Message, Label::Optional, 356, 0, 0), // add_user_agent
+    f(4350, 7, 7, Kind::Message, Label::Optional, 271, 0, 0), // tracing
+    f(5238, 21, 8, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
+    f(5259, 22, 9, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
+    f(25774, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
+    f(25785, 13, 12, Kind::Message, Label::Optional, 359, 0, 0), // drain_timeout
+    f(4206, 10, 13, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
+    f(25798, 18, 14, Kind::Message, Label::Optional, 356, 0, 0), // use_remote_address
+    f(25816, 19, 15, Kind::Message, Label::Optional, 356, 0, 0), // generate_request_id
+    f(25835, 27, 16, Kind::Enum, Label::Implicit, 42, 0, 0), // forward_client_cert_details
+    f(25862, 31, 17, Kind::Message, Label::Optional, 270, 0, 0), // set_current_client_cert_details
+    f(25893, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
+    f(25911, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
+    f(25931, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
+    f(25980, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
+    f(25995, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
+    f(25998, 15, 23, Kind::Message, Label::Repeated, 272, 0, 0), // upgrade_configs
+    f(26013, 19, 24, Kind::Message, Label::Optional, 359, 0, 0), // stream_idle_timeout
+    f(26032, 21, 26, Kind::Message, Label::Optional, 359, 0, 0), // delayed_close_timeout
+    f(8707, 15, 28, Kind::Message, Label::Optional, 359, 0, 0), // request_timeout
+    f(26053, 22, 29, Kind::Message, Label::Optional, 370, 0, 0), // max_request_headers_kb
+    f(26075, 14, 30, Kind::Message, Label::Optional, 356, 0, 0), // normalize_path
+    f(26089, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
+    f(26117, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
+    f(26130, 28, 34, Kind::Enum, Label::Implicit, 45, 0, 0), // server_header_transformation
+    f(5486, 28, 35, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
+    f(26158, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
+    f(26191, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
+    f(26215, 36, 40, Kind::Message, Label::Optional, 356, 0, 0), // stream_error_on_invalid_http_message
+    f(26251, 23, 41, Kind::Message, Label::Optional, 359, 0, 0), // request_headers_timeout
+    f(26274, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
+    f(26293, 22, 44, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26315, 32, 45, Kind::Enum, Label::Implicit, 44, 0, 0), // path_with_escaped_slashes_action
+    f(26347, 32, 46, Kind::Message, Label::Repeated, 135, 0, 0), // original_ip_detection_extensions
+    f(26379, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
+    f(26402, 30, 50, Kind::Message, Label::Optional, 135, 0, 0), // typed_header_validation_config
+    f(26432, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
+    f(26455, 32, 52, Kind::Message, Label::Repeated, 135, 0, 0), // early_header_mutation_extensions
+    f(26487, 35, 53, Kind::Message, Label::Optional, 356, 0, 0), // add_proxy_protocol_connection_state
+    f(26522, 25, 54, Kind::Message, Label::Optional, 359, 0, 0), // access_log_flush_interval
+    f(26547, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
+    f(26578, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
+    f(26599, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
+    f(26633, 20, 59, Kind::Message, Label::Optional, 359, 0, 0), // stream_flush_timeout
+    f(26653, 27, 60, Kind::Message, Label::Optional, 382, 0, 0), // forward_client_cert_matcher
+    f(26680, 20, 62, Kind::Message, Label::Optional, 351, 0, 0), // drain_timeout_jitter
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    f(26456, 7, 1, Kind::Message, Label::Optional, 353, 0, 0), // subject
-    f(26463, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
+    f(26809, 7, 1, Kind::Message, Label::Optional, 356, 0, 0), // subject
+    f(26816, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
     f(3049, 3, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // dns
     f(3052, 3, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // uri
-    f(26467, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
-    f(19445, 6, 7, Kind::Enum, Label::Implicit, 40, 0, 0), // format
-    f(22834, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
+    f(26820, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
+    f(19828, 6, 7, Kind::Enum, Label::Implicit, 43, 0, 0), // format
+    f(23187, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    f(26561, 15, 3, Kind::Message, Label::Optional, 348, 0, 0), // client_sampling
-    f(26576, 15, 4, Kind::Message, Label::Optional, 348, 0, 0), // random_sampling
-    f(26591, 16, 5, Kind::Message, Label::Optional, 348, 0, 0), // overall_sampling
-    f(26607, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
-    f(26614, 19, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_path_tag_length
-    f(19630, 11, 8, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
-    f(26633, 8, 9, Kind::Message, Label::Optional, 213, 0, 0), // provider
-    f(26641, 19, 10, Kind::Message, Label::Optional, 353, 0, 0), // spawn_upstream_span
-    f(26660, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
-    f(26669, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
-    f(26687, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
+    f(26914, 15, 3, Kind::Message, Label::Optional, 351, 0, 0), // client_sampling
+    f(26929, 15, 4, Kind::Message, Label::Optional, 351, 0, 0), // random_sampling
+    f(26944, 16, 5, Kind::Message, Label::Optional, 351, 0, 0), // overall_sampling
+    f(26960, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
+    f(26967, 19, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_path_tag_length
+    f(20013, 11, 8, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
+    f(26986, 8, 9, Kind::Message, Label::Optional, 216, 0, 0), // provider
+    f(26994, 19, 10, Kind::Message, Label::Optional, 356, 0, 0), // spawn_upstream_span
+    f(27013, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
+    f(27022, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
+    f(27040, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    f(26804, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
-    f(5561, 7, 2, Kind::Message, Label::Repeated, 270, 0, 0), // filters
-    f(26816, 7, 3, Kind::Message, Label::Optional, 353, 0, 0), // enabled
+    f(27157, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
+    f(3475, 7, 2, Kind::Message, Label::Repeated, 273, 0, 0), // filters
+    f(27169, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // enabled
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
-    f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
-    f(15900, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
-    f(9223, 8, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
+    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
+    f(16091, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
+    f(9384, 8, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
     // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    f(26956, 13, 1, Kind::Message, Label::Optional, 92, 0, 0), // config_source
-    f(26969, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
+    f(27309, 13, 1, Kind::Message, Label::Optional, 93, 0, 0), // config_source
+    f(27322, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
     // envoy.extensions.filters.network.rbac.v3.RBAC
-    f(15399, 5, 1, Kind::Message, Label::Optional, 176, 0, 0), // rules
-    f(24049, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
-    f(13991, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(27031, 16, 4, Kind::Enum, Label::Implicit, 43, 0, 0), // enforcement_type
-    f(24061, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(15329, 7, 6, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(24085, 14, 7, Kind::Message, Label::Optional, 379, 0, 0), // shadow_matcher
-    f(27047, 10, 8, Kind::Message, Label::Optional, 356, 0, 0), // delay_deny
+    f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
+    f(24402, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(27384, 16, 4, Kind::Enum, Label::Implicit, 46, 0, 0), // enforcement_type
+    f(24414, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 6, Kind::Message, Label::Optional, 382, 0, 0), // matcher
+    f(24438, 14, 7, Kind::Message, Label::Optional, 382, 0, 0), // shadow_matcher
+    f(27400, 10, 8, Kind::Message, Label::Optional, 359, 0, 0), // delay_deny
     // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-    f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(27169, 23, 3, Kind::Message, Label::Optional, 356, 0, 0), // downstream_idle_timeout
-    f(27192, 21, 4, Kind::Message, Label::Optional, 356, 0, 0), // upstream_idle_timeout
-    f(4038, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(27213, 20, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_connect_attempts
-    f(10512, 12, 8, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(17239, 14, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(17222, 17, 10, Kind::Message, Label::Optional, 278, 1, 0), // weighted_clusters
-    f(17312, 11, 11, Kind::Message, Label::Repeated, 344, 0, 0), // hash_policy
-    f(27233, 16, 12, Kind::Message, Label::Optional, 277, 0, 0), // tunneling_config
-    f(27249, 34, 13, Kind::Message, Label::Optional, 356, 0, 0), // max_downstream_connection_duration
-    f(27283, 9, 14, Kind::Message, Label::Optional, 275, 0, 0), // on_demand
-    f(26169, 25, 15, Kind::Message, Label::Optional, 356, 0, 0), // access_log_flush_interval
-    f(27292, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
-    f(27321, 18, 17, Kind::Message, Label::Optional, 276, 0, 0), // access_log_options
-    f(27339, 15, 18, Kind::Message, Label::Optional, 87, 0, 0), // backoff_options
-    f(27354, 19, 19, Kind::Message, Label::Repeated, 131, 0, 0), // proxy_protocol_tlvs
-    f(27373, 52, 20, Kind::Message, Label::Optional, 348, 0, 0), // max_downstream_connection_duration_jitter_percentage
-    f(27425, 21, 21, Kind::Enum, Label::Implicit, 45, 0, 0), // upstream_connect_mode
-    f(27446, 20, 22, Kind::Message, Label::Optional, 367, 0, 0), // max_early_data_bytes
-    f(27466, 31, 23, Kind::Enum, Label::Implicit, 44, 0, 0), // proxy_protocol_tlv_merge_policy
-    f(27497, 17, 24, Kind::Message, Label::Optional, 353, 0, 0), // check_drain_close
+    f(27522, 23, 3, Kind::Message, Label::Optional, 359, 0, 0), // downstream_idle_timeout
+    f(27545, 21, 4, Kind::Message, Label::Optional, 359, 0, 0), // upstream_idle_timeout
+    f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
+    f(27566, 20, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_connect_attempts
+    f(10667, 12, 8, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
+    f(17408, 14, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(17391, 17, 10, Kind::Message, Label::Optional, 281, 1, 0), // weighted_clusters
+    f(17481, 11, 11, Kind::Message, Label::Repeated, 347, 0, 0), // hash_policy
+    f(27586, 16, 12, Kind::Message, Label::Optional, 280, 0, 0), // tunneling_config
+    f(27602, 34, 13, Kind::Message, Label::Optional, 359, 0, 0), // max_downstream_connection_duration
+    f(27636, 9, 14, Kind::Message, Label::Optional, 278, 0, 0), // on_demand
+    f(26522, 25, 15, Kind::Message, Label::Optional, 359, 0, 0), // access_log_flush_interval
+    f(27645, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
+    f(27674, 18, 17, Kind::Message, Label::Optional, 279, 0, 0), // access_log_options
+    f(27692, 15, 18, Kind::Message, Label::Optional, 88, 0, 0), // backoff_options
+    f(27707, 19, 19, Kind::Message, Label::Repeated, 133, 0, 0), // proxy_protocol_tlvs
+    f(27726, 52, 20, Kind::Message, Label::Optional, 351, 0, 0), // max_downstream_connection_duration_jitter_percentage
+    f(27778, 21, 21, Kind::Enum, Label::Implicit, 48, 0, 0), // upstream_connect_mode
+    f(27799, 20, 22, Kind::Message, Label::Optional, 370, 0, 0), // max_early_data_bytes
+    f(27819, 31, 23, Kind::Enum, Label::Implicit, 47, 0, 0), // proxy_protocol_tlv_merge_policy
+    f(27850, 17, 24, Kind::Message, Label::Optional, 356, 0, 0), // check_drain_close
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    f(4418, 8, 1, Kind::Message, Label::Repeated, 279, 0, 0), // clusters
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 282, 0, 0), // clusters
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1997, 6, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
-    f(17239, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
+    f(17408, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     // envoy.extensions.filters.network.wasm.v3.Wasm
-    f(24482, 6, 1, Kind::Message, Label::Optional, 313, 0, 0), // config
+    f(24835, 6, 1, Kind::Message, Label::Optional, 316, 0, 0), // config
     // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    f(24482, 6, 1, Kind::Message, Label::Optional, 118, 0, 0), // config
-    f(5247, 16, 2, Kind::Message, Label::Optional, 132, 0, 0), // transport_socket
-    f(28003, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
-    f(28028, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
+    f(24835, 6, 1, Kind::Message, Label::Optional, 120, 0, 0), // config
+    f(5415, 16, 2, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
+    f(28356, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
+    f(28381, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
     // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
     // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    f(28176, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28189, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(28529, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(28542, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    f(28275, 10, 1, Kind::Message, Label::Optional, 94, 0, 0), // trusted_ca
-    f(28285, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
-    f(28308, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
-    f(28331, 36, 6, Kind::Message, Label::Optional, 353, 0, 0), // require_signed_certificate_timestamp
-    f(28367, 3, 7, Kind::Message, Label::Optional, 94, 0, 0), // crl
-    f(28370, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
-    f(28395, 23, 9, Kind::Message, Label::Repeated, 334, 0, 0), // match_subject_alt_names
-    f(28418, 24, 10, Kind::Enum, Label::Implicit, 46, 0, 0), // trust_chain_verification
-    f(9113, 17, 11, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(28442, 23, 12, Kind::Message, Label::Optional, 133, 0, 0), // custom_validator_config
-    f(28465, 32, 13, Kind::Message, Label::Optional, 283, 0, 0), // ca_certificate_provider_instance
-    f(28497, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
-    f(28522, 29, 15, Kind::Message, Label::Repeated, 298, 0, 0), // match_typed_subject_alt_names
-    f(28551, 16, 16, Kind::Message, Label::Optional, 367, 0, 0), // max_verify_depth
-    f(28567, 17, 17, Kind::Message, Label::Optional, 285, 0, 0), // system_root_certs
-    f(28584, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
+    f(28628, 10, 1, Kind::Message, Label::Optional, 95, 0, 0), // trusted_ca
+    f(28638, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
+    f(28661, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
+    f(28684, 36, 6, Kind::Message, Label::Optional, 356, 0, 0), // require_signed_certificate_timestamp
+    f(28720, 3, 7, Kind::Message, Label::Optional, 95, 0, 0), // crl
+    f(28723, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
+    f(28748, 23, 9, Kind::Message, Label::Repeated, 337, 0, 0), // match_subject_alt_names
+    f(28771, 24, 10, Kind::Enum, Label::Implicit, 49, 0, 0), // trust_chain_verification
+    f(9274, 17, 11, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
+    f(28795, 23, 12, Kind::Message, Label::Optional, 135, 0, 0), // custom_validator_config
+    f(28818, 32, 13, Kind::Message, Label::Optional, 286, 0, 0), // ca_certificate_provider_instance
+    f(28850, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
+    f(28875, 29, 15, Kind::Message, Label::Repeated, 301, 0, 0), // match_typed_subject_alt_names
+    f(28904, 16, 16, Kind::Message, Label::Optional, 370, 0, 0), // max_verify_depth
+    f(28920, 17, 17, Kind::Message, Label::Optional, 288, 0, 0), // system_root_certs
+    f(28937, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    f(28751, 10, 1, Kind::Message, Label::Optional, 301, 0, 0), // tls_params
-    f(28761, 16, 2, Kind::Message, Label::Repeated, 299, 0, 0), // tls_certificates
-    f(28777, 18, 3, Kind::Message, Label::Optional, 284, 1, 0), // validation_context
-    f(28795, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
-    f(28809, 34, 6, Kind::Message, Label::Repeated, 296, 0, 0), // tls_certificate_sds_secret_configs
-    f(28843, 36, 7, Kind::Message, Label::Optional, 296, 1, 0), // validation_context_sds_secret_config
-    f(28879, 27, 8, Kind::Message, Label::Optional, 289, 1, 0), // combined_validation_context
-    f(28906, 36, 9, Kind::Message, Label::Optional, 287, 0, 0), // tls_certificate_certificate_provider
-    f(28942, 39, 10, Kind::Message, Label::Optional, 287, 1, 0), // validation_context_certificate_provider
-    f(28981, 45, 11, Kind::Message, Label::Optional, 288, 0, 0), // tls_certificate_certificate_provider_instance
-    f(29026, 48, 12, Kind::Message, Label::Optional, 288, 1, 0), // validation_context_certificate_provider_instance
-    f(29074, 17, 13, Kind::Message, Label::Optional, 133, 0, 0), // custom_handshaker
-    f(29091, 33, 14, Kind::Message, Label::Optional, 283, 0, 0), // tls_certificate_provider_instance
-    f(29124, 7, 15, Kind::Message, Label::Optional, 300, 0, 0), // key_log
-    f(29131, 31, 16, Kind::Message, Label::Optional, 133, 0, 0), // custom_tls_certificate_selector
+    f(29104, 10, 1, Kind::Message, Label::Optional, 304, 0, 0), // tls_params
+    f(29114, 16, 2, Kind::Message, Label::Repeated, 302, 0, 0), // tls_certificates
+    f(29130, 18, 3, Kind::Message, Label::Optional, 287, 1, 0), // validation_context
+    f(29148, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
+    f(29162, 34, 6, Kind::Message, Label::Repeated, 299, 0, 0), // tls_certificate_sds_secret_configs
+    f(29196, 36, 7, Kind::Message, Label::Optional, 299, 1, 0), // validation_context_sds_secret_config
+    f(29232, 27, 8, Kind::Message, Label::Optional, 292, 1, 0), // combined_validation_context
+    f(29259, 36, 9, Kind::Message, Label::Optional, 290, 0, 0), // tls_certificate_certificate_provider
+    f(29295, 39, 10, Kind::Message, Label::Optional, 290, 1, 0), // validation_context_certificate_provider
+    f(29334, 45, 11, Kind::Message, Label::Optional, 291, 0, 0), // tls_certificate_certificate_provider_instance
+    f(29379, 48, 12, Kind::Message, Label::Optional, 291, 1, 0), // validation_context_certificate_provider_instance
+    f(29427, 17, 13, Kind::Message, Label::Optional, 135, 0, 0), // custom_handshaker
+    f(29444, 33, 14, Kind::Message, Label::Optional, 286, 0, 0), // tls_certificate_provider_instance
+    f(29477, 7, 15, Kind::Message, Label::Optional, 303, 0, 0), // key_log
+    f(29484, 31, 16, Kind::Message, Label::Optional, 135, 0, 0), // custom_tls_certificate_selector
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 133, 1, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 135, 1, 0), // typed_config
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    f(28176, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28189, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(28529, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(28542, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    f(29421, 26, 1, Kind::Message, Label::Optional, 284, 0, 0), // default_validation_context
-    f(28843, 36, 2, Kind::Message, Label::Optional, 296, 0, 0), // validation_context_sds_secret_config
-    f(28942, 39, 3, Kind::Message, Label::Optional, 287, 0, 0), // validation_context_certificate_provider
-    f(29026, 48, 4, Kind::Message, Label::Optional, 288, 0, 0), // validation_context_certificate_provider_instance
+    f(29774, 26, 1, Kind::Message, Label::Optional, 287, 0, 0), // default_validation_context
+    f(29196, 36, 2, Kind::Message, Label::Optional, 299, 0, 0), // validation_context_sds_secret_config
+    f(29295, 39, 3, Kind::Message, Label::Optional, 290, 0, 0), // validation_context_certificate_provider
+    f(29379, 48, 4, Kind::Message, Label::Optional, 291, 0, 0), // validation_context_certificate_provider_instance
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    f(29509, 18, 1, Kind::Message, Label::Optional, 286, 0, 0), // common_tls_context
-    f(29527, 26, 2, Kind::Message, Label::Optional, 353, 0, 0), // require_client_certificate
-    f(29553, 11, 3, Kind::Message, Label::Optional, 353, 0, 0), // require_sni
-    f(29564, 19, 4, Kind::Message, Label::Optional, 302, 1, 0), // session_ticket_keys
-    f(29583, 37, 5, Kind::Message, Label::Optional, 296, 1, 0), // session_ticket_keys_sds_secret_config
-    f(29620, 15, 6, Kind::Message, Label::Optional, 356, 0, 0), // session_timeout
-    f(29635, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
-    f(29671, 18, 8, Kind::Enum, Label::Implicit, 47, 0, 0), // ocsp_staple_policy
-    f(29689, 31, 9, Kind::Message, Label::Optional, 353, 0, 0), // full_scan_certs_on_sni_mismatch
-    f(29720, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
-    f(29755, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
+    f(29862, 18, 1, Kind::Message, Label::Optional, 289, 0, 0), // common_tls_context
+    f(29880, 26, 2, Kind::Message, Label::Optional, 356, 0, 0), // require_client_certificate
+    f(29906, 11, 3, Kind::Message, Label::Optional, 356, 0, 0), // require_sni
+    f(29917, 19, 4, Kind::Message, Label::Optional, 305, 1, 0), // session_ticket_keys
+    f(29936, 37, 5, Kind::Message, Label::Optional, 299, 1, 0), // session_ticket_keys_sds_secret_config
+    f(29973, 15, 6, Kind::Message, Label::Optional, 359, 0, 0), // session_timeout
+    f(29988, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
+    f(30024, 18, 8, Kind::Enum, Label::Implicit, 50, 0, 0), // ocsp_staple_policy
+    f(30042, 31, 9, Kind::Message, Label::Optional, 356, 0, 0), // full_scan_certs_on_sni_mismatch
+    f(30073, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
+    f(30108, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret
-    f(2786, 6, 1, Kind::Message, Label::Optional, 94, 0, 1), // secret
-    f(4426, 7, 2, Kind::Message, Label::Map, 292, 0, 1), // secrets
+    f(2786, 6, 1, Kind::Message, Label::Optional, 95, 0, 1), // secret
+    f(4594, 7, 2, Kind::Message, Label::Map, 295, 0, 1), // secrets
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 94, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    f(23289, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 1), // typed_config
-    f(29959, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
+    f(23642, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 1), // typed_config
+    f(30312, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    f(30034, 13, 1, Kind::Message, Label::Repeated, 295, 0, 0), // trust_domains
-    f(30047, 13, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundles
+    f(30387, 13, 1, Kind::Message, Label::Repeated, 298, 0, 0), // trust_domains
+    f(30400, 13, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundles
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30139, 12, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundle
-    f(30151, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
+    f(30492, 12, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundle
+    f(30504, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
     // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30229, 10, 2, Kind::Message, Label::Optional, 92, 0, 0), // sds_config
+    f(30582, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // sds_config
     // envoy.extensions.transport_sockets.tls.v3.Secret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30287, 15, 2, Kind::Message, Label::Optional, 299, 1, 0), // tls_certificate
-    f(29564, 19, 3, Kind::Message, Label::Optional, 302, 1, 0), // session_ticket_keys
-    f(28777, 18, 4, Kind::Message, Label::Optional, 284, 1, 0), // validation_context
-    f(30302, 14, 5, Kind::Message, Label::Optional, 291, 1, 0), // generic_secret
+    f(30640, 15, 2, Kind::Message, Label::Optional, 302, 1, 0), // tls_certificate
+    f(29917, 19, 3, Kind::Message, Label::Optional, 305, 1, 0), // session_ticket_keys
+    f(29130, 18, 4, Kind::Message, Label::Optional, 287, 1, 0), // validation_context
+    f(30655, 14, 5, Kind::Message, Label::Optional, 294, 1, 0), // generic_secret
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    f(30379, 8, 1, Kind::Enum, Label::Implicit, 48, 0, 0), // san_type
-    f(15329, 7, 2, Kind::Message, Label::Optional, 334, 0, 0), // matcher
-    f(30387, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
+    f(30732, 8, 1, Kind::Enum, Label::Implicit, 51, 0, 0), // san_type
+    f(3802, 7, 2, Kind::Message, Label::Optional, 337, 0, 0), // matcher
+    f(30740, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
     // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    f(30446, 17, 1, Kind::Message, Label::Optional, 94, 0, 0), // certificate_chain
-    f(30463, 11, 2, Kind::Message, Label::Optional, 94, 0, 1), // private_key
-    f(30474, 8, 3, Kind::Message, Label::Optional, 94, 0, 1), // password
-    f(30482, 11, 4, Kind::Message, Label::Optional, 94, 0, 0), // ocsp_staple
-    f(30493, 28, 5, Kind::Message, Label::Repeated, 94, 0, 0), // signed_certificate_timestamp
-    f(30521, 20, 6, Kind::Message, Label::Optional, 293, 0, 0), // private_key_provider
-    f(9113, 17, 7, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(30541, 6, 8, Kind::Message, Label::Optional, 94, 0, 1), // pkcs12
-    f(28751, 10, 9, Kind::Message, Label::Optional, 301, 0, 0), // tls_params
+    f(30799, 17, 1, Kind::Message, Label::Optional, 95, 0, 0), // certificate_chain
+    f(30816, 11, 2, Kind::Message, Label::Optional, 95, 0, 1), // private_key
+    f(30827, 8, 3, Kind::Message, Label::Optional, 95, 0, 1), // password
+    f(30835, 11, 4, Kind::Message, Label::Optional, 95, 0, 0), // ocsp_staple
+    f(30846, 28, 5, Kind::Message, Label::Repeated, 95, 0, 0), // signed_certificate_timestamp
+    f(30874, 20, 6, Kind::Message, Label::Optional, 296, 0, 0), // private_key_provider
+    f(9274, 17, 7, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
+    f(30894, 6, 8, Kind::Message, Label::Optional, 95, 0, 1), // pkcs12
+    f(29104, 10, 9, Kind::Message, Label::Optional, 304, 0, 0), // tls_params
     // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(30598, 19, 2, Kind::Message, Label::Repeated, 91, 0, 0), // local_address_range
-    f(30617, 20, 3, Kind::Message, Label::Repeated, 91, 0, 0), // remote_address_range
+    f(30951, 19, 2, Kind::Message, Label::Repeated, 92, 0, 0), // local_address_range
+    f(30970, 20, 3, Kind::Message, Label::Repeated, 92, 0, 0), // remote_address_range
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    f(30692, 28, 1, Kind::Enum, Label::Implicit, 50, 0, 0), // tls_minimum_protocol_version
-    f(30720, 28, 2, Kind::Enum, Label::Implicit, 50, 0, 0), // tls_maximum_protocol_version
-    f(30748, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
-    f(30761, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
-    f(30772, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
-    f(30792, 19, 6, Kind::Enum, Label::Repeated, 49, 0, 0), // compliance_policies
+    f(31045, 28, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // tls_minimum_protocol_version
+    f(31073, 28, 2, Kind::Enum, Label::Implicit, 53, 0, 0), // tls_maximum_protocol_version
+    f(31101, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
+    f(31114, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
+    f(31125, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
+    f(31145, 19, 6, Kind::Enum, Label::Repeated, 52, 0, 0), // compliance_policies
     // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    f(30873, 4, 1, Kind::Message, Label::Repeated, 94, 0, 1), // keys
+    f(31226, 4, 1, Kind::Message, Label::Repeated, 95, 0, 1), // keys
     // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    f(29509, 18, 1, Kind::Message, Label::Optional, 286, 0, 0), // common_tls_context
-    f(30937, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
-    f(30940, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
-    f(30959, 16, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_session_keys
-    f(30975, 21, 5, Kind::Message, Label::Optional, 353, 0, 0), // enforce_rsa_key_usage
-    f(30996, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
-    f(31009, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
+    f(29862, 18, 1, Kind::Message, Label::Optional, 289, 0, 0), // common_tls_context
+    f(31290, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
+    f(31293, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
+    f(31312, 16, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_session_keys
+    f(31328, 21, 5, Kind::Message, Label::Optional, 356, 0, 0), // enforce_rsa_key_usage
+    f(31349, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
+    f(31362, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    f(5318, 28, 1, Kind::Message, Label::Optional, 107, 0, 0), // common_http_protocol_options
-    f(5670, 30, 2, Kind::Message, Label::Optional, 134, 0, 0), // upstream_http_protocol_options
-    f(31086, 20, 3, Kind::Message, Label::Optional, 306, 1, 0), // explicit_http_config
-    f(31106, 30, 4, Kind::Message, Label::Optional, 308, 1, 0), // use_downstream_protocol_config
-    f(31136, 11, 5, Kind::Message, Label::Optional, 305, 1, 0), // auto_config
-    f(25395, 12, 6, Kind::Message, Label::Repeated, 270, 0, 0), // http_filters
-    f(31147, 24, 7, Kind::Message, Label::Optional, 133, 0, 0), // header_validation_config
-    f(5159, 17, 8, Kind::Message, Label::Optional, 307, 0, 0), // outlier_detection
-    f(17432, 23, 9, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(17312, 11, 10, Kind::Message, Label::Repeated, 194, 0, 0), // hash_policy
-    f(9347, 12, 11, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
+    f(5486, 28, 1, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
+    f(5831, 30, 2, Kind::Message, Label::Optional, 136, 0, 0), // upstream_http_protocol_options
+    f(31439, 20, 3, Kind::Message, Label::Optional, 309, 1, 0), // explicit_http_config
+    f(31459, 30, 4, Kind::Message, Label::Optional, 311, 1, 0), // use_downstream_protocol_config
+    f(31489, 11, 5, Kind::Message, Label::Optional, 308, 1, 0), // auto_config
+    f(25748, 12, 6, Kind::Message, Label::Repeated, 273, 0, 0), // http_filters
+    f(31500, 24, 7, Kind::Message, Label::Optional, 135, 0, 0), // header_validation_config
+    f(5327, 17, 8, Kind::Message, Label::Optional, 310, 0, 0), // outlier_detection
+    f(17601, 23, 9, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
+    f(17481, 11, 10, Kind::Message, Label::Repeated, 196, 0, 0), // hash_policy
+    f(9508, 12, 11, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
-    f(5070, 21, 1, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
-    f(5091, 22, 2, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
+    f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
+    f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
+    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
-    f(5070, 21, 1, Kind::Message, Label::Optional, 104, 1, 0), // http_protocol_options
-    f(5091, 22, 2, Kind::Message, Label::Optional, 105, 1, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 1, 0), // http3_protocol_options
+    f(5238, 21, 1, Kind::Message, Label::Optional, 105, 1, 0), // http_protocol_options
+    f(5259, 22, 2, Kind::Message, Label::Optional, 106, 1, 0), // http2_protocol_options
+    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 1, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
-    f(5070, 21, 1, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
-    f(5091, 22, 2, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
+    f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
+    f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
+    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    f(31514, 20, 1, Kind::Message, Label::Map, 310, 0, 0), // allowed_capabilities
+    f(31867, 20, 1, Kind::Message, Label::Map, 313, 0, 0), // allowed_capabilities
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 314, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 317, 0, 0), // value
     // envoy.extensions.wasm.v3.EnvironmentVariables
-    f(31656, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
-    f(31669, 10, 2, Kind::Message, Label::Map, 312, 0, 0), // key_values
+    f(32009, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
+    f(32022, 10, 2, Kind::Message, Label::Map, 315, 0, 0), // key_values
     // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.extensions.wasm.v3.PluginConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(31776, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
-    f(31783, 9, 3, Kind::Message, Label::Optional, 315, 1, 0), // vm_config
-    f(31792, 13, 4, Kind::Message, Label::Optional, 352, 0, 0), // configuration
-    f(31805, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
-    f(31814, 29, 6, Kind::Message, Label::Optional, 309, 0, 0), // capability_restriction_config
-    f(31843, 14, 7, Kind::Enum, Label::Implicit, 51, 0, 0), // failure_policy
-    f(31857, 31, 9, Kind::Message, Label::Optional, 353, 0, 0), // allow_on_headers_stop_iteration
+    f(32129, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
+    f(32136, 9, 3, Kind::Message, Label::Optional, 318, 1, 0), // vm_config
+    f(32145, 13, 4, Kind::Message, Label::Optional, 355, 0, 0), // configuration
+    f(32158, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
+    f(32167, 29, 6, Kind::Message, Label::Optional, 312, 0, 0), // capability_restriction_config
+    f(32196, 14, 7, Kind::Enum, Label::Implicit, 54, 0, 0), // failure_policy
+    f(32210, 31, 9, Kind::Message, Label::Optional, 356, 0, 0), // allow_on_headers_stop_iteration
     // envoy.extensions.wasm.v3.SanitizationConfig
     // envoy.extensions.wasm.v3.VmConfig
-    f(31964, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
-    f(31969, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
-    f(31976, 4, 3, Kind::Message, Label::Optional, 86, 0, 0), // code
-    f(31792, 13, 4, Kind::Message, Label::Optional, 352, 0, 0), // configuration
-    f(31980, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
-    f(31997, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
-    f(32020, 21, 7, Kind::Message, Label::Optional, 311, 0, 0), // environment_variables
-    f(31814, 29, 8, Kind::Message, Label::Optional, 309, 0, 0), // capability_restriction_config
+    f(32317, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
+    f(32322, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
+    f(32329, 4, 3, Kind::Message, Label::Optional, 87, 0, 0), // code
+    f(32145, 13, 4, Kind::Message, Label::Optional, 355, 0, 0), // configuration
+    f(32333, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
+    f(32350, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
+    f(32373, 21, 7, Kind::Message, Label::Optional, 314, 0, 0), // environment_variables
+    f(32167, 29, 8, Kind::Message, Label::Optional, 312, 0, 0), // capability_restriction_config
     // envoy.service.discovery.v3.DeltaDiscoveryRequest
-    f(2950, 4, 1, Kind::Message, Label::Optional, 114, 0, 0), // node
-    f(32089, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32097, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
-    f(32121, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
-    f(32147, 25, 5, Kind::Message, Label::Map, 317, 0, 0), // initial_resource_versions
-    f(32172, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
-    f(32186, 12, 7, Kind::Message, Label::Optional, 370, 0, 0), // error_detail
+    f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
+    f(32442, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32450, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
+    f(32474, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
+    f(32500, 25, 5, Kind::Message, Label::Map, 320, 0, 0), // initial_resource_versions
+    f(32525, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
+    f(32539, 12, 7, Kind::Message, Label::Optional, 373, 0, 0), // error_detail
     // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    f(32324, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
-    f(32343, 9, 2, Kind::Message, Label::Repeated, 320, 0, 0), // resources
-    f(32089, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32352, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32357, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
-    f(32374, 13, 7, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
-    f(32387, 22, 8, Kind::Message, Label::Repeated, 321, 0, 0), // removed_resource_names
+    f(32677, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
+    f(32696, 9, 2, Kind::Message, Label::Repeated, 323, 0, 0), // resources
+    f(32442, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32705, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(32710, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
+    f(32727, 13, 7, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
+    f(32740, 22, 8, Kind::Message, Label::Repeated, 324, 0, 0), // removed_resource_names
     // envoy.service.discovery.v3.DiscoveryResponse
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(32343, 9, 2, Kind::Message, Label::Repeated, 352, 0, 0), // resources
-    f(32453, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
-    f(32089, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32352, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32374, 13, 6, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
+    f(32696, 9, 2, Kind::Message, Label::Repeated, 355, 0, 0), // resources
+    f(32806, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
+    f(32442, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32705, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(32727, 13, 6, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
     // envoy.service.discovery.v3.Resource
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
-    f(32494, 8, 2, Kind::Message, Label::Optional, 352, 0, 0), // resource
+    f(32847, 8, 2, Kind::Message, Label::Optional, 355, 0, 0), // resource
     f(345, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(32502, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
-    f(17843, 3, 6, Kind::Message, Label::Optional, 356, 0, 0), // ttl
-    f(32509, 13, 8, Kind::Message, Label::Optional, 321, 0, 0), // resource_name
-    f(5263, 8, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata
+    f(32855, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
+    f(18012, 3, 6, Kind::Message, Label::Optional, 359, 0, 0), // ttl
+    f(32862, 13, 8, Kind::Message, Label::Optional, 324, 0, 0), // resource_name
+    f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     // envoy.service.discovery.v3.ResourceName
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.type.matcher.v3.AddressMatcher
-    f(32597, 6, 1, Kind::Message, Label::Repeated, 375, 0, 0), // ranges
-    f(16250, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
+    f(32950, 6, 1, Kind::Message, Label::Repeated, 378, 0, 0), // ranges
+    f(16441, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     // envoy.type.matcher.v3.DoubleMatcher
-    f(32638, 5, 1, Kind::Message, Label::Optional, 342, 1, 0), // range
-    f(32643, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
+    f(32991, 5, 1, Kind::Message, Label::Optional, 345, 1, 0), // range
+    f(32996, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
     // envoy.type.matcher.v3.FilterStateMatcher
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(16316, 12, 2, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(32688, 13, 3, Kind::Message, Label::Optional, 322, 1, 0), // address_match
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(16507, 12, 2, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(33041, 13, 3, Kind::Message, Label::Optional, 325, 1, 0), // address_match
     // envoy.type.matcher.v3.ListMatcher
-    f(32734, 6, 1, Kind::Message, Label::Optional, 335, 1, 0), // one_of
+    f(33087, 6, 1, Kind::Message, Label::Optional, 338, 1, 0), // one_of
     // envoy.type.matcher.v3.ListStringMatcher
-    f(32779, 8, 1, Kind::Message, Label::Repeated, 334, 0, 0), // patterns
+    f(33132, 8, 1, Kind::Message, Label::Repeated, 337, 0, 0), // patterns
     // envoy.type.matcher.v3.MetadataMatcher
     f(3179, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // filter
-    f(131, 4, 2, Kind::Message, Label::Repeated, 328, 0, 0), // path
-    f(3009, 5, 3, Kind::Message, Label::Optional, 335, 0, 0), // value
-    f(32824, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
+    f(131, 4, 2, Kind::Message, Label::Repeated, 331, 0, 0), // path
+    f(3009, 5, 3, Kind::Message, Label::Optional, 338, 0, 0), // value
+    f(33177, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
     // envoy.type.matcher.v3.MetadataMatcher.PathSegment
-    f(7418, 3, 1, Kind::String, Label::Optional, 0, 1, 0), // key
+    f(7579, 3, 1, Kind::String, Label::Optional, 0, 1, 0), // key
     // envoy.type.matcher.v3.OrMatcher
-    f(32910, 14, 1, Kind::Message, Label::Repeated, 335, 0, 0), // value_matchers
+    f(33263, 14, 1, Kind::Message, Label::Repeated, 338, 0, 0), // value_matchers
     // envoy.type.matcher.v3.PathMatcher
-    f(131, 4, 1, Kind::Message, Label::Optional, 334, 1, 0), // path
+    f(131, 4, 1, Kind::Message, Label::Optional, 337, 1, 0), // path
     // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    f(33002, 7, 1, Kind::Message, Label::Optional, 332, 0, 0), // pattern
-    f(33009, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
+    f(33355, 7, 1, Kind::Message, Label::Optional, 335, 0, 0), // pattern
+    f(33362, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
     // envoy.type.matcher.v3.RegexMatcher
-    f(33055, 10, 1, Kind::Message, Label::Optional, 333, 1, 0), // google_re2
-    f(15156, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // regex
+    f(33408, 10, 1, Kind::Message, Label::Optional, 336, 1, 0), // google_re2
+    f(15354, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // regex
     // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    f(33109, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // max_program_size
+    f(33462, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // max_program_size
     // envoy.type.matcher.v3.StringMatcher
-    f(32643, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
-    f(14618, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // prefix
-    f(33160, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
-    f(18415, 10, 5, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex
-    f(33166, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
-    f(33177, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
-    f(15596, 6, 8, Kind::Message, Label::Optional, 378, 1, 0), // custom
+    f(32996, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
+    f(14816, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // prefix
+    f(33513, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
+    f(18584, 10, 5, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex
+    f(33519, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
+    f(33530, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
+    f(15787, 6, 8, Kind::Message, Label::Optional, 381, 1, 0), // custom
     // envoy.type.matcher.v3.ValueMatcher
-    f(33219, 10, 1, Kind::Message, Label::Optional, 336, 1, 0), // null_match
-    f(33229, 12, 2, Kind::Message, Label::Optional, 323, 1, 0), // double_match
-    f(16316, 12, 3, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(33241, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
-    f(16237, 13, 5, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
-    f(33251, 10, 6, Kind::Message, Label::Optional, 325, 1, 0), // list_match
-    f(33261, 8, 7, Kind::Message, Label::Optional, 329, 1, 0), // or_match
+    f(33572, 10, 1, Kind::Message, Label::Optional, 339, 1, 0), // null_match
+    f(33582, 12, 2, Kind::Message, Label::Optional, 326, 1, 0), // double_match
+    f(16507, 12, 3, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(33594, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
+    f(16428, 13, 5, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
+    f(33604, 10, 6, Kind::Message, Label::Optional, 328, 1, 0), // list_match
+    f(33614, 8, 7, Kind::Message, Label::Optional, 332, 1, 0), // or_match
     // envoy.type.matcher.v3.ValueMatcher.NullMatch
     // envoy.type.metadata.v3.MetadataKey
     // envoy.type.tracing.v3.CustomTag
-    f(33378, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
-    f(33381, 7, 2, Kind::Message, Label::Optional, 341, 1, 0), // literal
-    f(33388, 11, 3, Kind::Message, Label::Optional, 339, 1, 0), // environment
-    f(33399, 14, 4, Kind::Message, Label::Optional, 340, 1, 0), // request_header
+    f(33731, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
+    f(33734, 7, 2, Kind::Message, Label::Optional, 344, 1, 0), // literal
+    f(33741, 11, 3, Kind::Message, Label::Optional, 342, 1, 0), // environment
+    f(33752, 14, 4, Kind::Message, Label::Optional, 343, 1, 0), // request_header
     f(3009, 5, 6, Kind::String, Label::Optional, 0, 1, 0), // value
     // envoy.type.tracing.v3.CustomTag.Environment
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(11588, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // default_value
+    f(11807, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // default_value
     // envoy.type.tracing.v3.CustomTag.Header
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(11588, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // default_value
+    f(11807, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // default_value
     // envoy.type.tracing.v3.CustomTag.Literal
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.DoubleRange
-    f(33558, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
+    f(33911, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
+    f(33916, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.FractionalPercent
-    f(33597, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
-    f(33606, 11, 2, Kind::Enum, Label::Implicit, 52, 0, 0), // denominator
+    f(33950, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
+    f(33959, 11, 2, Kind::Enum, Label::Implicit, 55, 0, 0), // denominator
     // envoy.type.v3.HashPolicy
     // envoy.type.v3.HttpStatus
-    f(31976, 4, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // code
+    f(32329, 4, 1, Kind::Enum, Label::Implicit, 56, 0, 0), // code
     // envoy.type.v3.Int32Range
-    f(33558, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
+    f(33911, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
+    f(33916, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Int64Range
-    f(33558, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
+    f(33911, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
+    f(33916, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Percent
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.SemanticVersion
-    f(33763, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
-    f(33775, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
-    f(33787, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    f(34116, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
+    f(34128, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
+    f(34140, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
     // google.api.expr.v1alpha1.CheckedExpr
     // google.api.expr.v1alpha1.Expr
     // google.protobuf.Any
-    f(32089, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32442, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
     f(3009, 5, 2, Kind::Bytes, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.BoolValue
     f(3009, 5, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // value
@@ -2190,11 +2229,11 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // google.protobuf.DoubleValue
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Duration
-    f(33978, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(33985, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34331, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34338, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.Empty
     // google.protobuf.FieldMask
-    f(34036, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
+    f(34389, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
     // google.protobuf.FloatValue
     f(3009, 5, 1, Kind::Float, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Int32Value
@@ -2202,408 +2241,450 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // google.protobuf.Int64Value
     f(3009, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.ListValue
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 369, 0, 0), // values
+    f(34497, 6, 1, Kind::Message, Label::Repeated, 372, 0, 0), // values
     // google.protobuf.StringValue
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Struct
-    f(34199, 6, 1, Kind::Message, Label::Map, 365, 0, 0), // fields
+    f(34552, 6, 1, Kind::Message, Label::Map, 368, 0, 0), // fields
     // google.protobuf.Struct.FieldsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 369, 0, 0), // value
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 372, 0, 0), // value
     // google.protobuf.Timestamp
-    f(33978, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(33985, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34331, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34338, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.UInt32Value
     f(3009, 5, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.UInt64Value
     f(3009, 5, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Value
-    f(34339, 10, 1, Kind::Enum, Label::Optional, 54, 1, 0), // null_value
-    f(34349, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
-    f(34361, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34373, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34383, 12, 5, Kind::Message, Label::Optional, 364, 1, 0), // struct_value
-    f(34395, 10, 6, Kind::Message, Label::Optional, 362, 1, 0), // list_value
+    f(34692, 10, 1, Kind::Enum, Label::Optional, 57, 1, 0), // null_value
+    f(34702, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
+    f(34714, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(34726, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(34736, 12, 5, Kind::Message, Label::Optional, 367, 1, 0), // struct_value
+    f(34748, 10, 6, Kind::Message, Label::Optional, 365, 1, 0), // list_value
     // google.rpc.Status
-    f(31976, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
-    f(34422, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
-    f(3137, 7, 3, Kind::Message, Label::Repeated, 352, 0, 0), // details
+    f(32329, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
+    f(34775, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
+    f(3137, 7, 3, Kind::Message, Label::Repeated, 355, 0, 0), // details
     // opentelemetry.proto.common.v1.AnyValue
-    f(34361, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34373, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34467, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
-    f(34476, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
-    f(34488, 11, 5, Kind::Message, Label::Optional, 372, 1, 0), // array_value
-    f(34499, 12, 6, Kind::Message, Label::Optional, 374, 1, 0), // kvlist_value
-    f(34511, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
-    f(34522, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
+    f(34714, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(34726, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(34820, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
+    f(34829, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
+    f(34841, 11, 5, Kind::Message, Label::Optional, 375, 1, 0), // array_value
+    f(34852, 12, 6, Kind::Message, Label::Optional, 377, 1, 0), // kvlist_value
+    f(34864, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
+    f(34875, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
     // opentelemetry.proto.common.v1.ArrayValue
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 371, 0, 0), // values
+    f(34497, 6, 1, Kind::Message, Label::Repeated, 374, 0, 0), // values
     // opentelemetry.proto.common.v1.KeyValue
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 371, 0, 0), // value
-    f(34621, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(3009, 5, 2, Kind::Message, Label::Optional, 374, 0, 0), // value
+    f(34974, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
     // opentelemetry.proto.common.v1.KeyValueList
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 373, 0, 0), // values
+    f(34497, 6, 1, Kind::Message, Label::Repeated, 376, 0, 0), // values
     // xds.core.v3.CidrRange
     // xds.core.v3.ContextParams
-    f(34721, 6, 1, Kind::Message, Label::Map, 377, 0, 0), // params
+    f(35074, 6, 1, Kind::Message, Label::Map, 380, 0, 0), // params
     // xds.core.v3.ContextParams.ParamsEntry
-    f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
+    f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // xds.core.v3.TypedExtensionConfig
     // xds.type.matcher.v3.Matcher
 ];
 
 /// Each one's part of the values.
-pub(crate) static ENUMS: [Enum; 55] = [
+pub(crate) static ENUMS: [Enum; 58] = [
     e(0, 7), // envoy.admin.v3.ClientResourceStatus
     e(7, 2), // envoy.admin.v3.CommandLineOptions.DrainStrategy
     e(9, 2), // envoy.admin.v3.CommandLineOptions.IpVersion
     e(11, 3), // envoy.admin.v3.CommandLineOptions.Mode
     e(14, 4), // envoy.admin.v3.ServerInfo.State
     e(18, 2), // envoy.admin.v3.SimpleMetric.Type
-    e(20, 2), // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
-    e(22, 5), // envoy.config.cluster.v3.Cluster.DiscoveryType
-    e(27, 5), // envoy.config.cluster.v3.Cluster.DnsLookupFamily
-    e(32, 7), // envoy.config.cluster.v3.Cluster.LbPolicy
-    e(39, 2), // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
-    e(41, 6), // envoy.config.core.v3.ApiConfigSource.ApiType
-    e(47, 3), // envoy.config.core.v3.ApiVersion
-    e(50, 4), // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
-    e(54, 6), // envoy.config.core.v3.HealthStatus
-    e(60, 3), // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
-    e(63, 2), // envoy.config.core.v3.ProxyProtocolConfig.Version
-    e(65, 2), // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
-    e(67, 2), // envoy.config.core.v3.RoutingPriority
-    e(69, 2), // envoy.config.core.v3.SocketAddress.Protocol
-    e(71, 3), // envoy.config.core.v3.TrafficDirection
-    e(74, 3), // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
-    e(77, 2), // envoy.config.listener.v3.Listener.DrainType
-    e(79, 3), // envoy.config.metrics.v3.HistogramEmitMode
-    e(82, 2), // envoy.config.rbac.v3.MetadataSource
-    e(84, 3), // envoy.config.rbac.v3.RBAC.Action
-    e(87, 4), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
-    e(91, 5), // envoy.config.route.v3.RedirectAction.RedirectResponseCode
-    e(96, 3), // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
-    e(99, 2), // envoy.config.route.v3.RouteAction.InternalRedirectAction
-    e(101, 3), // envoy.config.route.v3.VirtualHost.TlsRequirementType
-    e(104, 4), // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
-    e(108, 2), // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    e(110, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    e(112, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    e(114, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    e(117, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    e(120, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    e(122, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    e(126, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    e(131, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    e(133, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    e(138, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    e(141, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    e(143, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    e(146, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    e(149, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    e(151, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    e(154, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    e(160, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    e(163, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    e(168, 4), // envoy.extensions.wasm.v3.FailurePolicy
-    e(172, 3), // envoy.type.v3.FractionalPercent.DenominatorType
-    e(175, 57), // envoy.type.v3.StatusCode
-    e(232, 1), // google.protobuf.NullValue
+    e(20, 4), // envoy.config.accesslog.v3.ComparisonFilter.Op
+    e(24, 17), // envoy.config.accesslog.v3.GrpcStatusFilter.Status
+    e(41, 2), // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
+    e(43, 5), // envoy.config.cluster.v3.Cluster.DiscoveryType
+    e(48, 5), // envoy.config.cluster.v3.Cluster.DnsLookupFamily
+    e(53, 7), // envoy.config.cluster.v3.Cluster.LbPolicy
+    e(60, 2), // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
+    e(62, 6), // envoy.config.core.v3.ApiConfigSource.ApiType
+    e(68, 3), // envoy.config.core.v3.ApiVersion
+    e(71, 4), // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
+    e(75, 6), // envoy.config.core.v3.HealthStatus
+    e(81, 3), // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
+    e(84, 2), // envoy.config.core.v3.ProxyProtocolConfig.Version
+    e(86, 2), // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
+    e(88, 2), // envoy.config.core.v3.RoutingPriority
+    e(90, 2), // envoy.config.core.v3.SocketAddress.Protocol
+    e(92, 3), // envoy.config.core.v3.TrafficDirection
+    e(95, 3), // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
+    e(98, 2), // envoy.config.listener.v3.Listener.DrainType
+    e(100, 3), // envoy.config.metrics.v3.HistogramEmitMode
+    e(103, 2), // envoy.config.rbac.v3.MetadataSource
+    e(105, 3), // envoy.config.rbac.v3.RBAC.Action
+    e(108, 4), // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
+    e(112, 5), // envoy.config.route.v3.RedirectAction.RedirectResponseCode
+    e(117, 3), // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
+    e(120, 2), // envoy.config.route.v3.RouteAction.InternalRedirectAction
+    e(122, 3), // envoy.config.route.v3.VirtualHost.TlsRequirementType
+    e(125, 4), // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
+    e(129, 2), // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
+    e(131, 15), // envoy.data.accesslog.v3.AccessLogType
+    e(146, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
+    e(148, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
+    e(150, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
+    e(153, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
+    e(156, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
+    e(158, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
+    e(162, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
+    e(167, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
+    e(169, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
+    e(174, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
+    e(177, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
+    e(179, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
+    e(182, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
+    e(185, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
+    e(187, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
+    e(190, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
+    e(196, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
+    e(199, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
+    e(204, 4), // envoy.extensions.wasm.v3.FailurePolicy
+    e(208, 3), // envoy.type.v3.FractionalPercent.DenominatorType
+    e(211, 57), // envoy.type.v3.StatusCode
+    e(268, 1), // google.protobuf.NullValue
 ];
 
 /// Of each enum in turn.
-pub(crate) static VALUES: [EnumValue; 233] = [
+pub(crate) static VALUES: [EnumValue; 269] = [
     // envoy.admin.v3.ClientResourceStatus
-    v(34823, 7, 0), // UNKNOWN
-    v(34830, 9, 1), // REQUESTED
-    v(34839, 14, 2), // DOES_NOT_EXIST
-    v(34853, 5, 3), // ACKED
-    v(34858, 6, 4), // NACKED
-    v(34864, 14, 5), // RECEIVED_ERROR
-    v(34878, 7, 6), // TIMEOUT
+    v(35176, 7, 0), // UNKNOWN
+    v(35183, 9, 1), // REQUESTED
+    v(35192, 14, 2), // DOES_NOT_EXIST
+    v(35206, 5, 3), // ACKED
+    v(35211, 6, 4), // NACKED
+    v(35217, 14, 5), // RECEIVED_ERROR
+    v(35231, 7, 6), // TIMEOUT
     // envoy.admin.v3.CommandLineOptions.DrainStrategy
-    v(34885, 7, 0), // Gradual
-    v(34892, 9, 1), // Immediate
+    v(35238, 7, 0), // Gradual
+    v(35245, 9, 1), // Immediate
     // envoy.admin.v3.CommandLineOptions.IpVersion
-    v(34901, 2, 0), // v4
-    v(34903, 2, 1), // v6
+    v(35254, 2, 0), // v4
+    v(35256, 2, 1), // v6
     // envoy.admin.v3.CommandLineOptions.Mode
-    v(34905, 5, 0), // Serve
-    v(34910, 8, 1), // Validate
-    v(34918, 8, 2), // InitOnly
+    v(35258, 5, 0), // Serve
+    v(35263, 8, 1), // Validate
+    v(35271, 8, 2), // InitOnly
     // envoy.admin.v3.ServerInfo.State
-    v(34926, 4, 0), // LIVE
-    v(34930, 8, 1), // DRAINING
-    v(34938, 16, 2), // PRE_INITIALIZING
-    v(34954, 12, 3), // INITIALIZING
+    v(35279, 4, 0), // LIVE
+    v(35283, 8, 1), // DRAINING
+    v(35291, 16, 2), // PRE_INITIALIZING
+    v(35307, 12, 3), // INITIALIZING
     // envoy.admin.v3.SimpleMetric.Type
-    v(34966, 7, 0), // COUNTER
-    v(34973, 5, 1), // GAUGE
+    v(35319, 7, 0), // COUNTER
+    v(35326, 5, 1), // GAUGE
+    // envoy.config.accesslog.v3.ComparisonFilter.Op
+    v(35331, 2, 0), // EQ
+    v(35333, 2, 1), // GE
+    v(35335, 2, 2), // LE
+    v(35337, 2, 3), // NE
+    // envoy.config.accesslog.v3.GrpcStatusFilter.Status
+    v(35339, 2, 0), // OK
+    v(35341, 8, 1), // CANCELED
+    v(35176, 7, 2), // UNKNOWN
+    v(35349, 16, 3), // INVALID_ARGUMENT
+    v(35365, 17, 4), // DEADLINE_EXCEEDED
+    v(35382, 9, 5), // NOT_FOUND
+    v(35391, 14, 6), // ALREADY_EXISTS
+    v(35405, 17, 7), // PERMISSION_DENIED
+    v(35422, 18, 8), // RESOURCE_EXHAUSTED
+    v(35440, 19, 9), // FAILED_PRECONDITION
+    v(35459, 7, 10), // ABORTED
+    v(35466, 12, 11), // OUT_OF_RANGE
+    v(35478, 13, 12), // UNIMPLEMENTED
+    v(35491, 8, 13), // INTERNAL
+    v(35499, 11, 14), // UNAVAILABLE
+    v(35510, 9, 15), // DATA_LOSS
+    v(35519, 15, 16), // UNAUTHENTICATED
     // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
-    v(34978, 23, 0), // USE_CONFIGURED_PROTOCOL
-    v(35001, 23, 1), // USE_DOWNSTREAM_PROTOCOL
+    v(35534, 23, 0), // USE_CONFIGURED_PROTOCOL
+    v(35557, 23, 1), // USE_DOWNSTREAM_PROTOCOL
     // envoy.config.cluster.v3.Cluster.DiscoveryType
-    v(35024, 6, 0), // STATIC
-    v(35030, 10, 1), // STRICT_DNS
-    v(35040, 11, 2), // LOGICAL_DNS
-    v(35051, 3, 3), // EDS
-    v(35054, 12, 4), // ORIGINAL_DST
+    v(35580, 6, 0), // STATIC
+    v(35586, 10, 1), // STRICT_DNS
+    v(35596, 11, 2), // LOGICAL_DNS
+    v(35607, 3, 3), // EDS
+    v(35610, 12, 4), // ORIGINAL_DST
     // envoy.config.cluster.v3.Cluster.DnsLookupFamily
-    v(35066, 4, 0), // AUTO
-    v(35070, 7, 1), // V4_ONLY
-    v(35077, 7, 2), // V6_ONLY
-    v(35084, 12, 3), // V4_PREFERRED
-    v(35096, 3, 4), // ALL
+    v(35622, 4, 0), // AUTO
+    v(35626, 7, 1), // V4_ONLY
+    v(35633, 7, 2), // V6_ONLY
+    v(35640, 12, 3), // V4_PREFERRED
+    v(35652, 3, 4), // ALL
     // envoy.config.cluster.v3.Cluster.LbPolicy
-    v(35099, 11, 0), // ROUND_ROBIN
-    v(35110, 13, 1), // LEAST_REQUEST
-    v(35123, 9, 2), // RING_HASH
-    v(35132, 6, 3), // RANDOM
-    v(35138, 6, 5), // MAGLEV
-    v(35144, 16, 6), // CLUSTER_PROVIDED
-    v(35160, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
+    v(35655, 11, 0), // ROUND_ROBIN
+    v(35666, 13, 1), // LEAST_REQUEST
+    v(35679, 9, 2), // RING_HASH
+    v(35688, 6, 3), // RANDOM
+    v(35694, 6, 5), // MAGLEV
+    v(35700, 16, 6), // CLUSTER_PROVIDED
+    v(35716, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
-    v(35188, 7, 0), // XX_HASH
-    v(35195, 13, 1), // MURMUR_HASH_2
+    v(35744, 7, 0), // XX_HASH
+    v(35751, 13, 1), // MURMUR_HASH_2
     // envoy.config.core.v3.ApiConfigSource.ApiType
-    v(35208, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(35245, 4, 1), // REST
-    v(35249, 4, 2), // GRPC
-    v(35253, 10, 3), // DELTA_GRPC
-    v(35263, 15, 5), // AGGREGATED_GRPC
-    v(35278, 21, 6), // AGGREGATED_DELTA_GRPC
+    v(35764, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(35801, 4, 1), // REST
+    v(35805, 4, 2), // GRPC
+    v(35809, 10, 3), // DELTA_GRPC
+    v(35819, 15, 5), // AGGREGATED_GRPC
+    v(35834, 21, 6), // AGGREGATED_DELTA_GRPC
     // envoy.config.core.v3.ApiVersion
-    v(35066, 4, 0), // AUTO
-    v(35299, 2, 1), // V2
-    v(35301, 2, 2), // V3
+    v(35622, 4, 0), // AUTO
+    v(35855, 2, 1), // V2
+    v(35857, 2, 2), // V3
     // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
-    v(35303, 23, 0), // APPEND_IF_EXISTS_OR_ADD
-    v(35326, 13, 1), // ADD_IF_ABSENT
-    v(35339, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
-    v(35365, 19, 3), // OVERWRITE_IF_EXISTS
+    v(35859, 23, 0), // APPEND_IF_EXISTS_OR_ADD
+    v(35882, 13, 1), // ADD_IF_ABSENT
+    v(35895, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
+    v(35921, 19, 3), // OVERWRITE_IF_EXISTS
     // envoy.config.core.v3.HealthStatus
-    v(34823, 7, 0), // UNKNOWN
-    v(35384, 7, 1), // HEALTHY
-    v(35391, 9, 2), // UNHEALTHY
-    v(34930, 8, 3), // DRAINING
-    v(34878, 7, 4), // TIMEOUT
-    v(35400, 8, 5), // DEGRADED
+    v(35176, 7, 0), // UNKNOWN
+    v(35940, 7, 1), // HEALTHY
+    v(35947, 9, 2), // UNHEALTHY
+    v(35283, 8, 3), // DRAINING
+    v(35231, 7, 4), // TIMEOUT
+    v(35956, 8, 5), // DEGRADED
     // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
-    v(35408, 5, 0), // ALLOW
-    v(35413, 14, 1), // REJECT_REQUEST
-    v(35427, 11, 2), // DROP_HEADER
+    v(35964, 5, 0), // ALLOW
+    v(35969, 14, 1), // REJECT_REQUEST
+    v(35983, 11, 2), // DROP_HEADER
     // envoy.config.core.v3.ProxyProtocolConfig.Version
-    v(35438, 2, 0), // V1
-    v(35299, 2, 1), // V2
+    v(35994, 2, 0), // V1
+    v(35855, 2, 1), // V2
     // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
-    v(35440, 11, 0), // INCLUDE_ALL
-    v(35451, 7, 1), // INCLUDE
+    v(35996, 11, 0), // INCLUDE_ALL
+    v(36007, 7, 1), // INCLUDE
     // envoy.config.core.v3.RoutingPriority
-    v(35458, 7, 0), // DEFAULT
-    v(35465, 4, 1), // HIGH
+    v(36014, 7, 0), // DEFAULT
+    v(36021, 4, 1), // HIGH
     // envoy.config.core.v3.SocketAddress.Protocol
-    v(35469, 3, 0), // TCP
-    v(35472, 3, 1), // UDP
+    v(36025, 3, 0), // TCP
+    v(36028, 3, 1), // UDP
     // envoy.config.core.v3.TrafficDirection
-    v(35475, 11, 0), // UNSPECIFIED
-    v(35486, 7, 1), // INBOUND
-    v(35493, 8, 2), // OUTBOUND
+    v(36031, 11, 0), // UNSPECIFIED
+    v(36042, 7, 1), // INBOUND
+    v(36049, 8, 2), // OUTBOUND
     // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
-    v(35501, 3, 0), // ANY
-    v(35504, 19, 1), // SAME_IP_OR_LOOPBACK
-    v(35523, 8, 2), // EXTERNAL
+    v(36057, 3, 0), // ANY
+    v(36060, 19, 1), // SAME_IP_OR_LOOPBACK
+    v(36079, 8, 2), // EXTERNAL
     // envoy.config.listener.v3.Listener.DrainType
-    v(35458, 7, 0), // DEFAULT
-    v(35531, 11, 1), // MODIFY_ONLY
+    v(36014, 7, 0), // DEFAULT
+    v(36087, 11, 1), // MODIFY_ONLY
     // envoy.config.metrics.v3.HistogramEmitMode
-    v(35542, 21, 0), // SUMMARY_AND_HISTOGRAM
-    v(35563, 7, 1), // SUMMARY
-    v(35570, 9, 2), // HISTOGRAM
+    v(36098, 21, 0), // SUMMARY_AND_HISTOGRAM
+    v(36119, 7, 1), // SUMMARY
+    v(36126, 9, 2), // HISTOGRAM
     // envoy.config.rbac.v3.MetadataSource
-    v(35579, 7, 0), // DYNAMIC
-    v(35586, 5, 1), // ROUTE
+    v(36135, 7, 0), // DYNAMIC
+    v(36142, 5, 1), // ROUTE
     // envoy.config.rbac.v3.RBAC.Action
-    v(35408, 5, 0), // ALLOW
-    v(35591, 4, 1), // DENY
-    v(35595, 3, 2), // LOG
+    v(35964, 5, 0), // ALLOW
+    v(36147, 4, 1), // DENY
+    v(36151, 3, 2), // LOG
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
-    v(35598, 4, 0), // NONE
-    v(35602, 7, 1), // ON_DENY
-    v(35609, 8, 2), // ON_ALLOW
-    v(35617, 17, 3), // ON_DENY_AND_ALLOW
+    v(36154, 4, 0), // NONE
+    v(36158, 7, 1), // ON_DENY
+    v(36165, 8, 2), // ON_ALLOW
+    v(36173, 17, 3), // ON_DENY_AND_ALLOW
     // envoy.config.route.v3.RedirectAction.RedirectResponseCode
-    v(35634, 17, 0), // MOVED_PERMANENTLY
-    v(35651, 5, 1), // FOUND
-    v(35656, 9, 2), // SEE_OTHER
-    v(35665, 18, 3), // TEMPORARY_REDIRECT
-    v(35683, 18, 4), // PERMANENT_REDIRECT
+    v(36190, 17, 0), // MOVED_PERMANENTLY
+    v(36207, 5, 1), // FOUND
+    v(36212, 9, 2), // SEE_OTHER
+    v(36221, 18, 3), // TEMPORARY_REDIRECT
+    v(36239, 18, 4), // PERMANENT_REDIRECT
     // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
-    v(35701, 19, 0), // SERVICE_UNAVAILABLE
-    v(35720, 9, 1), // NOT_FOUND
-    v(35729, 21, 2), // INTERNAL_SERVER_ERROR
+    v(36257, 19, 0), // SERVICE_UNAVAILABLE
+    v(35382, 9, 1), // NOT_FOUND
+    v(36276, 21, 2), // INTERNAL_SERVER_ERROR
     // envoy.config.route.v3.RouteAction.InternalRedirectAction
-    v(35750, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
-    v(35780, 24, 1), // HANDLE_INTERNAL_REDIRECT
+    v(36297, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
+    v(36327, 24, 1), // HANDLE_INTERNAL_REDIRECT
     // envoy.config.route.v3.VirtualHost.TlsRequirementType
-    v(35598, 4, 0), // NONE
-    v(35804, 13, 1), // EXTERNAL_ONLY
-    v(35096, 3, 2), // ALL
+    v(36154, 4, 0), // NONE
+    v(36351, 13, 1), // EXTERNAL_ONLY
+    v(35652, 3, 2), // ALL
     // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
-    v(35208, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(35817, 9, 1), // HTTP_JSON
-    v(35826, 10, 2), // HTTP_PROTO
-    v(35249, 4, 3), // GRPC
+    v(35764, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(36364, 9, 1), // HTTP_JSON
+    v(36373, 10, 2), // HTTP_PROTO
+    v(35805, 4, 3), // GRPC
     // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    v(35836, 6, 0), // USE_B3
-    v(35842, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    v(36383, 6, 0), // USE_B3
+    v(36389, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    // envoy.data.accesslog.v3.AccessLogType
+    v(36416, 6, 0), // NotSet
+    v(36422, 20, 1), // TcpUpstreamConnected
+    v(36442, 11, 2), // TcpPeriodic
+    v(36453, 16, 3), // TcpConnectionEnd
+    v(36469, 15, 4), // DownstreamStart
+    v(36484, 18, 5), // DownstreamPeriodic
+    v(36502, 13, 6), // DownstreamEnd
+    v(36515, 17, 7), // UpstreamPoolReady
+    v(36532, 16, 8), // UpstreamPeriodic
+    v(36548, 11, 9), // UpstreamEnd
+    v(36559, 39, 10), // DownstreamTunnelSuccessfullyEstablished
+    v(36598, 26, 11), // UdpTunnelUpstreamConnected
+    v(36624, 11, 12), // UdpPeriodic
+    v(36635, 13, 13), // UdpSessionEnd
+    v(36648, 18, 14), // TcpConnectionStart
     // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    v(35869, 11, 0), // SYNCHRONOUS
-    v(35880, 12, 1), // ASYNCHRONOUS
+    v(36666, 11, 0), // SYNCHRONOUS
+    v(36677, 12, 1), // ASYNCHRONOUS
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    v(35598, 4, 0), // NONE
-    v(35892, 6, 1), // BASE64
+    v(36154, 4, 0), // NONE
+    v(36689, 6, 1), // BASE64
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    v(35898, 6, 0), // STRING
-    v(35904, 6, 1), // NUMBER
-    v(35910, 14, 2), // PROTOBUF_VALUE
+    v(36695, 6, 0), // STRING
+    v(36701, 6, 1), // NUMBER
+    v(36707, 14, 2), // PROTOBUF_VALUE
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    v(35475, 11, 0), // UNSPECIFIED
-    v(35924, 14, 1), // SANITIZED_UTF8
-    v(35892, 6, 2), // BASE64
+    v(36031, 11, 0), // UNSPECIFIED
+    v(36721, 14, 1), // SANITIZED_UTF8
+    v(36689, 6, 2), // BASE64
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    v(35938, 16, 0), // DYNAMIC_METADATA
-    v(35954, 12, 1), // FILTER_STATE
+    v(36735, 16, 0), // DYNAMIC_METADATA
+    v(36751, 12, 1), // FILTER_STATE
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    v(35066, 4, 0), // AUTO
-    v(35966, 5, 1), // HTTP1
-    v(35971, 5, 2), // HTTP2
-    v(35976, 5, 3), // HTTP3
+    v(35622, 4, 0), // AUTO
+    v(36763, 5, 1), // HTTP1
+    v(36768, 5, 2), // HTTP2
+    v(36773, 5, 3), // HTTP3
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    v(35981, 8, 0), // SANITIZE
-    v(35989, 12, 1), // FORWARD_ONLY
-    v(36001, 14, 2), // APPEND_FORWARD
-    v(36015, 12, 3), // SANITIZE_SET
-    v(36027, 19, 4), // ALWAYS_FORWARD_ONLY
+    v(36778, 8, 0), // SANITIZE
+    v(36786, 12, 1), // FORWARD_ONLY
+    v(36798, 14, 2), // APPEND_FORWARD
+    v(36812, 12, 3), // SANITIZE_SET
+    v(36824, 19, 4), // ALWAYS_FORWARD_ONLY
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    v(36046, 4, 0), // TEXT
-    v(36050, 4, 1), // JSON
+    v(36843, 4, 0), // TEXT
+    v(36847, 4, 1), // JSON
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    v(36054, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
-    v(36085, 14, 1), // KEEP_UNCHANGED
-    v(35413, 14, 2), // REJECT_REQUEST
-    v(36099, 21, 3), // UNESCAPE_AND_REDIRECT
-    v(36120, 20, 4), // UNESCAPE_AND_FORWARD
+    v(36851, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
+    v(36882, 14, 1), // KEEP_UNCHANGED
+    v(35969, 14, 2), // REJECT_REQUEST
+    v(36896, 21, 3), // UNESCAPE_AND_REDIRECT
+    v(36917, 20, 4), // UNESCAPE_AND_FORWARD
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    v(36140, 9, 0), // OVERWRITE
-    v(36149, 16, 1), // APPEND_IF_ABSENT
-    v(36165, 12, 2), // PASS_THROUGH
+    v(36937, 9, 0), // OVERWRITE
+    v(36946, 16, 1), // APPEND_IF_ABSENT
+    v(36962, 12, 2), // PASS_THROUGH
     // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    v(36177, 22, 0), // ONE_TIME_ON_FIRST_BYTE
-    v(36199, 10, 1), // CONTINUOUS
+    v(36974, 22, 0), // ONE_TIME_ON_FIRST_BYTE
+    v(36996, 10, 1), // CONTINUOUS
     // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    v(35326, 13, 0), // ADD_IF_ABSENT
-    v(36209, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
-    v(35303, 23, 2), // APPEND_IF_EXISTS_OR_ADD
+    v(35882, 13, 0), // ADD_IF_ABSENT
+    v(37006, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
+    v(35859, 23, 2), // APPEND_IF_EXISTS_OR_ADD
     // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    v(36243, 9, 0), // IMMEDIATE
-    v(36252, 18, 1), // ON_DOWNSTREAM_DATA
-    v(36270, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
+    v(37040, 9, 0), // IMMEDIATE
+    v(37049, 18, 1), // ON_DOWNSTREAM_DATA
+    v(37067, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    v(36297, 18, 0), // VERIFY_TRUST_CHAIN
-    v(36315, 16, 1), // ACCEPT_UNTRUSTED
+    v(37094, 18, 0), // VERIFY_TRUST_CHAIN
+    v(37112, 16, 1), // ACCEPT_UNTRUSTED
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    v(36331, 16, 0), // LENIENT_STAPLING
-    v(36347, 15, 1), // STRICT_STAPLING
-    v(36362, 11, 2), // MUST_STAPLE
+    v(37128, 16, 0), // LENIENT_STAPLING
+    v(37144, 15, 1), // STRICT_STAPLING
+    v(37159, 11, 2), // MUST_STAPLE
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    v(36373, 20, 0), // SAN_TYPE_UNSPECIFIED
-    v(36393, 5, 1), // EMAIL
-    v(36398, 3, 2), // DNS
-    v(36401, 3, 3), // URI
-    v(36404, 10, 4), // IP_ADDRESS
-    v(36414, 10, 5), // OTHER_NAME
+    v(37170, 20, 0), // SAN_TYPE_UNSPECIFIED
+    v(37190, 5, 1), // EMAIL
+    v(37195, 3, 2), // DNS
+    v(37198, 3, 3), // URI
+    v(37201, 10, 4), // IP_ADDRESS
+    v(37211, 10, 5), // OTHER_NAME
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    v(36424, 11, 0), // FIPS_202205
-    v(36435, 12, 1), // CNSA2_202603
-    v(36447, 12, 2), // CNSA1_202603
+    v(37221, 11, 0), // FIPS_202205
+    v(37232, 12, 1), // CNSA2_202603
+    v(37244, 12, 2), // CNSA1_202603
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    v(36459, 8, 0), // TLS_AUTO
-    v(36467, 7, 1), // TLSv1_0
-    v(36474, 7, 2), // TLSv1_1
-    v(36481, 7, 3), // TLSv1_2
-    v(36488, 7, 4), // TLSv1_3
+    v(37256, 8, 0), // TLS_AUTO
+    v(37264, 7, 1), // TLSv1_0
+    v(37271, 7, 2), // TLSv1_1
+    v(37278, 7, 3), // TLSv1_2
+    v(37285, 7, 4), // TLSv1_3
     // envoy.extensions.wasm.v3.FailurePolicy
-    v(35475, 11, 0), // UNSPECIFIED
-    v(36495, 11, 1), // FAIL_RELOAD
-    v(36506, 11, 2), // FAIL_CLOSED
-    v(36517, 9, 3), // FAIL_OPEN
+    v(36031, 11, 0), // UNSPECIFIED
+    v(37292, 11, 1), // FAIL_RELOAD
+    v(37303, 11, 2), // FAIL_CLOSED
+    v(37314, 9, 3), // FAIL_OPEN
     // envoy.type.v3.FractionalPercent.DenominatorType
-    v(36526, 7, 0), // HUNDRED
-    v(36533, 12, 1), // TEN_THOUSAND
-    v(36545, 7, 2), // MILLION
+    v(37323, 7, 0), // HUNDRED
+    v(37330, 12, 1), // TEN_THOUSAND
+    v(37342, 7, 2), // MILLION
     // envoy.type.v3.StatusCode
-    v(36552, 5, 0), // Empty
-    v(36557, 8, 100), // Continue
-    v(36565, 2, 200), // OK
-    v(36567, 7, 201), // Created
-    v(36574, 8, 202), // Accepted
-    v(36582, 27, 203), // NonAuthoritativeInformation
-    v(36609, 9, 204), // NoContent
-    v(36618, 12, 205), // ResetContent
-    v(36630, 14, 206), // PartialContent
-    v(36644, 11, 207), // MultiStatus
-    v(36655, 15, 208), // AlreadyReported
-    v(36670, 6, 226), // IMUsed
-    v(36676, 15, 300), // MultipleChoices
-    v(36691, 16, 301), // MovedPermanently
-    v(36707, 5, 302), // Found
-    v(36712, 8, 303), // SeeOther
-    v(36720, 11, 304), // NotModified
-    v(36731, 8, 305), // UseProxy
-    v(36739, 17, 307), // TemporaryRedirect
-    v(36756, 17, 308), // PermanentRedirect
-    v(36773, 10, 400), // BadRequest
-    v(36783, 12, 401), // Unauthorized
-    v(36795, 15, 402), // PaymentRequired
-    v(36810, 9, 403), // Forbidden
-    v(36819, 8, 404), // NotFound
-    v(36827, 16, 405), // MethodNotAllowed
-    v(36843, 13, 406), // NotAcceptable
-    v(36856, 27, 407), // ProxyAuthenticationRequired
-    v(36883, 14, 408), // RequestTimeout
-    v(36897, 8, 409), // Conflict
-    v(36905, 4, 410), // Gone
-    v(36909, 14, 411), // LengthRequired
-    v(36923, 18, 412), // PreconditionFailed
-    v(36941, 15, 413), // PayloadTooLarge
-    v(36956, 10, 414), // URITooLong
-    v(36966, 20, 415), // UnsupportedMediaType
-    v(36986, 19, 416), // RangeNotSatisfiable
-    v(37005, 17, 417), // ExpectationFailed
-    v(37022, 18, 421), // MisdirectedRequest
-    v(37040, 19, 422), // UnprocessableEntity
-    v(37059, 6, 423), // Locked
-    v(37065, 16, 424), // FailedDependency
-    v(37081, 15, 426), // UpgradeRequired
-    v(37096, 20, 428), // PreconditionRequired
-    v(37116, 15, 429), // TooManyRequests
-    v(37131, 27, 431), // RequestHeaderFieldsTooLarge
-    v(37158, 19, 500), // InternalServerError
-    v(37177, 14, 501), // NotImplemented
-    v(37191, 10, 502), // BadGateway
-    v(37201, 18, 503), // ServiceUnavailable
-    v(37219, 14, 504), // GatewayTimeout
-    v(37233, 23, 505), // HTTPVersionNotSupported
-    v(37256, 21, 506), // VariantAlsoNegotiates
-    v(37277, 19, 507), // InsufficientStorage
-    v(37296, 12, 508), // LoopDetected
-    v(37308, 11, 510), // NotExtended
-    v(37319, 29, 511), // NetworkAuthenticationRequired
+    v(37349, 5, 0), // Empty
+    v(37354, 8, 100), // Continue
+    v(35339, 2, 200), // OK
+    v(37362, 7, 201), // Created
+    v(37369, 8, 202), // Accepted
+    v(37377, 27, 203), // NonAuthoritativeInformation
+    v(37404, 9, 204), // NoContent
+    v(37413, 12, 205), // ResetContent
+    v(37425, 14, 206), // PartialContent
+    v(37439, 11, 207), // MultiStatus
+    v(37450, 15, 208), // AlreadyReported
+    v(37465, 6, 226), // IMUsed
+    v(37471, 15, 300), // MultipleChoices
+    v(37486, 16, 301), // MovedPermanently
+    v(37502, 5, 302), // Found
+    v(37507, 8, 303), // SeeOther
+    v(37515, 11, 304), // NotModified
+    v(37526, 8, 305), // UseProxy
+    v(37534, 17, 307), // TemporaryRedirect
+    v(37551, 17, 308), // PermanentRedirect
+    v(37568, 10, 400), // BadRequest
+    v(37578, 12, 401), // Unauthorized
+    v(37590, 15, 402), // PaymentRequired
+    v(37605, 9, 403), // Forbidden
+    v(37614, 8, 404), // NotFound
+    v(37622, 16, 405), // MethodNotAllowed
+    v(37638, 13, 406), // NotAcceptable
+    v(37651, 27, 407), // ProxyAuthenticationRequired
+    v(37678, 14, 408), // RequestTimeout
+    v(37692, 8, 409), // Conflict
+    v(37700, 4, 410), // Gone
+    v(37704, 14, 411), // LengthRequired
+    v(37718, 18, 412), // PreconditionFailed
+    v(37736, 15, 413), // PayloadTooLarge
+    v(37751, 10, 414), // URITooLong
+    v(37761, 20, 415), // UnsupportedMediaType
+    v(37781, 19, 416), // RangeNotSatisfiable
+    v(37800, 17, 417), // ExpectationFailed
+    v(37817, 18, 421), // MisdirectedRequest
+    v(37835, 19, 422), // UnprocessableEntity
+    v(37854, 6, 423), // Locked
+    v(37860, 16, 424), // FailedDependency
+    v(37876, 15, 426), // UpgradeRequired
+    v(37891, 20, 428), // PreconditionRequired
+    v(37911, 15, 429), // TooManyRequests
+    v(37926, 27, 431), // RequestHeaderFieldsTooLarge
+    v(37953, 19, 500), // InternalServerError
+    v(37972, 14, 501), // NotImplemented
+    v(37986, 10, 502), // BadGateway
+    v(37996, 18, 503), // ServiceUnavailable
+    v(38014, 14, 504), // GatewayTimeout
+    v(38028, 23, 505), // HTTPVersionNotSupported
+    v(38051, 21, 506), // VariantAlsoNegotiates
+    v(38072, 19, 507), // InsufficientStorage
+    v(38091, 12, 508), // LoopDetected
+    v(38103, 11, 510), // NotExtended
+    v(38114, 29, 511), // NetworkAuthenticationRequired
     // google.protobuf.NullValue
-    v(37348, 10, 0), // NULL_VALUE
+    v(38143, 10, 0), // NULL_VALUE
 ];
 
 /// Every name once; the rows above say where it starts and how long it is.
@@ -2636,288 +2717,294 @@ _current_epochuptime_all_epochshot_restart_versioncommand_line_optionsnodehot_re
 etrictypevalueenvoy.admin.v3.SubjectAlternateNamednsuriip_addressenvoy.admin.v3.UpdateFailureStatefailed_configurationla\
 st_update_attemptdetailsenvoy.config.accesslog.v3.AccessLogfiltertyped_configenvoy.config.accesslog.v3.AccessLogFilterst\
 atus_code_filterduration_filternot_health_check_filtertraceable_filterruntime_filterand_filteror_filterheader_filterresp\
-onse_flag_filtergrpc_status_filterextension_filtermetadata_filterlog_type_filterenvoy.config.accesslog.v3.AndFilterenvoy\
-.config.accesslog.v3.DurationFilterenvoy.config.accesslog.v3.ExtensionFilterenvoy.config.accesslog.v3.GrpcStatusFilteren\
-voy.config.accesslog.v3.HeaderFilterenvoy.config.accesslog.v3.LogTypeFilterenvoy.config.accesslog.v3.MetadataFilterenvoy\
-.config.accesslog.v3.NotHealthCheckFilterenvoy.config.accesslog.v3.OrFilterenvoy.config.accesslog.v3.ResponseFlagFilterf\
-lagsenvoy.config.accesslog.v3.RuntimeFilterenvoy.config.accesslog.v3.StatusCodeFilterenvoy.config.accesslog.v3.Traceable\
-Filterenvoy.config.bootstrap.v3.Adminaccess_log_pathprofile_pathsocket_optionsaccess_logignore_global_conn_limitallow_pa\
-thsenvoy.config.bootstrap.v3.Bootstrapstatic_resourcesdynamic_resourcesstats_sinksstats_flush_intervaltracingadminstats_\
-configlayered_runtimeheader_prefixenvoy.config.bootstrap.v3.Bootstrap.DynamicResourceslds_configcds_configads_configlds_\
-resources_locatorcds_resources_locatorenvoy.config.bootstrap.v3.Bootstrap.StaticResourceslistenersclusterssecretsenvoy.c\
-onfig.bootstrap.v3.LayeredRuntimelayersenvoy.config.bootstrap.v3.RuntimeLayerstatic_layeradmin_layerenvoy.config.bootstr\
-ap.v3.RuntimeLayer.AdminLayerenvoy.config.cluster.v3.CircuitBreakersthresholdsper_host_thresholdsenvoy.config.cluster.v3\
-.CircuitBreakers.Thresholdsmax_connectionsmax_pending_requestsmax_requestsmax_retriestrack_remainingmax_connection_pools\
-retry_budgetenvoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudgetbudget_percentmin_retry_concurrencybudget_inte\
-rvalenvoy.config.cluster.v3.Clustereds_cluster_configconnect_timeoutper_connection_buffer_limit_byteslb_policyhealth_che\
-cksmax_requests_per_connectionhttp_protocol_optionshttp2_protocol_optionsdns_refresh_ratedns_lookup_familydns_resolverso\
-utlier_detectioncleanup_intervalupstream_bind_configlb_subset_configring_hash_lb_configtransport_socketmetadataprotocol_\
-selectioncommon_lb_configalt_stat_namecommon_http_protocol_optionsupstream_connection_optionsclose_connections_on_host_h\
-ealth_failureignore_health_on_host_removalload_assignmentoriginal_dst_lb_configtyped_extension_protocol_optionsleast_req\
-uest_lb_configcluster_typerespect_dns_ttlfiltersload_balancing_policylrs_servertransport_socket_matchesdns_failure_refre\
-sh_rateuse_tcp_for_dns_lookupsupstream_http_protocol_optionstrack_timeout_budgetsupstream_configtrack_cluster_statspreco\
-nnect_policyconnection_pool_per_downstream_connectionmaglev_lb_configdns_resolution_configwait_for_warm_on_inittyped_dns\
-_resolver_configround_robin_lb_configlrs_report_endpoint_metricsdns_jittertransport_socket_matcherper_connection_buffer_\
-high_watermark_timeoutstats_matcherqueuing_policiesenvoy.config.cluster.v3.Cluster.CommonLbConfighealthy_panic_threshold\
-zone_aware_lb_configlocality_weighted_lb_configupdate_merge_windowignore_new_hosts_until_first_hcclose_connections_on_ho\
-st_set_changeconsistent_hashing_lb_configoverride_host_statusenvoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHa\
-shingLbConfigenvoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfigenvoy.config.cluster.v3.Cluster.Comm\
-onLbConfig.ZoneAwareLbConfigenvoy.config.cluster.v3.Cluster.CustomClusterTypeenvoy.config.cluster.v3.Cluster.EdsClusterC\
-onfigeds_configservice_nameenvoy.config.cluster.v3.Cluster.LbSubsetConfigenvoy.config.cluster.v3.Cluster.LeastRequestLbC\
-onfigchoice_countactive_request_biasslow_start_configenvoy.config.cluster.v3.Cluster.MaglevLbConfigtable_sizeenvoy.confi\
-g.cluster.v3.Cluster.OriginalDstLbConfiguse_http_headerhttp_header_nameupstream_port_overridemetadata_keyenvoy.config.cl\
-uster.v3.Cluster.PreconnectPolicyenvoy.config.cluster.v3.Cluster.QueuingPoliciesenvoy.config.cluster.v3.Cluster.RefreshR\
-atebase_intervalmax_intervalenvoy.config.cluster.v3.Cluster.RingHashLbConfigminimum_ring_sizehash_functionmaximum_ring_s\
-izeenvoy.config.cluster.v3.Cluster.RoundRobinLbConfigenvoy.config.cluster.v3.Cluster.SlowStartConfigenvoy.config.cluster\
-.v3.Cluster.TransportSocketMatchenvoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntrykeyenvoy.config.cluste\
-r.v3.Filterenvoy.config.cluster.v3.LoadBalancingPolicyenvoy.config.cluster.v3.OutlierDetectionconsecutive_5xxintervalbas\
-e_ejection_timemax_ejection_percentenforcing_consecutive_5xxenforcing_success_ratesuccess_rate_minimum_hostssuccess_rate\
-_request_volumesuccess_rate_stdev_factorconsecutive_gateway_failureenforcing_consecutive_gateway_failuresplit_external_l\
-ocal_origin_errorsconsecutive_local_origin_failureenforcing_consecutive_local_origin_failureenforcing_local_origin_succe\
-ss_ratefailure_percentage_thresholdenforcing_failure_percentageenforcing_failure_percentage_local_originfailure_percenta\
-ge_minimum_hostsfailure_percentage_request_volumemax_ejection_timemax_ejection_time_jittersuccessful_active_health_check\
-_uneject_hostmonitorsalways_eject_one_hostdetect_degraded_hostsenvoy.config.cluster.v3.TrackClusterStatsenvoy.config.clu\
-ster.v3.UpstreamConnectionOptionstcp_keepaliveset_local_interface_name_on_upstream_connectionsenvoy.config.core.v3.Addre\
-sssocket_addresspipeenvoy.config.core.v3.AggregatedConfigSourceenvoy.config.core.v3.ApiConfigSourceapi_typecluster_names\
-refresh_delaygrpc_servicesrequest_timeoutset_node_on_first_message_onlytransport_api_versionconfig_validatorsenvoy.confi\
-g.core.v3.AsyncDataSourcelocalremoteenvoy.config.core.v3.BackoffStrategyenvoy.config.core.v3.BindConfigenvoy.config.core\
-.v3.BuildVersionenvoy.config.core.v3.CelExpressionConfigenvoy.config.core.v3.CidrRangeaddress_prefixprefix_lenenvoy.conf\
-ig.core.v3.ConfigSourceapi_config_sourceadsinitial_fetch_timeoutselfresource_api_versionpath_config_sourceenvoy.config.c\
-ore.v3.ControlPlaneidentifierenvoy.config.core.v3.DataSourcefilenameinline_bytesinline_stringenvironment_variablewatched\
-_directoryenvoy.config.core.v3.DnsResolutionConfigenvoy.config.core.v3.Extensioncategorytype_descriptordisabledtype_urls\
-envoy.config.core.v3.ExtensionConfigSourceenvoy.config.core.v3.GrpcServiceenvoy_grpctimeoutinitial_metadataretry_policye\
-nvoy.config.core.v3.GrpcService.EnvoyGrpccluster_nameauthoritymax_receive_message_lengthskip_envoy_headersenvoy.config.c\
-ore.v3.HeaderValueraw_valueenvoy.config.core.v3.HeaderValueOptionheaderappendappend_actionkeep_empty_valueenvoy.config.c\
-ore.v3.HealthCheckenvoy.config.core.v3.HealthStatusSetenvoy.config.core.v3.Http1ProtocolOptionsallow_absolute_urlaccept_\
-http_10default_host_for_http_10enable_trailersallow_chunked_lengthoverride_stream_error_on_invalid_http_messagesend_full\
-y_qualified_urluse_balsa_parserallow_custom_methodsignore_http_11_upgradeenvoy.config.core.v3.Http2ProtocolOptionshpack_\
-table_sizemax_concurrent_streamsinitial_stream_window_sizeinitial_connection_window_sizeallow_connectallow_metadatamax_o\
-utbound_framesmax_outbound_control_framesmax_consecutive_inbound_frames_with_empty_payloadmax_inbound_priority_frames_pe\
-r_streammax_inbound_window_update_frames_per_data_frame_sentstream_error_on_invalid_http_messaginguse_oghttp2_codecmax_m\
-etadata_sizeenable_huffman_encodingmax_header_field_size_kbdisallow_obs_textstream_reset_burststream_reset_rateenvoy.con\
-fig.core.v3.Http3ProtocolOptionsenvoy.config.core.v3.HttpProtocolOptionsidle_timeoutmax_headers_countmax_connection_dura\
-tionmax_stream_durationheaders_with_underscores_actionmax_response_headers_kbmax_connection_duration_jitterenvoy.config.\
-core.v3.HttpUrienvoy.config.core.v3.JsonFormatOptionssort_propertiesenvoy.config.core.v3.Localityregionzonesub_zoneenvoy\
-.config.core.v3.Metadatafilter_metadatatyped_filter_metadataenvoy.config.core.v3.Metadata.FilterMetadataEntryenvoy.confi\
-g.core.v3.Metadata.TypedFilterMetadataEntryenvoy.config.core.v3.Nodeiduser_agent_nameuser_agent_versionuser_agent_build_\
-versionextensionsclient_featureslistening_addressesdynamic_parametersenvoy.config.core.v3.Node.DynamicParametersEntryenv\
-oy.config.core.v3.PathConfigSourcepoll_intervalenvoy.config.core.v3.Pipeenvoy.config.core.v3.ProxyProtocolConfigpass_thr\
-ough_tlvsadded_tlvsenvoy.config.core.v3.ProxyProtocolPassThroughTLVsmatch_typetlv_typeenvoy.config.core.v3.RemoteDataSou\
-rcehttp_urisha256envoy.config.core.v3.RetryPolicyretry_back_offnum_retriesretry_onhost_selection_retry_max_attemptsenvoy\
-.config.core.v3.RuntimeDoubleenvoy.config.core.v3.RuntimeFeatureFlagdefault_valueruntime_keyenvoy.config.core.v3.Runtime\
-FractionalPercentenvoy.config.core.v3.RuntimeUInt32envoy.config.core.v3.SelfConfigSourceenvoy.config.core.v3.SocketAddre\
-ssprotocolport_valuenamed_portresolver_nameipv4_compatnetwork_namespace_filepathenvoy.config.core.v3.SocketOptionenvoy.c\
-onfig.core.v3.SubstitutionFormatStringtext_formatjson_formatomit_empty_valuescontent_typetext_format_sourceformattersjso\
-n_format_optionsenvoy.config.core.v3.TcpKeepalivekeepalive_probeskeepalive_timekeepalive_intervalenvoy.config.core.v3.Tl\
-vEntryenvoy.config.core.v3.TransportSocketenvoy.config.core.v3.TypedExtensionConfigenvoy.config.core.v3.UpstreamHttpProt\
-ocolOptionsauto_sniauto_san_validationoverride_auto_sni_headerenvoy.config.core.v3.WatchedDirectorywatch_modifyenvoy.con\
-fig.endpoint.v3.ClusterLoadAssignmentendpointspolicynamed_endpointsenvoy.config.endpoint.v3.ClusterLoadAssignment.NamedE\
-ndpointsEntryenvoy.config.endpoint.v3.ClusterLoadAssignment.Policydrop_overloadsoverprovisioning_factorendpoint_stale_af\
-terweighted_priority_healthenvoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverloadenvoy.config.endpoint.v3.En\
-dpointhealth_check_configadditional_addressesenvoy.config.endpoint.v3.Endpoint.AdditionalAddressenvoy.config.endpoint.v3\
-.Endpoint.HealthCheckConfigdisable_active_health_checkenvoy.config.endpoint.v3.LbEndpointendpointload_balancing_weighten\
-dpoint_nameenvoy.config.endpoint.v3.LedsClusterLocalityConfigenvoy.config.endpoint.v3.LocalityLbEndpointslb_endpointspro\
-ximityload_balancer_endpointsleds_cluster_locality_configenvoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointListenvo\
-y.config.listener.v3.AdditionalAddressenvoy.config.listener.v3.ApiListenerenvoy.config.listener.v3.Filterconfig_discover\
-yenvoy.config.listener.v3.FilterChainfilter_chain_matchuse_proxy_prototransport_socket_connect_timeoutenvoy.config.liste\
-ner.v3.FilterChainMatchprefix_rangesaddress_suffixsuffix_lensource_prefix_rangessource_portsdestination_porttransport_pr\
-otocolapplication_protocolsserver_namessource_typedirect_source_prefix_rangesenvoy.config.listener.v3.Listenerfilter_cha\
-insuse_original_dstdeprecated_v1drain_typelistener_filterstransparentfreebindtcp_fast_open_queue_lengthlistener_filters_\
-timeouttraffic_directioncontinue_on_listener_filters_timeoutudp_listener_configapi_listenerconnection_balance_configreus\
-e_porttcp_backlog_sizedefault_filter_chainbind_to_portinternal_listenerstat_prefixenable_reuse_portenable_mptcpfilter_ch\
-ain_matchermax_connections_to_accept_per_socket_eventbypass_overload_managerfcds_configenvoy.config.listener.v3.Listener\
-.ConnectionBalanceConfigexact_balanceextend_balanceenvoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalanc\
-eenvoy.config.listener.v3.Listener.DeprecatedV1envoy.config.listener.v3.Listener.FcdsConfigenvoy.config.listener.v3.List\
-ener.InternalListenerConfigenvoy.config.listener.v3.ListenerFilterfilter_disabledenvoy.config.listener.v3.ListenerFilter\
-ChainMatchPredicateenvoy.config.listener.v3.UdpListenerConfigenvoy.config.metrics.v3.DogStatsdSinkprefixmax_bytes_per_da\
-tagramenvoy.config.metrics.v3.HistogramBucketSettingsmatchbucketsbinsenvoy.config.metrics.v3.MetricsServiceConfiggrpc_se\
-rvicereport_counters_as_deltasemit_tags_as_labelshistogram_emit_modebatch_sizeenvoy.config.metrics.v3.StatsConfigstats_t\
-agsuse_all_default_tagshistogram_bucket_settingsallow_default_tag_overridesenvoy.config.metrics.v3.StatsMatcherreject_al\
-lexclusion_listinclusion_listenvoy.config.metrics.v3.StatsSinkenvoy.config.metrics.v3.StatsdSinktcp_cluster_nameenvoy.co\
-nfig.metrics.v3.TagSpecifiertag_nameregexfixed_valueenvoy.config.rbac.v3.Actionactionenvoy.config.rbac.v3.Permissionand_\
-rulesor_rulesanydestination_ipnot_rulerequested_server_nameurl_pathdestination_port_rangematcheruri_templatesourced_meta\
-dataenvoy.config.rbac.v3.Permission.Setrulesenvoy.config.rbac.v3.Policypermissionsprincipalsconditionchecked_conditionce\
-l_configenvoy.config.rbac.v3.Principaland_idsor_idsauthenticatedsource_ipnot_iddirect_remote_ipremote_ipfilter_statecust\
-omenvoy.config.rbac.v3.Principal.Authenticatedprincipal_nameenvoy.config.rbac.v3.Principal.Setidsenvoy.config.rbac.v3.RB\
-ACpoliciesaudit_logging_optionsenvoy.config.rbac.v3.RBAC.AuditLoggingOptionsaudit_conditionlogger_configsenvoy.config.rb\
-ac.v3.RBAC.AuditLoggingOptions.AuditLoggerConfigaudit_loggeris_optionalenvoy.config.rbac.v3.RBAC.PoliciesEntryenvoy.conf\
-ig.rbac.v3.SourcedMetadatametadata_matchermetadata_sourceenvoy.config.route.v3.CookieMatcherenvoy.config.route.v3.Decora\
-torenvoy.config.route.v3.DirectResponseActionstatusbodybody_formatenvoy.config.route.v3.FilterActionenvoy.config.route.v\
-3.HeaderMatcherexact_matchrange_matchpresent_matchinvert_matchprefix_matchsuffix_matchsafe_regex_matchcontains_matchstri\
-ng_matchtreat_missing_header_as_emptyenvoy.config.route.v3.NonForwardingActionenvoy.config.route.v3.QueryParameterMatche\
-renvoy.config.route.v3.RedirectActionhost_redirectpath_redirectresponse_codehttps_redirectprefix_rewritestrip_queryschem\
-e_redirectport_redirectregex_rewritepath_rewriteenvoy.config.route.v3.RetryPolicyper_try_timeoutretriable_status_codesre\
-triable_headersretriable_request_headersretry_options_predicatesper_try_idle_timeoutrefresh_cluster_on_retryenvoy.config\
-.route.v3.RetryPolicy.RetryBackOffenvoy.config.route.v3.Routerouteredirectdecoratordirect_responserequest_headers_to_add\
-response_headers_to_addresponse_headers_to_removerequest_headers_to_removetyped_per_filter_configper_request_buffer_limi\
-t_bytesfilter_actionnon_forwarding_actionrequest_body_buffer_limitroute_specifiersenvoy.config.route.v3.Route.TypedPerFi\
-lterConfigEntryenvoy.config.route.v3.RouteActioncluster_headerweighted_clustersmetadata_matchhost_rewrite_literalauto_ho\
-st_rewriteinclude_vh_rate_limitshash_policycluster_not_found_response_codemax_grpc_timeoutinternal_redirect_actiongrpc_t\
-imeout_offsethost_rewrite_headerrequest_mirror_policiesmax_internal_redirectsretry_policy_typed_confighost_rewrite_path_\
-regexcluster_specifier_pluginappend_x_forwarded_hostearly_data_policypath_rewrite_policyflush_timeouthost_rewriteenvoy.c\
-onfig.route.v3.RouteAction.HashPolicycookieconnection_propertiesterminalquery_parameterenvoy.config.route.v3.RouteAction\
-.HashPolicy.ConnectionPropertiesenvoy.config.route.v3.RouteAction.HashPolicy.Cookiettlenvoy.config.route.v3.RouteAction.\
-HashPolicy.Headerheader_nameenvoy.config.route.v3.RouteAction.HashPolicy.QueryParameterenvoy.config.route.v3.RouteAction\
-.RequestMirrorPolicyenvoy.config.route.v3.RouteConfigurationvirtual_hostsinternal_only_headersvalidate_clustersmost_spec\
-ific_header_mutations_winsmax_direct_response_body_size_bytesignore_port_in_host_matchingignore_path_parameters_in_path_\
-matchingvhost_headerenvoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteMatchca\
-se_sensitiveheadersquery_parametersgrpcruntime_fractionsafe_regextls_contextconnect_matcherdynamic_metadatapath_separate\
-d_prefixpath_match_policycookiesenvoy.config.route.v3.RouteMatch.ConnectMatcherenvoy.config.route.v3.RouteMatch.GrpcRout\
-eMatchOptionsenvoy.config.route.v3.RouteMatch.TlsContextMatchOptionsenvoy.config.route.v3.Tracingenvoy.config.route.v3.V\
-irtualHostdomainsroutesrequire_tlsinclude_request_attempt_countinclude_attempt_count_in_responseinclude_is_timeout_retry\
-_headerenvoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntryenvoy.config.route.v3.WeightedClusterruntime_key_prefi\
-xtotal_weightuse_hash_policyenvoy.config.route.v3.WeightedCluster.ClusterWeightenvoy.config.route.v3.WeightedCluster.Clu\
-sterWeight.TypedPerFilterConfigEntryenvoy.config.trace.v3.Tracinghttpenvoy.config.trace.v3.Tracing.Httpenvoy.config.trac\
-e.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span_contextcollector_endpoint_versioncollecto\
-r_hostnamesplit_spans_for_requesttrace_context_optiontimestamp_trace_idsenvoy.extensions.access_loggers.file.v3.FileAcce\
-ssLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfiglog_namebuffer_flush_interv\
-albuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycustom_tagsenvoy.extensions.access_loggers.open_te\
-lemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attributesdisable_builtin_labelsresource_detector\
-senvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.access_loggers.stream.v3.StdoutAccessLogenvoy\
-.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.filters.http.aws_lambda.v3.Configarnpayload_passthroughi\
-nvocation_modecredentials_profilematch_excluded_headersmatch_included_headersenvoy.extensions.filters.http.ext_authz.v3.\
-AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.ext_authz.v3.AuthorizationResponseallowed\
-_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowed_client_headers_on_successdynamic_metada\
-ta_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_request_bytesallow_partial_messagepack_as_by\
-tesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowhttp_servicewith_request_bodyclear_route_cachest\
-atus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_disablefilter_enabled_metadataboot\
-strap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_mode_allow_header_addcharge_cluster\
-_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespacesencode_raw_headersvalidate_mutati\
-onsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denied_response_body_bytesenforce_respo\
-nse_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3.HttpServiceserver_uripath_prefixa\
-uthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.grpc_http1_bridge.v3.Configupgrade_\
-protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.FilterConfigemit_filter_statestats_fo\
-r_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.filters.http.header_to_metadata.v3.C\
-onfigrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePairmetadata_namespac\
-eencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.Ruleon_header_presenton_header_miss\
-ingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverification_status_headerenvoy.extensio\
-ns.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresE\
-ntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refetch_durationenvoy.extensions.filter\
-s.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightrequirement_mapstrip_failure_respon\
-seenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.extensions.filters.http.jwt_authn.v3.\
-JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfigjwt_cache_sizejwt_max_toke\
-n_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathenvoy.extensions.filters.http.jwt_a\
-uthn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHeadervalue_prefixenvoy.extensions.fil\
-ters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_headersfrom_paramsforward_payload_head\
-erpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_cookiesheader_in_metadataclaim_to_\
-headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expirationmax_lifetimeenvoy.extensions.filt\
-ers.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensions.filters.http.jwt_authn.v3.JwtRe\
-quirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_failedallow_missingextract_only_wit\
-hout_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequirementsenvoy.extensions.filters.http\
-.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteConfigrequirement_nameenvoy.extensi\
-ons.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_authn.v3.RemoteJwkscache_durationas\
-ync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.filters.http.lua.v3.Luainline_codeso\
-urce_codesdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.extensions.filters.http.lua.v3.Lua.SourceCod\
-esEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_stat_prefixshadow_matcherrules_stat_prefixtrac\
-k_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.extensions.filters.http.router.v3.Routerdyna\
-mic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_headersrespect_expected_rq_timeoutsuppress_grpc_\
-request_failure_code_statsupstream_http_filtersreject_connect_request_early_dataenvoy.extensions.filters.http.wasm.v3.Wa\
-smconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvoy.extensions.filters.listener.original_dst.\
-v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocolallow_requests_without_proxy_protocoldisa\
-llowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePairvalue_string_en\
-codingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleon_tlv_presentenvoy.extensions.filters.liste\
-ner.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer_sizeenable_ja4_fingerprintingclose_connect\
-ion_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filters.network.connection_limit.v3.ConnectionLi\
-mitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthzsend_tls_alert_on_denialenvoy.extensions.fi\
-lters.network.http_connection_manager.v3.HttpConnectionManagercodec_typerdshttp_filtersadd_user_agentserver_namedrain_ti\
-meoutuse_remote_addressgenerate_request_idforward_client_cert_detailsset_current_client_cert_detailsproxy_100_continuexf\
-f_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_appendviaupgrade_configsstream_idle_timeoutd\
-elayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_request_idmerge_slashesserver_header_transform\
-ationalways_set_request_id_in_responsestrip_matching_host_portstream_error_on_invalid_http_messagerequest_headers_timeou\
-tstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionoriginal_ip_detection_extensionsstrip_trailing\
-_host_dottyped_header_validation_configappend_x_forwarded_portearly_header_mutation_extensionsadd_proxy_protocol_connect\
-ion_stateaccess_log_flush_intervalflush_access_log_on_new_requestappend_local_overloadhttp1_safe_max_connection_duration\
-stream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.extensions.filters.network.http_connection_mana\
-ger.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy.extensions.filters.network.http_connection\
-_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoverall_samplingverbosemax_path_tag_lengthprovide\
-rspawn_upstream_spanoperationupstream_operationno_context_propagationenvoy.extensions.filters.network.http_connection_ma\
-nager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensions.filters.network.http_connection_manager.\
-v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsconfig_sourceroute_config_nameenvoy.extensio\
-ns.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.filters.network.sni_cluster.v3.SniClusterenvoy\
-.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstream_idle_timeoutmax_connect_attemptstunneli\
-ng_configmax_downstream_connection_durationon_demandflush_access_log_on_connectedaccess_log_optionsbackoff_optionsproxy_\
-protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstream_connect_modemax_early_data_bytesproxy_protocol\
-_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemandenvoy.extensions.filter\
-s.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfi\
-genvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.extensions.filters.network.tcp_proxy.v3.Tcp\
-Proxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.Wasmenvoy.extensions.transport_sockets.proxy\
-_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_pool_keyenvoy.extensions.transport_sockets.ra\
-w_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstanceinstance_namecertificate\
-_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContexttrusted_caverify_certificate_hashverify_certi\
-ficate_spkirequire_signed_certificate_timestampcrlallow_expired_certificatematch_subject_alt_namestrust_chain_verificati\
-oncustom_validator_configca_certificate_provider_instanceonly_verify_leaf_cert_crlmatch_typed_subject_alt_namesmax_verif\
-y_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.Sy\
-stemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_paramstls_certificatesvalidation_contextalpn_\
-protocolstls_certificate_sds_secret_configsvalidation_context_sds_secret_configcombined_validation_contexttls_certificat\
-e_certificate_providervalidation_context_certificate_providertls_certificate_certificate_provider_instancevalidation_con\
-text_certificate_provider_instancecustom_handshakertls_certificate_provider_instancekey_logcustom_tls_certificate_select\
-orenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderenvoy.extensions.transport_sockets.tls.v\
-3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertifi\
-cateValidationContextdefault_validation_contextenvoy.extensions.transport_sockets.tls.v3.DownstreamTlsContextcommon_tls_\
-contextrequire_client_certificaterequire_snisession_ticket_keyssession_ticket_keys_sds_secret_configsession_timeoutdisab\
-le_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_mismatchdisable_stateful_session_resumptionprefe\
-r_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.extensions.transport_sockets.tls.v3.Generic\
-Secret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProviderfallbackenvoy.extensions.transport_socket\
-s.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidato\
-rConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transport_sockets.tls.v3.SdsSecretConfigsds_confige\
-nvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secretenvoy.extensions.transport_sockets.tls.v3.Su\
-bjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCertificatecertificate_chainprivate_keypasswo\
-rdocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.extensions.transport_sockets.tls.v3.TlsKeyLoglo\
-cal_address_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v3.TlsParameterstls_minimum_protocol_version\
-tls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompliance_policiesenvoy.extensions.transport_so\
-ckets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v3.UpstreamTlsContextsniallow_renegotiationm\
-ax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy.extensions.upstreams.http.v3.HttpProtocolO\
-ptionsexplicit_http_configuse_downstream_protocol_configauto_configheader_validation_configenvoy.extensions.upstreams.ht\
-tp.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigenvoy.e\
-xtensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.U\
-seDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigallowed_capabilitiesenvoy.extensions.wasm.v3.C\
-apabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.EnvironmentVariableshost_env_keyskey_valuese\
-nvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.wasm.v3.PluginConfigroot_idvm_configconfigur\
-ationfail_opencapability_restriction_configfailure_policyallow_on_headers_stop_iterationenvoy.extensions.wasm.v3.Sanitiz\
-ationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompilednack_on_code_cache_missenvironment_variable\
-senvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subscriberesource_names_unsubscribeinitial_resou\
-rce_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryenvoy\
-.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonceremoved_resourcescontrol_planeremoved_resou\
-rce_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.discovery.v3.Resourceresourcealiasesresource_na\
-meenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcherrangesenvoy.type.matcher.v3.DoubleMatcherra\
-ngeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.matcher.v3.ListMatcherone_ofenvoy.type.matcher.v\
-3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.type.matcher.v3.MetadataMatcher.PathSegmente\
-nvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcherenvoy.type.matcher.v3.RegexMatchAndSubstitu\
-tepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.matcher.v3.RegexMatcher.GoogleRE2max_program\
-_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.matcher.v3.ValueMatchernull_matchdouble_matc\
-hbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvoy.type.metadata.v3.MetadataKeyenvoy.type.tr\
-acing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.CustomTag.Environmentenvoy.type.tracing.v3.Cu\
-stomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRangestartendenvoy.type.v3.FractionalPercentnum\
-eratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.t\
-ype.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.e\
-xpr.v1alpha1.Exprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle\
-.protobuf.Durationsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protob\
-uf.Int32Valuegoogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structf\
-ieldsgoogle.protobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuego\
-ogle.protobuf.Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemet\
-ry.proto.common.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.pro\
-to.common.v1.ArrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.c\
-ore.v3.CidrRangexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.\
-type.matcher.v3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateIn\
-itOnlyLIVEDRAININGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNS\
-LOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREFERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDED\
-LOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEPRECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAG\
-GREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_IF_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHY\
-DEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALLINCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPB\
-ACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYHISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_\
-PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANENT_REDIRECTSERVICE_UNAVAILABLENOT_FOUNDINTERNAL_SERVER_ERRORPASS_THROU\
-GH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTTP_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONSYNCHRONOUS\
-ASYNCHRONOUSBASE64STRINGNUMBERPROTOBUF_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONL\
-YAPPEND_FORWARDSANITIZE_SETALWAYS_FORWARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECT\
-UNESCAPE_AND_FORWARDOVERWRITEAPPEND_IF_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_\
-ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWNSTREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLI\
-NGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAILDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_\
-1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSEDFAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueOKCreatedAcceptedNonAuthoritativeIn\
-formationNoContentResetContentPartialContentMultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOther\
-NotModifiedUseProxyTemporaryRedirectPermanentRedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllo\
-wedNotAcceptableProxyAuthenticationRequiredRequestTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURIT\
-ooLongUnsupportedMediaTypeRangeNotSatisfiableExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependenc\
-yUpgradeRequiredPreconditionRequiredTooManyRequestsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewa\
-yServiceUnavailableGatewayTimeoutHTTPVersionNotSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedN\
-etworkAuthenticationRequiredNULL_VALUE\
+onse_flag_filtergrpc_status_filterextension_filtermetadata_filterlog_type_filterenvoy.config.accesslog.v3.AndFilterfilte\
+rsenvoy.config.accesslog.v3.ComparisonFilteropenvoy.config.accesslog.v3.DurationFiltercomparisonenvoy.config.accesslog.v\
+3.ExtensionFilterenvoy.config.accesslog.v3.GrpcStatusFilterstatusesexcludeenvoy.config.accesslog.v3.HeaderFilterheaderen\
+voy.config.accesslog.v3.LogTypeFiltertypesenvoy.config.accesslog.v3.MetadataFiltermatchermatch_if_key_not_foundenvoy.con\
+fig.accesslog.v3.NotHealthCheckFilterenvoy.config.accesslog.v3.OrFilterenvoy.config.accesslog.v3.ResponseFlagFilterflags\
+envoy.config.accesslog.v3.RuntimeFilterruntime_keypercent_sampleduse_independent_randomnessenvoy.config.accesslog.v3.Sta\
+tusCodeFilterenvoy.config.accesslog.v3.TraceableFilterenvoy.config.bootstrap.v3.Adminaccess_log_pathprofile_pathsocket_o\
+ptionsaccess_logignore_global_conn_limitallow_pathsenvoy.config.bootstrap.v3.Bootstrapstatic_resourcesdynamic_resourcess\
+tats_sinksstats_flush_intervaltracingadminstats_configlayered_runtimeheader_prefixenvoy.config.bootstrap.v3.Bootstrap.Dy\
+namicResourceslds_configcds_configads_configlds_resources_locatorcds_resources_locatorenvoy.config.bootstrap.v3.Bootstra\
+p.StaticResourceslistenersclusterssecretsenvoy.config.bootstrap.v3.LayeredRuntimelayersenvoy.config.bootstrap.v3.Runtime\
+Layerstatic_layeradmin_layerenvoy.config.bootstrap.v3.RuntimeLayer.AdminLayerenvoy.config.cluster.v3.CircuitBreakersthre\
+sholdsper_host_thresholdsenvoy.config.cluster.v3.CircuitBreakers.Thresholdsmax_connectionsmax_pending_requestsmax_reques\
+tsmax_retriestrack_remainingmax_connection_poolsretry_budgetenvoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudg\
+etbudget_percentmin_retry_concurrencybudget_intervalenvoy.config.cluster.v3.Clustereds_cluster_configconnect_timeoutper_\
+connection_buffer_limit_byteslb_policyhealth_checksmax_requests_per_connectionhttp_protocol_optionshttp2_protocol_option\
+sdns_refresh_ratedns_lookup_familydns_resolversoutlier_detectioncleanup_intervalupstream_bind_configlb_subset_configring\
+_hash_lb_configtransport_socketmetadataprotocol_selectioncommon_lb_configalt_stat_namecommon_http_protocol_optionsupstre\
+am_connection_optionsclose_connections_on_host_health_failureignore_health_on_host_removalload_assignmentoriginal_dst_lb\
+_configtyped_extension_protocol_optionsleast_request_lb_configcluster_typerespect_dns_ttlload_balancing_policylrs_server\
+transport_socket_matchesdns_failure_refresh_rateuse_tcp_for_dns_lookupsupstream_http_protocol_optionstrack_timeout_budge\
+tsupstream_configtrack_cluster_statspreconnect_policyconnection_pool_per_downstream_connectionmaglev_lb_configdns_resolu\
+tion_configwait_for_warm_on_inittyped_dns_resolver_configround_robin_lb_configlrs_report_endpoint_metricsdns_jittertrans\
+port_socket_matcherper_connection_buffer_high_watermark_timeoutstats_matcherqueuing_policiesenvoy.config.cluster.v3.Clus\
+ter.CommonLbConfighealthy_panic_thresholdzone_aware_lb_configlocality_weighted_lb_configupdate_merge_windowignore_new_ho\
+sts_until_first_hcclose_connections_on_host_set_changeconsistent_hashing_lb_configoverride_host_statusenvoy.config.clust\
+er.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfigenvoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbC\
+onfigenvoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfigenvoy.config.cluster.v3.Cluster.CustomClusterTypeen\
+voy.config.cluster.v3.Cluster.EdsClusterConfigeds_configservice_nameenvoy.config.cluster.v3.Cluster.LbSubsetConfigenvoy.\
+config.cluster.v3.Cluster.LeastRequestLbConfigchoice_countactive_request_biasslow_start_configenvoy.config.cluster.v3.Cl\
+uster.MaglevLbConfigtable_sizeenvoy.config.cluster.v3.Cluster.OriginalDstLbConfiguse_http_headerhttp_header_nameupstream\
+_port_overridemetadata_keyenvoy.config.cluster.v3.Cluster.PreconnectPolicyenvoy.config.cluster.v3.Cluster.QueuingPolicie\
+senvoy.config.cluster.v3.Cluster.RefreshRatebase_intervalmax_intervalenvoy.config.cluster.v3.Cluster.RingHashLbConfigmin\
+imum_ring_sizehash_functionmaximum_ring_sizeenvoy.config.cluster.v3.Cluster.RoundRobinLbConfigenvoy.config.cluster.v3.Cl\
+uster.SlowStartConfigenvoy.config.cluster.v3.Cluster.TransportSocketMatchenvoy.config.cluster.v3.Cluster.TypedExtensionP\
+rotocolOptionsEntrykeyenvoy.config.cluster.v3.Filterenvoy.config.cluster.v3.LoadBalancingPolicyenvoy.config.cluster.v3.O\
+utlierDetectionconsecutive_5xxintervalbase_ejection_timemax_ejection_percentenforcing_consecutive_5xxenforcing_success_r\
+atesuccess_rate_minimum_hostssuccess_rate_request_volumesuccess_rate_stdev_factorconsecutive_gateway_failureenforcing_co\
+nsecutive_gateway_failuresplit_external_local_origin_errorsconsecutive_local_origin_failureenforcing_consecutive_local_o\
+rigin_failureenforcing_local_origin_success_ratefailure_percentage_thresholdenforcing_failure_percentageenforcing_failur\
+e_percentage_local_originfailure_percentage_minimum_hostsfailure_percentage_request_volumemax_ejection_timemax_ejection_\
+time_jittersuccessful_active_health_check_uneject_hostmonitorsalways_eject_one_hostdetect_degraded_hostsenvoy.config.clu\
+ster.v3.TrackClusterStatsenvoy.config.cluster.v3.UpstreamConnectionOptionstcp_keepaliveset_local_interface_name_on_upstr\
+eam_connectionsenvoy.config.core.v3.Addresssocket_addresspipeenvoy.config.core.v3.AggregatedConfigSourceenvoy.config.cor\
+e.v3.ApiConfigSourceapi_typecluster_namesrefresh_delaygrpc_servicesrequest_timeoutset_node_on_first_message_onlytranspor\
+t_api_versionconfig_validatorsenvoy.config.core.v3.AsyncDataSourcelocalremoteenvoy.config.core.v3.BackoffStrategyenvoy.c\
+onfig.core.v3.BindConfigenvoy.config.core.v3.BuildVersionenvoy.config.core.v3.CelExpressionConfigenvoy.config.core.v3.Ci\
+drRangeaddress_prefixprefix_lenenvoy.config.core.v3.ConfigSourceapi_config_sourceadsinitial_fetch_timeoutselfresource_ap\
+i_versionpath_config_sourceenvoy.config.core.v3.ControlPlaneidentifierenvoy.config.core.v3.DataSourcefilenameinline_byte\
+sinline_stringenvironment_variablewatched_directoryenvoy.config.core.v3.DnsResolutionConfigenvoy.config.core.v3.Extensio\
+ncategorytype_descriptordisabledtype_urlsenvoy.config.core.v3.ExtensionConfigSourceenvoy.config.core.v3.GrpcServiceenvoy\
+_grpctimeoutinitial_metadataretry_policyenvoy.config.core.v3.GrpcService.EnvoyGrpccluster_nameauthoritymax_receive_messa\
+ge_lengthskip_envoy_headersenvoy.config.core.v3.HeaderValueraw_valueenvoy.config.core.v3.HeaderValueOptionappendappend_a\
+ctionkeep_empty_valueenvoy.config.core.v3.HealthCheckenvoy.config.core.v3.HealthStatusSetenvoy.config.core.v3.Http1Proto\
+colOptionsallow_absolute_urlaccept_http_10default_host_for_http_10enable_trailersallow_chunked_lengthoverride_stream_err\
+or_on_invalid_http_messagesend_fully_qualified_urluse_balsa_parserallow_custom_methodsignore_http_11_upgradeenvoy.config\
+.core.v3.Http2ProtocolOptionshpack_table_sizemax_concurrent_streamsinitial_stream_window_sizeinitial_connection_window_s\
+izeallow_connectallow_metadatamax_outbound_framesmax_outbound_control_framesmax_consecutive_inbound_frames_with_empty_pa\
+yloadmax_inbound_priority_frames_per_streammax_inbound_window_update_frames_per_data_frame_sentstream_error_on_invalid_h\
+ttp_messaginguse_oghttp2_codecmax_metadata_sizeenable_huffman_encodingmax_header_field_size_kbdisallow_obs_textstream_re\
+set_burststream_reset_rateenvoy.config.core.v3.Http3ProtocolOptionsenvoy.config.core.v3.HttpProtocolOptionsidle_timeoutm\
+ax_headers_countmax_connection_durationmax_stream_durationheaders_with_underscores_actionmax_response_headers_kbmax_conn\
+ection_duration_jitterenvoy.config.core.v3.HttpServicehttp_urirequest_headers_to_addformattersenvoy.config.core.v3.HttpU\
+rienvoy.config.core.v3.JsonFormatOptionssort_propertiesenvoy.config.core.v3.Localityregionzonesub_zoneenvoy.config.core.\
+v3.Metadatafilter_metadatatyped_filter_metadataenvoy.config.core.v3.Metadata.FilterMetadataEntryenvoy.config.core.v3.Met\
+adata.TypedFilterMetadataEntryenvoy.config.core.v3.Nodeiduser_agent_nameuser_agent_versionuser_agent_build_versionextens\
+ionsclient_featureslistening_addressesdynamic_parametersenvoy.config.core.v3.Node.DynamicParametersEntryenvoy.config.cor\
+e.v3.PathConfigSourcepoll_intervalenvoy.config.core.v3.Pipeenvoy.config.core.v3.ProxyProtocolConfigpass_through_tlvsadde\
+d_tlvsenvoy.config.core.v3.ProxyProtocolPassThroughTLVsmatch_typetlv_typeenvoy.config.core.v3.RemoteDataSourcesha256envo\
+y.config.core.v3.RetryPolicyretry_back_offnum_retriesretry_onhost_selection_retry_max_attemptsenvoy.config.core.v3.Runti\
+meDoubleenvoy.config.core.v3.RuntimeFeatureFlagdefault_valueenvoy.config.core.v3.RuntimeFractionalPercentenvoy.config.co\
+re.v3.RuntimeUInt32envoy.config.core.v3.SelfConfigSourceenvoy.config.core.v3.SocketAddressprotocolport_valuenamed_portre\
+solver_nameipv4_compatnetwork_namespace_filepathenvoy.config.core.v3.SocketOptionenvoy.config.core.v3.SubstitutionFormat\
+Stringtext_formatjson_formatomit_empty_valuescontent_typetext_format_sourcejson_format_optionsenvoy.config.core.v3.TcpKe\
+epalivekeepalive_probeskeepalive_timekeepalive_intervalenvoy.config.core.v3.TlvEntryenvoy.config.core.v3.TransportSocket\
+envoy.config.core.v3.TypedExtensionConfigenvoy.config.core.v3.UpstreamHttpProtocolOptionsauto_sniauto_san_validationover\
+ride_auto_sni_headerenvoy.config.core.v3.WatchedDirectorywatch_modifyenvoy.config.endpoint.v3.ClusterLoadAssignmentendpo\
+intspolicynamed_endpointsenvoy.config.endpoint.v3.ClusterLoadAssignment.NamedEndpointsEntryenvoy.config.endpoint.v3.Clus\
+terLoadAssignment.Policydrop_overloadsoverprovisioning_factorendpoint_stale_afterweighted_priority_healthenvoy.config.en\
+dpoint.v3.ClusterLoadAssignment.Policy.DropOverloadenvoy.config.endpoint.v3.Endpointhealth_check_configadditional_addres\
+sesenvoy.config.endpoint.v3.Endpoint.AdditionalAddressenvoy.config.endpoint.v3.Endpoint.HealthCheckConfigdisable_active_\
+health_checkenvoy.config.endpoint.v3.LbEndpointendpointload_balancing_weightendpoint_nameenvoy.config.endpoint.v3.LedsCl\
+usterLocalityConfigenvoy.config.endpoint.v3.LocalityLbEndpointslb_endpointsproximityload_balancer_endpointsleds_cluster_\
+locality_configenvoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointListenvoy.config.listener.v3.AdditionalAddressenvo\
+y.config.listener.v3.ApiListenerenvoy.config.listener.v3.Filterconfig_discoveryenvoy.config.listener.v3.FilterChainfilte\
+r_chain_matchuse_proxy_prototransport_socket_connect_timeoutenvoy.config.listener.v3.FilterChainMatchprefix_rangesaddres\
+s_suffixsuffix_lensource_prefix_rangessource_portsdestination_porttransport_protocolapplication_protocolsserver_namessou\
+rce_typedirect_source_prefix_rangesenvoy.config.listener.v3.Listenerfilter_chainsuse_original_dstdeprecated_v1drain_type\
+listener_filterstransparentfreebindtcp_fast_open_queue_lengthlistener_filters_timeouttraffic_directioncontinue_on_listen\
+er_filters_timeoutudp_listener_configapi_listenerconnection_balance_configreuse_porttcp_backlog_sizedefault_filter_chain\
+bind_to_portinternal_listenerstat_prefixenable_reuse_portenable_mptcpfilter_chain_matchermax_connections_to_accept_per_s\
+ocket_eventbypass_overload_managerfcds_configenvoy.config.listener.v3.Listener.ConnectionBalanceConfigexact_balanceexten\
+d_balanceenvoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalanceenvoy.config.listener.v3.Listener.Depreca\
+tedV1envoy.config.listener.v3.Listener.FcdsConfigenvoy.config.listener.v3.Listener.InternalListenerConfigenvoy.config.li\
+stener.v3.ListenerFilterfilter_disabledenvoy.config.listener.v3.ListenerFilterChainMatchPredicateenvoy.config.listener.v\
+3.UdpListenerConfigenvoy.config.metrics.v3.DogStatsdSinkprefixmax_bytes_per_datagramenvoy.config.metrics.v3.HistogramBuc\
+ketSettingsmatchbucketsbinsenvoy.config.metrics.v3.MetricsServiceConfiggrpc_servicereport_counters_as_deltasemit_tags_as\
+_labelshistogram_emit_modebatch_sizeenvoy.config.metrics.v3.StatsConfigstats_tagsuse_all_default_tagshistogram_bucket_se\
+ttingsallow_default_tag_overridesenvoy.config.metrics.v3.StatsMatcherreject_allexclusion_listinclusion_listenvoy.config.\
+metrics.v3.StatsSinkenvoy.config.metrics.v3.StatsdSinktcp_cluster_nameenvoy.config.metrics.v3.TagSpecifiertag_nameregexf\
+ixed_valueenvoy.config.rbac.v3.Actionactionenvoy.config.rbac.v3.Permissionand_rulesor_rulesanydestination_ipnot_rulerequ\
+ested_server_nameurl_pathdestination_port_rangeuri_templatesourced_metadataenvoy.config.rbac.v3.Permission.Setrulesenvoy\
+.config.rbac.v3.Policypermissionsprincipalsconditionchecked_conditioncel_configenvoy.config.rbac.v3.Principaland_idsor_i\
+dsauthenticatedsource_ipnot_iddirect_remote_ipremote_ipfilter_statecustomenvoy.config.rbac.v3.Principal.Authenticatedpri\
+ncipal_nameenvoy.config.rbac.v3.Principal.Setidsenvoy.config.rbac.v3.RBACpoliciesaudit_logging_optionsenvoy.config.rbac.\
+v3.RBAC.AuditLoggingOptionsaudit_conditionlogger_configsenvoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditLoggerConfiga\
+udit_loggeris_optionalenvoy.config.rbac.v3.RBAC.PoliciesEntryenvoy.config.rbac.v3.SourcedMetadatametadata_matchermetadat\
+a_sourceenvoy.config.route.v3.CookieMatcherenvoy.config.route.v3.Decoratorenvoy.config.route.v3.DirectResponseActionstat\
+usbodybody_formatenvoy.config.route.v3.FilterActionenvoy.config.route.v3.HeaderMatcherexact_matchrange_matchpresent_matc\
+hinvert_matchprefix_matchsuffix_matchsafe_regex_matchcontains_matchstring_matchtreat_missing_header_as_emptyenvoy.config\
+.route.v3.NonForwardingActionenvoy.config.route.v3.QueryParameterMatcherenvoy.config.route.v3.RedirectActionhost_redirec\
+tpath_redirectresponse_codehttps_redirectprefix_rewritestrip_queryscheme_redirectport_redirectregex_rewritepath_rewritee\
+nvoy.config.route.v3.RetryPolicyper_try_timeoutretriable_status_codesretriable_headersretriable_request_headersretry_opt\
+ions_predicatesper_try_idle_timeoutrefresh_cluster_on_retryenvoy.config.route.v3.RetryPolicy.RetryBackOffenvoy.config.ro\
+ute.v3.Routerouteredirectdecoratordirect_responseresponse_headers_to_addresponse_headers_to_removerequest_headers_to_rem\
+ovetyped_per_filter_configper_request_buffer_limit_bytesfilter_actionnon_forwarding_actionrequest_body_buffer_limitroute\
+_specifiersenvoy.config.route.v3.Route.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteActioncluster_headerweighted_\
+clustersmetadata_matchhost_rewrite_literalauto_host_rewriteinclude_vh_rate_limitshash_policycluster_not_found_response_c\
+odemax_grpc_timeoutinternal_redirect_actiongrpc_timeout_offsethost_rewrite_headerrequest_mirror_policiesmax_internal_red\
+irectsretry_policy_typed_confighost_rewrite_path_regexcluster_specifier_pluginappend_x_forwarded_hostearly_data_policypa\
+th_rewrite_policyflush_timeouthost_rewriteenvoy.config.route.v3.RouteAction.HashPolicycookieconnection_propertiestermina\
+lquery_parameterenvoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropertiesenvoy.config.route.v3.RouteAction.HashP\
+olicy.Cookiettlenvoy.config.route.v3.RouteAction.HashPolicy.Headerheader_nameenvoy.config.route.v3.RouteAction.HashPolic\
+y.QueryParameterenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.config.route.v3.RouteConfigurationvirtual_hos\
+tsinternal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax_direct_response_body_size_bytesignore_por\
+t_in_host_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.config.route.v3.RouteConfiguration.TypedPerFi\
+lterConfigEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_parametersgrpcruntime_fractionsafe_regextls_co\
+ntextconnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycookiesenvoy.config.route.v3.RouteMatch.Connec\
+tMatcherenvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.route.v3.RouteMatch.TlsContextMatchOptionsenv\
+oy.config.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequire_tlsinclude_request_attempt_countinclude_\
+attempt_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntryenvoy\
+.config.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policyenvoy.config.route.v3.WeightedCluster.Clust\
+erWeightenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntryenvoy.config.trace.v3.OpenTelemetry\
+Confighttp_serviceresource_detectorssamplermax_cache_sizeset_telemetry_sdk_resource_attributesset_service_name_resource_\
+attributeset_instrumentation_scopeexporterenvoy.config.trace.v3.Tracinghttpenvoy.config.trace.v3.Tracing.Httpenvoy.confi\
+g.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span_contextcollector_endpoint_versionco\
+llector_hostnamesplit_spans_for_requesttrace_context_optioncollector_servicetimestamp_trace_idsenvoy.extensions.access_l\
+oggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfiglog_\
+namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycustom_tagsenvoy.extensions\
+.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attributesdisable_builtin_\
+labelsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.access_loggers.stream.v3.StdoutAccessLog\
+envoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.filters.http.aws_lambda.v3.Configarnpayload_passthr\
+oughinvocation_modecredentials_profilematch_excluded_headersmatch_included_headersenvoy.extensions.filters.http.ext_auth\
+z.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.ext_authz.v3.AuthorizationResponseal\
+lowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowed_client_headers_on_successdynamic_m\
+etadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_request_bytesallow_partial_messagepack_\
+as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowwith_request_bodyclear_route_cachestatus_on\
+_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_disablefilter_enabled_metadatabootstrap_m\
+etadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_mode_allow_header_addcharge_cluster_respon\
+se_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespacesencode_raw_headersvalidate_mutationsdisa\
+llowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denied_response_body_bytesenforce_response_hea\
+der_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3.HttpServiceserver_uripath_prefixauthoriz\
+ation_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.grpc_http1_bridge.v3.Configupgrade_protobu\
+f_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.FilterConfigemit_filter_statestats_for_all_m\
+ethodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.filters.http.header_to_metadata.v3.Configre\
+quest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePairmetadata_namespaceencode\
+regex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.Ruleon_header_presenton_header_missingremo\
+veenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverification_status_headerenvoy.extensions.filt\
+ers.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntryenv\
+oy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refetch_durationenvoy.extensions.filters.http.\
+jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightrequirement_mapstrip_failure_responseenvoy\
+.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtAuth\
+entication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfigjwt_cache_sizejwt_max_token_sizee\
+nvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathenvoy.extensions.filters.http.jwt_authn.v3\
+.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHeadervalue_prefixenvoy.extensions.filters.ht\
+tp.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_headersfrom_paramsforward_payload_headerpaylo\
+ad_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_cookiesheader_in_metadataclaim_to_headers\
+failed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expirationmax_lifetimeenvoy.extensions.filters.htt\
+p.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensions.filters.http.jwt_authn.v3.JwtRequireme\
+ntprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_failedallow_missingextract_only_without_va\
+lidationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequirementsenvoy.extensions.filters.http.jwt_au\
+thn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteConfigrequirement_nameenvoy.extensions.fil\
+ters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_authn.v3.RemoteJwkscache_durationasync_fet\
+chenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.filters.http.lua.v3.Luainline_codesource_co\
+desdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry\
+envoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_stat_prefixshadow_matcherrules_stat_prefixtrack_per_r\
+ule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.extensions.filters.http.router.v3.Routerdynamic_sta\
+tsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_headersrespect_expected_rq_timeoutsuppress_grpc_request\
+_failure_code_statsupstream_http_filtersreject_connect_request_early_dataenvoy.extensions.filters.http.wasm.v3.Wasmconfi\
+genvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvoy.extensions.filters.listener.original_dst.v3.Orig\
+inalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocolallow_requests_without_proxy_protocoldisallowed_\
+versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePairvalue_string_encodinge\
+nvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleon_tlv_presentenvoy.extensions.filters.listener.tls\
+_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer_sizeenable_ja4_fingerprintingclose_connection_on_\
+client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filters.network.connection_limit.v3.ConnectionLimitdela\
+yruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthzsend_tls_alert_on_denialenvoy.extensions.filters.n\
+etwork.http_connection_manager.v3.HttpConnectionManagercodec_typerdshttp_filtersadd_user_agentserver_namedrain_timeoutus\
+e_remote_addressgenerate_request_idforward_client_cert_detailsset_current_client_cert_detailsproxy_100_continuexff_num_t\
+rusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_appendviaupgrade_configsstream_idle_timeoutdelayed_\
+close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_request_idmerge_slashesserver_header_transformational\
+ways_set_request_id_in_responsestrip_matching_host_portstream_error_on_invalid_http_messagerequest_headers_timeoutstrip_\
+any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionoriginal_ip_detection_extensionsstrip_trailing_host_d\
+ottyped_header_validation_configappend_x_forwarded_portearly_header_mutation_extensionsadd_proxy_protocol_connection_sta\
+teaccess_log_flush_intervalflush_access_log_on_new_requestappend_local_overloadhttp1_safe_max_connection_durationstream_\
+flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.extensions.filters.network.http_connection_manager.v3.\
+HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy.extensions.filters.network.http_connection_manage\
+r.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoverall_samplingverbosemax_path_tag_lengthproviderspawn_\
+upstream_spanoperationupstream_operationno_context_propagationenvoy.extensions.filters.network.http_connection_manager.v\
+3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensions.filters.network.http_connection_manager.v3.Http\
+Filterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsconfig_sourceroute_config_nameenvoy.extensions.filt\
+ers.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.filters.network.sni_cluster.v3.SniClusterenvoy.extens\
+ions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstream_idle_timeoutmax_connect_attemptstunneling_conf\
+igmax_downstream_connection_durationon_demandflush_access_log_on_connectedaccess_log_optionsbackoff_optionsproxy_protoco\
+l_tlvsmax_downstream_connection_duration_jitter_percentageupstream_connect_modemax_early_data_bytesproxy_protocol_tlv_me\
+rge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemandenvoy.extensions.filters.netwo\
+rk.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfigenvoy.\
+extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.W\
+eightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.Wasmenvoy.extensions.transport_sockets.proxy_protoc\
+ol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_pool_keyenvoy.extensions.transport_sockets.raw_buffe\
+r.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstanceinstance_namecertificate_nameen\
+voy.extensions.transport_sockets.tls.v3.CertificateValidationContexttrusted_caverify_certificate_hashverify_certificate_\
+spkirequire_signed_certificate_timestampcrlallow_expired_certificatematch_subject_alt_namestrust_chain_verificationcusto\
+m_validator_configca_certificate_provider_instanceonly_verify_leaf_cert_crlmatch_typed_subject_alt_namesmax_verify_depth\
+system_root_certssuppress_client_ca_listenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRoo\
+tCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_paramstls_certificatesvalidation_contextalpn_protoco\
+lstls_certificate_sds_secret_configsvalidation_context_sds_secret_configcombined_validation_contexttls_certificate_certi\
+ficate_providervalidation_context_certificate_providertls_certificate_certificate_provider_instancevalidation_context_ce\
+rtificate_provider_instancecustom_handshakertls_certificate_provider_instancekey_logcustom_tls_certificate_selectorenvoy\
+.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderenvoy.extensions.transport_sockets.tls.v3.Commo\
+nTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateVal\
+idationContextdefault_validation_contextenvoy.extensions.transport_sockets.tls.v3.DownstreamTlsContextcommon_tls_context\
+require_client_certificaterequire_snisession_ticket_keyssession_ticket_keys_sds_secret_configsession_timeoutdisable_stat\
+eless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_mismatchdisable_stateful_session_resumptionprefer_clien\
+t_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.extensions.transport_sockets.tls.v3.GenericSecret.\
+SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProviderfallbackenvoy.extensions.transport_sockets.tls.v\
+3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig\
+.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transport_sockets.tls.v3.SdsSecretConfigsds_configenvoy.ex\
+tensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secretenvoy.extensions.transport_sockets.tls.v3.SubjectAl\
+tNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCertificatecertificate_chainprivate_keypasswordocsp_\
+staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.extensions.transport_sockets.tls.v3.TlsKeyLoglocal_add\
+ress_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v3.TlsParameterstls_minimum_protocol_versiontls_max\
+imum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompliance_policiesenvoy.extensions.transport_sockets.t\
+ls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v3.UpstreamTlsContextsniallow_renegotiationmax_sess\
+ion_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy.extensions.upstreams.http.v3.HttpProtocolOptionse\
+xplicit_http_configuse_downstream_protocol_configauto_configheader_validation_configenvoy.extensions.upstreams.http.v3.H\
+ttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigenvoy.extensio\
+ns.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDowns\
+treamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigallowed_capabilitiesenvoy.extensions.wasm.v3.Capabili\
+tyRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.EnvironmentVariableshost_env_keyskey_valuesenvoy.ex\
+tensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.wasm.v3.PluginConfigroot_idvm_configconfigurationfa\
+il_opencapability_restriction_configfailure_policyallow_on_headers_stop_iterationenvoy.extensions.wasm.v3.SanitizationCo\
+nfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompilednack_on_code_cache_missenvironment_variablesenvoy.\
+service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subscriberesource_names_unsubscribeinitial_resource_ver\
+sionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryenvoy.servic\
+e.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonceremoved_resourcescontrol_planeremoved_resource_nam\
+esenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.discovery.v3.Resourceresourcealiasesresource_nameenvoy\
+.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcherrangesenvoy.type.matcher.v3.DoubleMatcherrangeexac\
+tenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.matcher.v3.ListMatcherone_ofenvoy.type.matcher.v3.ListS\
+tringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.type.matcher.v3.MetadataMatcher.PathSegmentenvoy.ty\
+pe.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcherenvoy.type.matcher.v3.RegexMatchAndSubstitutepatte\
+rnsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.matcher.v3.RegexMatcher.GoogleRE2max_program_sizeen\
+voy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.matcher.v3.ValueMatchernull_matchdouble_matchbool_m\
+atchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvoy.type.metadata.v3.MetadataKeyenvoy.type.tracing.v\
+3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.CustomTag.Environmentenvoy.type.tracing.v3.CustomTag\
+.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRangestartendenvoy.type.v3.FractionalPercentnumeratord\
+enominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.type.v3.\
+Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1a\
+lpha1.Exprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protob\
+uf.Durationsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int3\
+2Valuegoogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgo\
+ogle.protobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.pr\
+otobuf.Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.prot\
+o.common.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.comm\
+on.v1.ArrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.\
+CidrRangexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.ma\
+tcher.v3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyL\
+IVEDRAININGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEEQGELENEOKCANCELEDINVALID_ARGUMENTDEADLINE_EXCEEDEDNOT_FOUNDALREADY_E\
+XISTSPERMISSION_DENIEDRESOURCE_EXHAUSTEDFAILED_PRECONDITIONABORTEDOUT_OF_RANGEUNIMPLEMENTEDINTERNALUNAVAILABLEDATA_LOSSU\
+NAUTHENTICATEDUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLY\
+V4_PREFERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HA\
+SH_2DEPRECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_A\
+DDADD_IF_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCL\
+UDE_ALLINCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMS\
+UMMARYHISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTP\
+ERMANENT_REDIRECTSERVICE_UNAVAILABLEINTERNAL_SERVER_ERRORPASS_THROUGH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_\
+ONLYHTTP_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONNotSetTcpUpstreamConnectedTcpPeriodicTcpConnectionEndDownstreamS\
+tartDownstreamPeriodicDownstreamEndUpstreamPoolReadyUpstreamPeriodicUpstreamEndDownstreamTunnelSuccessfullyEstablishedUd\
+pTunnelUpstreamConnectedUdpPeriodicUdpSessionEndTcpConnectionStartSYNCHRONOUSASYNCHRONOUSBASE64STRINGNUMBERPROTOBUF_VALU\
+ESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSANITIZE_SETALWAYS_FORWARD_O\
+NLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORWARDOVERWRITEAPPEND_IF_ABSE\
+NTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWNSTREAM\
+_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAILDNSUR\
+IIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSEDFAIL_O\
+PENHUNDREDTEN_THOUSANDMILLIONEmptyContinueCreatedAcceptedNonAuthoritativeInformationNoContentResetContentPartialContentM\
+ultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOtherNotModifiedUseProxyTemporaryRedirectPermanent\
+RedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllowedNotAcceptableProxyAuthenticationRequiredRe\
+questTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURITooLongUnsupportedMediaTypeRangeNotSatisfiable\
+ExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependencyUpgradeRequiredPreconditionRequiredTooManyRe\
+questsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewayServiceUnavailableGatewayTimeoutHTTPVersionN\
+otSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedNetworkAuthenticationRequiredNULL_VALUE\
 ";

@@ -161,7 +161,17 @@ fn access_log(log: &AccessLog) -> Value {
         message([("path", path)]),
     );
     match &log.filter {
-        AccessLogFilter::All => {}
+        // Only a source that shows Envoy's own resources gives the others.
+        AccessLogFilter::All
+        | AccessLogFilter::StatusCode(_)
+        | AccessLogFilter::Duration(_)
+        | AccessLogFilter::Traceable
+        | AccessLogFilter::Runtime(_)
+        | AccessLogFilter::And(_)
+        | AccessLogFilter::Or(_)
+        | AccessLogFilter::Header(_)
+        | AccessLogFilter::GrpcStatus { .. }
+        | AccessLogFilter::LogType { .. } => {}
         AccessLogFilter::AnyFlag => shown["filter"] = json!({ "response_flag_filter": {} }),
         AccessLogFilter::Flags(flags) => {
             let flags: Vec<&str> = flags.iter().map(|flag| flag.as_str()).collect();

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::super::{Connection, serve};
+use super::super::{Connection, HttpWorker, serve};
 use crate::limit::Limits;
 use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::listener::Address;
@@ -140,6 +140,7 @@ impl Rig {
         drop(gone);
         let clusters = Rc::new(ClusterManager::new(Limits::default(), true));
         clusters.apply(&snapshot(upstream.address, dead), &mut ConfigCache::default());
+        let worker = Rc::new(HttpWorker::new(clusters));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rig = Self {
             address: listener.local_addr().unwrap(),
@@ -153,19 +154,21 @@ impl Rig {
                 socket.set_nodelay(true).unwrap();
                 // As of the sockets that listeners hand down: any end but a clean one is a reset.
                 socket.set_zero_linger().unwrap();
-                let (clusters, drain, manager) =
-                    (Rc::clone(&clusters), Rc::clone(&drain), Rc::clone(&manager));
+                let (worker, drain, manager) = (Rc::clone(&worker), Rc::clone(&drain), Rc::clone(&manager));
                 spawn_local(async move {
                     let metrics = Rc::new(ListenerMetrics::new("test"));
                     let mut log = ConnectionLog::open("test".into(), from.to_string(), metrics);
-                    let first = Arc::clone(&manager.borrow());
-                    let connection = Connection {
-                        limits: &first.limits,
-                        manager: &|| Arc::clone(&manager.borrow()),
-                        encrypted: false,
-                        clusters: &clusters,
-                    };
-                    serve(connection, PlainStream::Tcp(socket), drain.notified(), &mut log).await;
+                    let newest = Box::new(move || Arc::clone(&manager.borrow()));
+                    let connection = Rc::new(Connection::new(
+                        newest,
+                        Rc::default(),
+                        false,
+                        worker,
+                        None,
+                        "test",
+                    ));
+                    let stream = Box::new(PlainStream::Tcp(socket));
+                    serve(connection, stream, drain.notified(), &mut log).await;
                 });
             }
         });

@@ -4,7 +4,10 @@
 //! Formats are parsed once, into [`Operator`]s: what cannot be carried out is refused by name when a
 //! configuration is read, never when a line is written. Writes nothing; rendering is telemetry's.
 
+mod command;
 mod error;
+mod filter;
+mod json;
 mod open_telemetry;
 mod operator;
 mod template;
@@ -12,11 +15,14 @@ mod time_format;
 
 use std::path::PathBuf;
 
-use super::flags::ResponseFlag;
-
 pub use error::FormatError;
+pub use filter::{AccessLogFilter, Comparison, ComparisonOp, Ended, Sample};
+pub use json::push_value;
 pub use open_telemetry::OpenTelemetryAccessLog;
-pub use operator::{AddressPart, GrpcStatusFormat, Header, HeaderMap, Operator, Place};
+pub use operator::{
+    AddressPart, DurationUnit, GrpcStatusFormat, Header, HeaderMap, MetadataOperator, Operator, PathOperator,
+    PathSource, Place, ServerName, Span, TimePoint,
+};
 pub use template::{JsonPiece, JsonTemplate, Piece, Template};
 pub use time_format::{TimeFormat, TimePart};
 
@@ -51,49 +57,22 @@ pub enum AccessLogFormat {
     Json(JsonTemplate),
 }
 
-/// Envoy's `AccessLogFilter`, as far as it can be configured here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AccessLogFilter {
-    /// No filter: everything has a line.
-    #[default]
-    All,
-    /// `response_flag_filter` without flags: what ended with any flag.
-    AnyFlag,
-    /// `response_flag_filter`: what ended with one of these at least.
-    Flags(Vec<ResponseFlag>),
-}
-
-impl AccessLogFilter {
-    /// Whether what ended with these flags has a line.
-    pub fn takes(&self, flags: &[ResponseFlag]) -> bool {
-        let mut set = flags.iter().filter(|flag| **flag != ResponseFlag::None);
+impl AccessLogFormat {
+    /// Every command operator in it.
+    pub fn operators(&self) -> Vec<&Operator> {
         match self {
-            Self::All => true,
-            Self::AnyFlag => set.next().is_some(),
-            Self::Flags(wanted) => set.any(|flag| wanted.contains(flag)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_filter_takes_what_ended_with_one_of_its_flags() {
-        use ResponseFlag as F;
-        let nr = AccessLogFilter::Flags(vec![F::NoRouteFound, F::None]);
-        for (filter, flags, taken) in [
-            (&AccessLogFilter::All, &[][..], true),
-            (&AccessLogFilter::AnyFlag, &[], false),
-            (&AccessLogFilter::AnyFlag, &[F::None], false),
-            (&AccessLogFilter::AnyFlag, &[F::NoClusterFound], true),
-            (&nr, &[], false),
-            (&nr, &[F::None], false),
-            (&nr, &[F::NoClusterFound], false),
-            (&nr, &[F::NoClusterFound, F::NoRouteFound], true),
-        ] {
-            assert_eq!(filter.takes(flags), taken, "{filter:?} {flags:?}");
+            Self::Text(template) => template.operators().collect(),
+            Self::Json(template) => {
+                let mut all = Vec::new();
+                for piece in template.pieces() {
+                    match piece {
+                        JsonPiece::Literal(_) => {}
+                        JsonPiece::Value(operator) => all.push(operator),
+                        JsonPiece::Text(template) => all.extend(template.operators()),
+                    }
+                }
+                all
+            }
         }
     }
 }

@@ -1,8 +1,7 @@
-//! Envoy's command operators, from their names and arguments to types.
+//! Envoy's command operators as types; `command` makes them of their names and arguments.
 
 use std::sync::Arc;
 
-use super::error::FormatError;
 use super::time_format::TimeFormat;
 
 /// One fact that a line can tell. What a TCP connection does not have is `-` there, or null in JSON.
@@ -22,6 +21,10 @@ pub enum Operator {
     ResponseDuration,
     /// `RESPONSE_TX_DURATION`: milliseconds from the first byte of the response to the last one sent on.
     ResponseTxDuration,
+    /// `COMMON_DURATION(…)`: from one moment of a request to another.
+    CommonDuration(Span),
+    /// `UPSTREAM_CONNECTION_POOL_READY_DURATION`: milliseconds until the pool gave a connection or none.
+    PoolReadyDuration,
     /// `BYTES_RECEIVED`: of the downstream; bodies only, in HTTP.
     BytesReceived,
     /// `BYTES_SENT`: to the downstream; bodies only, in HTTP.
@@ -34,6 +37,14 @@ pub enum Operator {
     UpstreamWireBytesReceived,
     /// `UPSTREAM_WIRE_BYTES_SENT` without TLS' own.
     UpstreamWireBytesSent,
+    /// `DOWNSTREAM_HEADER_BYTES_RECEIVED`, as they came over the wire.
+    DownstreamHeaderBytesReceived,
+    /// `DOWNSTREAM_HEADER_BYTES_SENT`, as they went over the wire.
+    DownstreamHeaderBytesSent,
+    /// `UPSTREAM_HEADER_BYTES_RECEIVED`, as they came over the wire.
+    UpstreamHeaderBytesReceived,
+    /// `UPSTREAM_HEADER_BYTES_SENT`, as they went over the wire.
+    UpstreamHeaderBytesSent,
     /// `REQUEST_HEADERS_BYTES`.
     RequestHeadersBytes,
     /// `RESPONSE_HEADERS_BYTES`.
@@ -64,6 +75,21 @@ pub enum Operator {
     GrpcStatus(GrpcStatusFormat),
     /// `REQ(…)`, `RESP(…)`, `TRAILER(…)`.
     Header(Header),
+    /// `REQ_WITHOUT_QUERY(…)`: of the extension `envoy.formatter.req_without_query`.
+    RequestHeaderWithoutQuery(Header),
+    /// `PATH(…)`.
+    Path(PathOperator),
+    /// `QUERY_PARAM(…)`: the first of that name, percent-decoded.
+    QueryParameter {
+        /// Its name, with its case.
+        name: Arc<str>,
+        /// At most this many bytes of it.
+        max_length: Option<usize>,
+    },
+    /// `QUERY_PARAMS`: the query as it came, without the question mark, at most this many bytes of it.
+    Query(Option<usize>),
+    /// `DYNAMIC_METADATA(…)`, `METADATA(DYNAMIC:…)`.
+    DynamicMetadata(MetadataOperator),
     /// `ROUTE_NAME`.
     RouteName,
     /// `UPSTREAM_REQUEST_ATTEMPT_COUNT`: endpoints tried.
@@ -96,12 +122,21 @@ pub enum Operator {
     UpstreamPeerDnsSan,
     /// `UPSTREAM_PEER_SUBJECT`.
     UpstreamPeerSubject,
-    /// `REQUESTED_SERVER_NAME`: of the downstream's ClientHello.
-    RequestedServerName,
+    /// `REQUESTED_SERVER_NAME`: of the downstream's ClientHello, or the request's host.
+    RequestedServerName(ServerName),
     /// `CONNECTION_ID`: the connection's number in this process; 0 where no filter chain took it.
     ConnectionId,
-    /// `STREAM_ID`: a random UUID of the connection or request, the same in all of its lines.
+    /// `UPSTREAM_CONNECTION_ID`: likewise of the upstream connection; 0 where there is none.
+    UpstreamConnectionId,
+    /// `STREAM_ID`: of a connection a random UUID, the same in all of its lines; of a request its
+    /// `x-request-id`.
     StreamId,
+    /// `UNIQUE_ID`: a random UUID, another in each line.
+    UniqueId,
+    /// `TRACE_ID`: of the request's trace.
+    TraceId,
+    /// `SPAN_ID`: of the request's span.
+    SpanId,
     /// `FILTER_CHAIN_NAME`.
     FilterChainName,
     /// `LISTENER_NAME`.
@@ -125,7 +160,9 @@ pub enum Place {
     DownstreamLocal,
     /// Where the downstream's socket is.
     DownstreamDirectLocal,
-    /// The endpoint's.
+    /// The endpoint's that was chosen, connected to or not.
+    UpstreamHost,
+    /// The endpoint's that was connected to.
     UpstreamRemote,
     /// Ours towards the endpoint.
     UpstreamLocal,
@@ -177,204 +214,111 @@ pub enum GrpcStatusFormat {
     Number,
 }
 
-/// Operators of Envoy that are not carried out: a configuration that has one is refused, because a `-`
-/// would say that the fact is absent.
-const UNSUPPORTED: &str = " \
-    BYTES_RETRANSMITTED CEL CLUSTER_METADATA COALESCE COMMON_DURATION CUSTOM_FLAGS \
-    DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT \
-    DOWNSTREAM_DETECTED_CLOSE_TYPE DOWNSTREAM_HANDSHAKE_DURATION DOWNSTREAM_HEADER_BYTES_RECEIVED \
-    DOWNSTREAM_HEADER_BYTES_SENT DOWNSTREAM_LOCAL_DNS_SAN DOWNSTREAM_LOCAL_EMAIL_SAN \
-    DOWNSTREAM_LOCAL_IP_SAN DOWNSTREAM_LOCAL_OTHERNAME_SAN DOWNSTREAM_LOCAL_SUBJECT \
-    DOWNSTREAM_LOCAL_URI_SAN DOWNSTREAM_PEER_CERT DOWNSTREAM_PEER_CERT_V_END \
-    DOWNSTREAM_PEER_CERT_V_START DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1 \
-    DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256 DOWNSTREAM_PEER_CHAIN_SERIALS DOWNSTREAM_PEER_EMAIL_SAN \
-    DOWNSTREAM_PEER_FINGERPRINT_1 DOWNSTREAM_PEER_FINGERPRINT_256 DOWNSTREAM_PEER_IP_SAN \
-    DOWNSTREAM_PEER_ISSUER DOWNSTREAM_PEER_OTHERNAME_SAN DOWNSTREAM_PEER_SERIAL \
-    DOWNSTREAM_TLS_SESSION_ID DYNAMIC_METADATA EMIT_TIME_LOCAL ENVIRONMENT FILTER_STATE \
-    LOCAL_REPLY_BODY METADATA PACKETS_RETRANSMITTED PATH QUERY_PARAM QUERY_PARAMS \
-    ROUNDTRIP_DURATION SPAN_ID START_TIME_LOCAL TRACE_ID UNIQUE_ID UPSTREAM_CONNECTION_ID \
-    UPSTREAM_CONNECTION_IDS_ATTEMPTED UPSTREAM_CONNECTION_POOL_READY_DURATION \
-    UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT \
-    UPSTREAM_DETECTED_CLOSE_TYPE UPSTREAM_FILTER_STATE UPSTREAM_HEADER_BYTES_RECEIVED \
-    UPSTREAM_HEADER_BYTES_SENT UPSTREAM_HOSTS_ATTEMPTED UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT \
-    UPSTREAM_HOST_NAMES_ATTEMPTED UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT \
-    UPSTREAM_LOCAL_CLOSE_REASON UPSTREAM_LOCAL_DNS_SAN UPSTREAM_LOCAL_IP_SAN UPSTREAM_LOCAL_URI_SAN \
-    UPSTREAM_METADATA UPSTREAM_PEER_CERT UPSTREAM_PEER_CERT_V_END UPSTREAM_PEER_CERT_V_START \
-    UPSTREAM_PEER_IP_SAN UPSTREAM_PEER_ISSUER UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID \
-    UPSTREAM_TLS_SESSION_ID ";
+/// What `PATH(…)` tells: a request's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathOperator {
+    /// Whether with its query.
+    pub query: bool,
+    /// Before or after a rewrite.
+    pub source: PathSource,
+    /// At most this many bytes of it.
+    pub max_length: Option<usize>,
+}
+
+/// Which path of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathSource {
+    /// `PATH`: as it is now.
+    Path,
+    /// `ORIG`: `x-envoy-original-path`.
+    Original,
+    /// `ORIG_OR_PATH`: the original one where there is one.
+    OriginalOrPath,
+}
+
+/// Where the name in `REQUESTED_SERVER_NAME` is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerName {
+    /// `SNI_ONLY`: the ClientHello.
+    Sni,
+    /// `SNI_FIRST`: the ClientHello, else the request's host.
+    SniFirst,
+    /// `HOST_FIRST`: the request's host, else the ClientHello.
+    HostFirst,
+}
+
+/// A place in the dynamic metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataOperator {
+    /// The filter that wrote it.
+    pub filter: Arc<str>,
+    /// Keys from the outside in; empty is all that the filter wrote.
+    pub path: Vec<Arc<str>>,
+    /// At most this many bytes of a text.
+    pub max_length: Option<usize>,
+}
+
+/// From one moment of a request to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first.
+    pub from: TimePoint,
+    /// The second.
+    pub to: TimePoint,
+    /// How it is told.
+    pub unit: DurationUnit,
+}
+
+/// A moment of a request, with Envoy's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimePoint {
+    /// `DS_RX_BEG`: the request began.
+    DownstreamReceiveBegin,
+    /// `DS_RX_END`: its last byte was there.
+    DownstreamReceiveEnd,
+    /// `US_CX_BEG`: the upstream connection was begun.
+    UpstreamConnectBegin,
+    /// `US_CX_END`: it was made.
+    UpstreamConnectEnd,
+    /// `US_HS_END`: its TLS handshake was done.
+    UpstreamHandshakeEnd,
+    /// `US_TX_BEG`: the first byte of the request was sent on.
+    UpstreamSendBegin,
+    /// `US_TX_END`: the last byte of the request was sent on.
+    UpstreamSendEnd,
+    /// `US_RX_BEG`: the first byte of the response was there.
+    UpstreamReceiveBegin,
+    /// `US_RX_BODY_BEG`: the first byte of its body was there.
+    UpstreamBodyBegin,
+    /// `US_RX_END`: its last byte was there.
+    UpstreamReceiveEnd,
+    /// `DS_TX_BEG`: its first byte was sent on.
+    DownstreamSendBegin,
+    /// `DS_TX_END`: its last byte was sent on.
+    DownstreamSendEnd,
+}
+
+/// How a duration is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DurationUnit {
+    /// `ms`, the default.
+    Millis,
+    /// `us`.
+    Micros,
+    /// `ns`.
+    Nanos,
+}
 
 impl Operator {
-    /// The operator called `name`, with what stands between its parentheses and its length, if any.
-    pub(super) fn new(
-        name: &str,
-        arguments: Option<&str>,
-        length: Option<usize>,
-    ) -> Result<Self, FormatError> {
-        // Empty parentheses are none, as in Envoy.
-        let arguments = arguments.filter(|text| !text.is_empty());
-        if let Some(operator) = plain(name) {
-            return match (arguments, length) {
-                (None, None) => Ok(operator),
-                _ => Err(FormatError::NoArguments(name.to_owned())),
-            };
-        }
-        let no_length = || match length {
-            None => Ok(()),
-            Some(_) => Err(FormatError::NoLength(name.to_owned())),
-        };
-        let argument_error = |why| FormatError::Argument {
-            operator: name.to_owned(),
-            argument: arguments.unwrap_or_default().to_owned(),
-            why,
-        };
-        let header = |of| match arguments {
-            None => Err(FormatError::MissingArguments(name.to_owned())),
-            Some(text) => Header::new(of, text, length)
-                .map(Self::Header)
-                .map_err(argument_error),
-        };
-        match name {
-            "START_TIME" | "EMIT_TIME" => {
-                no_length()?;
-                let format = match arguments {
-                    None => TimeFormat::default(),
-                    Some(text) => TimeFormat::parse(text).map_err(argument_error)?,
-                };
-                Ok(match name {
-                    "START_TIME" => Self::StartTime(format),
-                    _ => Self::EmitTime(format),
-                })
-            }
-            "REQ" => header(HeaderMap::Request),
-            "RESP" => header(HeaderMap::Response),
-            "TRAILER" => header(HeaderMap::Trailer),
-            "GRPC_STATUS" => {
-                no_length()?;
-                match arguments {
-                    None | Some("CAMEL_STRING") => Ok(GrpcStatusFormat::CamelString),
-                    Some("SNAKE_STRING") => Ok(GrpcStatusFormat::SnakeString),
-                    Some("NUMBER") => Ok(GrpcStatusFormat::Number),
-                    Some(_) => Err(argument_error("write CAMEL_STRING, SNAKE_STRING or NUMBER")),
-                }
-                .map(Self::GrpcStatus)
-            }
-            "REQUESTED_SERVER_NAME" => {
-                no_length()?;
-                match arguments {
-                    None | Some("SNI_ONLY") => Ok(Self::RequestedServerName),
-                    Some(_) => Err(argument_error("only SNI_ONLY is supported")),
-                }
-            }
-            _ if UNSUPPORTED.split_whitespace().any(|known| known == name) => {
-                Err(FormatError::Unsupported(name.to_owned()))
-            }
-            _ => Err(FormatError::Unknown(name.to_owned())),
-        }
-    }
-}
-
-/// An operator that takes no arguments.
-fn plain(name: &str) -> Option<Operator> {
-    use Operator as O;
-    Some(match name {
-        "DURATION" => O::Duration,
-        "REQUEST_DURATION" => O::RequestDuration,
-        "REQUEST_TX_DURATION" => O::RequestTxDuration,
-        "RESPONSE_DURATION" => O::ResponseDuration,
-        "RESPONSE_TX_DURATION" => O::ResponseTxDuration,
-        "BYTES_RECEIVED" => O::BytesReceived,
-        "BYTES_SENT" => O::BytesSent,
-        "DOWNSTREAM_WIRE_BYTES_RECEIVED" => O::DownstreamWireBytesReceived,
-        "DOWNSTREAM_WIRE_BYTES_SENT" => O::DownstreamWireBytesSent,
-        "UPSTREAM_WIRE_BYTES_RECEIVED" => O::UpstreamWireBytesReceived,
-        "UPSTREAM_WIRE_BYTES_SENT" => O::UpstreamWireBytesSent,
-        "REQUEST_HEADERS_BYTES" => O::RequestHeadersBytes,
-        "RESPONSE_HEADERS_BYTES" => O::ResponseHeadersBytes,
-        "RESPONSE_TRAILERS_BYTES" => O::ResponseTrailersBytes,
-        "RESPONSE_FLAGS" => O::ResponseFlags,
-        "RESPONSE_FLAGS_LONG" => O::ResponseFlagsLong,
-        "RESPONSE_CODE" => O::ResponseCode,
-        "RESPONSE_CODE_DETAILS" => O::ResponseCodeDetails,
-        "CONNECTION_TERMINATION_DETAILS" => O::ConnectionTerminationDetails,
-        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => O::DownstreamTransportFailureReason,
-        "UPSTREAM_TRANSPORT_FAILURE_REASON" => O::UpstreamTransportFailureReason,
-        "DOWNSTREAM_LOCAL_CLOSE_REASON" => O::DownstreamLocalCloseReason,
-        "PROTOCOL" => O::Protocol,
-        "UPSTREAM_PROTOCOL" => O::UpstreamProtocol,
-        "GRPC_STATUS_NUMBER" => O::GrpcStatus(GrpcStatusFormat::Number),
-        "ROUTE_NAME" => O::RouteName,
-        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => O::UpstreamRequestAttemptCount,
-        "UPSTREAM_HOST" => O::Address(Place::UpstreamRemote, AddressPart::Whole),
-        "UPSTREAM_HOST_NAME" => O::UpstreamHostName(AddressPart::Whole),
-        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => O::UpstreamHostName(AddressPart::WithoutPort),
-        "UPSTREAM_CLUSTER" => O::UpstreamCluster,
-        "UPSTREAM_CLUSTER_RAW" => O::UpstreamClusterRaw,
-        "DOWNSTREAM_TLS_VERSION" => O::DownstreamTlsVersion,
-        "DOWNSTREAM_TLS_CIPHER" => O::DownstreamTlsCipher,
-        "DOWNSTREAM_PEER_URI_SAN" => O::DownstreamPeerUriSan,
-        "DOWNSTREAM_PEER_DNS_SAN" => O::DownstreamPeerDnsSan,
-        "DOWNSTREAM_PEER_SUBJECT" => O::DownstreamPeerSubject,
-        "UPSTREAM_TLS_VERSION" => O::UpstreamTlsVersion,
-        "UPSTREAM_TLS_CIPHER" => O::UpstreamTlsCipher,
-        "UPSTREAM_PEER_URI_SAN" => O::UpstreamPeerUriSan,
-        "UPSTREAM_PEER_DNS_SAN" => O::UpstreamPeerDnsSan,
-        "UPSTREAM_PEER_SUBJECT" => O::UpstreamPeerSubject,
-        "CONNECTION_ID" => O::ConnectionId,
-        "STREAM_ID" => O::StreamId,
-        "FILTER_CHAIN_NAME" => O::FilterChainName,
-        "LISTENER_NAME" => O::ListenerName,
-        "HOSTNAME" => O::Hostname,
-        "ACCESS_LOG_TYPE" => O::AccessLogType,
-        // JA3 and JA4 are the TLS inspector's only when asked for, virtual clusters a route table's.
-        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" | "VIRTUAL_CLUSTER_NAME" => O::Never,
-        _ => return address(name),
-    })
-}
-
-/// The operators of the form `<place>_ADDRESS`, `<place>_ADDRESS_WITHOUT_PORT`, `<place>_PORT`.
-fn address(name: &str) -> Option<Operator> {
-    let (place, part) = if let Some(place) = name.strip_suffix("_ADDRESS") {
-        (place, AddressPart::Whole)
-    } else if let Some(place) = name.strip_suffix("_ADDRESS_WITHOUT_PORT") {
-        (place, AddressPart::WithoutPort)
-    } else {
-        (name.strip_suffix("_PORT")?, AddressPart::Port)
-    };
-    let place = match place {
-        "DOWNSTREAM_REMOTE" => Place::DownstreamRemote,
-        "DOWNSTREAM_DIRECT_REMOTE" => Place::DownstreamDirectRemote,
-        "DOWNSTREAM_LOCAL" => Place::DownstreamLocal,
-        "DOWNSTREAM_DIRECT_LOCAL" => Place::DownstreamDirectLocal,
-        "UPSTREAM_REMOTE" => Place::UpstreamRemote,
-        "UPSTREAM_LOCAL" => Place::UpstreamLocal,
-        _ => return None,
-    };
-    Some(Operator::Address(place, part))
-}
-
-impl Header {
-    /// From `NAME` or `NAME?ALTERNATIVE`.
-    fn new(of: HeaderMap, text: &str, max_length: Option<usize>) -> Result<Self, &'static str> {
-        let mut names = text.split('?');
-        let name = names.next().unwrap_or_default();
-        let alternative = names.next().filter(|name| !name.is_empty());
-        if names.next().is_some() {
-            return Err("at most one alternative header, after one question mark");
-        }
-        let is_token = |name: &str| {
-            let name = name.strip_prefix(':').unwrap_or(name);
-            let others = b"!#$%&'*+-.^_`|~";
-            name.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))
-        };
-        if !is_token(name) || !alternative.is_none_or(is_token) {
-            return Err("a header's name has characters that none can have");
-        }
-        Ok(Self {
-            of,
-            name: name.to_ascii_lowercase().into(),
-            alternative: alternative.map(|name| name.to_ascii_lowercase().into()),
-            max_length,
-        })
+    /// Whether it tells what only a request has in Attaché although Envoy knows it of a TCP connection too:
+    /// an access log of connections that has it is refused.
+    pub fn is_of_requests_alone(&self) -> bool {
+        matches!(
+            self,
+            Self::CommonDuration(_)
+                | Self::PoolReadyDuration
+                | Self::UpstreamConnectionId
+                | Self::DynamicMetadata(_)
+        )
     }
 }

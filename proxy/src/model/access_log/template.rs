@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::error::FormatError;
+use super::json;
 use super::operator::Operator;
 
 /// Envoy's format of a text line where none is configured.
@@ -47,6 +48,14 @@ impl Template {
     /// The pieces in order; literals never follow each other.
     pub fn pieces(&self) -> &[Piece] {
         &self.0
+    }
+
+    /// The command operators in order.
+    pub fn operators(&self) -> impl Iterator<Item = &Operator> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Literal(_) => None,
+            Piece::Operator(operator) => Some(operator),
+        })
     }
 
     /// Envoy's format where none is configured.
@@ -195,7 +204,7 @@ impl Layout {
     fn value(&mut self, value: &Value, path: &str) -> Result<(), FormatError> {
         match value {
             Value::Null | Value::Bool(_) => self.literal.push_str(&value.to_string()),
-            Value::Number(number) => self.literal.push_str(&literal_number(number)),
+            Value::Number(number) => self.literal.push_str(&json::number(number)),
             Value::String(text) => self.text(text, path)?,
             Value::Array(values) => {
                 self.literal.push('[');
@@ -235,24 +244,6 @@ impl Layout {
     fn string(&mut self, text: &str) {
         self.literal.push_str(&Value::from(text).to_string());
     }
-}
-
-/// A number as Envoy writes it: a `Struct` has doubles only, so that 1000.0 is 1000; exponents have at
-/// least two digits, as C has them.
-fn literal_number(number: &serde_json::Number) -> String {
-    let whole = number
-        .as_f64()
-        .filter(|value| value.fract() == 0.0 && value.abs() < 1e15);
-    if let Some(value) = whole {
-        return format!("{value:.0}");
-    }
-    let shortest = number.to_string();
-    let Some((mantissa, exponent)) = shortest.split_once('e') else {
-        return shortest;
-    };
-    let digits = exponent.trim_start_matches(['+', '-']);
-    let sign = if exponent.starts_with('-') { '-' } else { '+' };
-    format!("{mantissa}e{sign}{digits:0>2}")
 }
 
 #[cfg(test)]
@@ -313,7 +304,7 @@ mod tests {
                 "%UPSTREAM_LOCAL_PORT%%UPSTREAM_HOST%%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
                 vec![
                     operator(Operator::Address(Place::UpstreamLocal, AddressPart::Port)),
-                    operator(Operator::Address(Place::UpstreamRemote, AddressPart::Whole)),
+                    operator(Operator::Address(Place::UpstreamHost, AddressPart::Whole)),
                     operator(Operator::Address(
                         Place::DownstreamDirectRemote,
                         AddressPart::WithoutPort,
@@ -341,7 +332,24 @@ mod tests {
             ("%PORT%", "%PORT% is not"),
             ("%CEL(1)%", "%CEL% is not supported"),
             ("%START_TIME_LOCAL%", "%START_TIME_LOCAL% is not supported"),
-            ("%DYNAMIC_METADATA()%", "%DYNAMIC_METADATA% is not supported"),
+            ("%DYNAMIC_METADATA()%", "%DYNAMIC_METADATA% needs arguments"),
+            ("%METADATA(ROUTE:a)%", "only DYNAMIC"),
+            ("%QUERY_PARAM%", "%QUERY_PARAM% needs arguments"),
+            ("%QUERY_PARAMS(RAW)%", "only ORIG"),
+            ("%PATH(X)%", "write WQ or NQ"),
+            ("%PATH(NQ:X)%", "write ORIG, PATH"),
+            ("%PATH(NQ:PATH:x)%", "at most two"),
+            ("%COMMON_DURATION%", "%COMMON_DURATION% needs arguments"),
+            ("%COMMON_DURATION(DS_RX_BEG)%", "two moments"),
+            ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:s)%", "ms, us or ns"),
+            ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us:x)%", "at most three"),
+            ("%COMMON_DURATION(DS_HS_END:DS_TX_END)%", "downstream connection"),
+            ("%VIRTUAL_HOST_NAME%", "%VIRTUAL_HOST_NAME% is not a command"),
+            ("%STREAM_ID(x)%", "%STREAM_ID% takes no arguments"),
+            (
+                "%GRPC_STATUS_NUMBER(X)%",
+                "%GRPC_STATUS_NUMBER% takes no arguments",
+            ),
             ("%BYTES_SENT(x)%", "%BYTES_SENT% takes no arguments"),
             ("%DURATION:0%", "%DURATION% takes no arguments and no length"),
             ("%START_TIME(x):3%", "%START_TIME% takes no length"),
@@ -351,7 +359,7 @@ mod tests {
             ("%REQ(a b)%", "%REQ(a b)%: a header's name"),
             ("%START_TIME(%-d)%", "a flag, width or modifier"),
             ("%GRPC_STATUS(x)%", "CAMEL_STRING"),
-            ("%REQUESTED_SERVER_NAME(HOST_FIRST)%", "SNI_ONLY"),
+            ("%REQUESTED_SERVER_NAME(X)%", "SNI_ONLY"),
         ] {
             let error = Template::parse(text).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
-use super::record::{Record, RecordKind, TlsSession};
+use super::record::{AddressText, Record, RecordKind, TlsSession};
 use super::{render, sink};
 use crate::model::access_log::AccessLog;
 use crate::model::listener::{Listener, Terminal};
-use crate::model::{Downstream, FilterChain, Name, Peer, ResponseFlag};
+use crate::model::{Downstream, FilterChain, Name, Peer, ResponseFlag, ResponseFlags};
 
 #[cfg(test)]
 pub(super) mod recorded_tests;
@@ -63,7 +63,7 @@ pub(super) struct End<'a> {
 
 /// How a connection's end looks in Envoy's lines.
 struct Outcome {
-    flags: &'static [ResponseFlag],
+    flags: ResponseFlags,
     response_code_details: Option<&'static str>,
     local_close_reason: Option<&'static str>,
 }
@@ -78,7 +78,6 @@ impl Facts {
         if listener.access_log.is_empty() && chain.is_none_or(|chain| of_chain(chain).is_empty()) {
             return None;
         }
-        static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
         Some(Box::new(Self {
             downstream: downstream.clone(),
             downstream_tls: None,
@@ -86,7 +85,7 @@ impl Facts {
             upstream: UpstreamFacts::default(),
             of_listener: listener.access_log.clone(),
             chain: chain.cloned(),
-            connection_id: chain.map_or(0, |_| CONNECTIONS.fetch_add(1, Relaxed)),
+            connection_id: chain.map_or(0, |_| connection_id()),
             stream_id: fastrand::u128(..),
         }))
     }
@@ -94,8 +93,8 @@ impl Facts {
     /// Writes the lines: the listener's, then the chain's, as Envoy does.
     pub(super) fn write(&self, end: &End<'_>) {
         let outcome = outcome(end.flag);
-        let texts = Texts::of(self, end);
-        let mut record = self.record(end, &outcome, &texts);
+        let details = termination_details(end);
+        let mut record = self.record(end, &outcome, details.as_deref());
         for log in &self.of_listener {
             write(log, &record);
         }
@@ -106,10 +105,12 @@ impl Facts {
         }
     }
 
-    fn record<'a>(&'a self, end: &End<'a>, outcome: &Outcome, texts: &'a Texts) -> Record<'a> {
+    fn record<'a>(&'a self, end: &End<'a>, outcome: &Outcome, details: Option<&'a str>) -> Record<'a> {
         let now = SystemTime::now();
         let connected = end.endpoint.is_some() && self.upstream.failure.is_none();
         let name = self.chain.as_ref().map(|chain| &*chain.name);
+        // A name that no cluster has is none.
+        let found = end.flag != ResponseFlag::NoClusterFound;
         Record {
             kind: RecordKind::NotSet,
             start: now.checked_sub(end.duration).unwrap_or(now),
@@ -121,7 +122,7 @@ impl Facts {
             upstream_bytes_sent: if connected { end.received } else { 0 },
             flags: outcome.flags,
             response_code_details: outcome.response_code_details,
-            termination_details: texts.termination_details.as_deref(),
+            termination_details: details,
             local_close_reason: outcome.local_close_reason,
             downstream_transport_failure: self.downstream_failure.as_deref(),
             upstream_transport_failure: self.upstream.failure.as_deref(),
@@ -130,51 +131,33 @@ impl Facts {
             connection_id: self.connection_id,
             stream_id: self.stream_id,
             hostname: hostname(),
-            downstream_remote: texts.remote.as_deref(),
-            downstream_direct_remote: texts.remote.as_deref(),
-            downstream_local: texts.local.as_deref(),
-            downstream_direct_local: texts.local.as_deref(),
+            downstream_remote: self.downstream.source.map(AddressText::Socket),
+            downstream_direct_remote: self.downstream.source.map(AddressText::Socket),
+            downstream_local: self.downstream.destination.map(AddressText::Socket),
+            downstream_direct_local: self.downstream.destination.map(AddressText::Socket),
             server_name: self.downstream.server_name.as_deref(),
             downstream_peer: self.downstream.peer.as_deref(),
             downstream_tls: self.downstream_tls,
-            // A name that no cluster has is none.
-            cluster: self
-                .upstream
-                .cluster
-                .as_deref()
-                .or(end.cluster)
-                .filter(|_| end.flag != ResponseFlag::NoClusterFound),
+            cluster: self.upstream.cluster.as_deref().or(end.cluster).filter(|_| found),
+            cluster_raw: end.cluster.filter(|_| found),
             endpoint_name: self.upstream.name.as_deref(),
-            upstream_remote: end.endpoint,
-            upstream_local: texts.upstream_local.as_deref(),
+            upstream_host: end.endpoint.map(AddressText::Text),
+            upstream_remote: end.endpoint.filter(|_| connected).map(AddressText::Text),
+            upstream_local: self.upstream.local.map(AddressText::Socket),
             attempts: self.upstream.attempts,
             upstream_peer: self.upstream.peer.as_deref(),
             upstream_tls: self.upstream.tls,
+            request: None,
         }
     }
 }
 
-/// Texts that the record borrows.
-struct Texts {
-    remote: Option<String>,
-    local: Option<String>,
-    upstream_local: Option<String>,
-    termination_details: Option<String>,
-}
-
-impl Texts {
-    fn of(facts: &Facts, end: &End<'_>) -> Self {
-        let denied = end
-            .policy
-            .filter(|_| end.flag == ResponseFlag::UnauthorizedDetails);
-        let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-        Self {
-            remote: text(facts.downstream.source),
-            local: text(facts.downstream.destination),
-            upstream_local: text(facts.upstream.local),
-            termination_details: denied.map(|policy| format!("rbac_access_denied_matched_policy[{policy}]")),
-        }
-    }
+/// Why a rule ended the connection.
+fn termination_details(end: &End<'_>) -> Option<String> {
+    let denied = end
+        .policy
+        .filter(|_| end.flag == ResponseFlag::UnauthorizedDetails);
+    denied.map(|policy| format!("rbac_access_denied_matched_policy[{policy}]"))
 }
 
 fn of_chain(chain: &FilterChain) -> &[Arc<AccessLog>] {
@@ -185,10 +168,17 @@ fn of_chain(chain: &FilterChain) -> &[Arc<AccessLog>] {
     }
 }
 
-fn write(log: &AccessLog, record: &Record<'_>) {
-    if log.filter.takes(record.flags) {
-        sink::of(&log.sink).write(&render::line(&log.format, record));
+/// Writes the line of a record to a log, if its filter takes it.
+pub(super) fn write(log: &AccessLog, record: &Record<'_>) {
+    if log.filter.takes(record) {
+        sink::of(&log.sink).write(render::line(&log.format, record));
     }
+}
+
+/// A number for a connection, in the order in which they are asked for, from 1; of the process.
+pub fn connection_id() -> u64 {
+    static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+    CONNECTIONS.fetch_add(1, Relaxed)
 }
 
 /// Envoy's words for how a connection ended. It has fewer flags for connections than our own log line:
@@ -214,14 +204,14 @@ fn outcome(flag: ResponseFlag) -> Outcome {
         _ => (&[], None),
     };
     Outcome {
-        flags,
+        flags: flags.iter().copied().collect(),
         response_code_details: (flag == F::NoRouteFound).then_some("filter_chain_not_found"),
         local_close_reason,
     }
 }
 
 /// This machine's name, asked for once.
-fn hostname() -> &'static str {
+pub(super) fn hostname() -> &'static str {
     static NAME: LazyLock<String> = LazyLock::new(|| {
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         name.trim_end().to_owned()

@@ -1,45 +1,50 @@
-//! From a [`Record`] and a format to a line: pure.
+//! From a [`Record`] and a format to a line or a header's value: pure.
+
+mod request;
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::record::Record;
+use super::record::{AddressText, Record};
 use super::time;
 use crate::model::access_log::{
-    AccessLogFormat, AddressPart, JsonPiece, Operator, Piece, Place, Template, TimeFormat,
+    AccessLogFormat, AddressPart, JsonPiece, Operator, Piece, Place, ServerName, Template, TimeFormat,
+    push_value,
 };
-use crate::model::{Peer, ResponseFlag};
+use crate::model::{Peer, ResponseFlag, ResponseFlags};
+
+/// What stands in a line for a fact that is absent.
+const ABSENT: &str = "-";
 
 /// One fact.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 enum Value<'a> {
     Absent,
     Text(Cow<'a, str>),
+    /// Of a header: any bytes.
+    Bytes(Cow<'a, [u8]>),
     Number(u64),
+    Negative(i64),
+    /// Metadata that is no text; as a text it has this many bytes at most.
+    Json(Cow<'a, Json>, Option<usize>),
 }
 
-/// The line of a record, its end included if the format has one.
-pub fn line(format: &AccessLogFormat, record: &Record<'_>) -> String {
-    let mut out = String::with_capacity(512);
+/// The line of a record, its end included if the format has one. Its bytes are text but for those of
+/// headers that are none, as in Envoy.
+pub fn line(format: &AccessLogFormat, record: &Record<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
     match format {
-        AccessLogFormat::Text(template) => text(template, record, &mut out),
+        AccessLogFormat::Text(template) => text(template, record, ABSENT, &mut out),
         AccessLogFormat::Json(template) => {
             for piece in template.pieces() {
                 match piece {
-                    JsonPiece::Literal(literal) => out.push_str(literal),
-                    JsonPiece::Value(operator) => match value(operator, record) {
-                        Value::Absent => out.push_str("null"),
-                        Value::Number(number) => push(&mut out, &number),
-                        Value::Text(text) => push(&mut out, &Json::from(text)),
-                    },
-                    JsonPiece::Text(template) => {
-                        let mut string = String::new();
-                        text(template, record, &mut string);
-                        push(&mut out, &Json::from(string));
-                    }
+                    JsonPiece::Literal(literal) => out.extend_from_slice(literal.as_bytes()),
+                    JsonPiece::Value(operator) => push_json(value(operator, record), &mut out),
+                    JsonPiece::Text(template) => json_text(template, record, &mut out),
                 }
             }
         }
@@ -47,21 +52,92 @@ pub fn line(format: &AccessLogFormat, record: &Record<'_>) -> String {
     out
 }
 
-fn text(template: &Template, record: &Record<'_>, out: &mut String) {
+/// The value of a header of several pieces, in which absent facts are empty.
+pub fn header(template: &Template, record: &Record<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    text(template, record, "", &mut out);
+    out
+}
+
+fn text(template: &Template, record: &Record<'_>, absent: &str, out: &mut Vec<u8>) {
     for piece in template.pieces() {
         match piece {
-            Piece::Literal(literal) => out.push_str(literal),
+            Piece::Literal(literal) => out.extend_from_slice(literal.as_bytes()),
             Piece::Operator(operator) => match value(operator, record) {
-                Value::Absent => out.push('-'),
-                Value::Number(number) => push(out, &number),
-                Value::Text(text) => out.push_str(&text),
+                Value::Absent => out.extend_from_slice(absent.as_bytes()),
+                value => push_text(value, out),
             },
         }
     }
 }
 
-fn push(out: &mut String, value: &dyn std::fmt::Display) {
-    // Writing to a `String` cannot fail.
+fn push_text(value: Value<'_>, out: &mut Vec<u8>) {
+    match value {
+        Value::Absent => {}
+        Value::Text(text) => out.extend_from_slice(text.as_bytes()),
+        Value::Bytes(bytes) => out.extend_from_slice(&bytes),
+        Value::Number(number) => push(out, &number),
+        Value::Negative(number) => push(out, &number),
+        Value::Json(json, max) => {
+            let start = out.len();
+            push_value(&json, out);
+            out.truncate(max.map_or(out.len(), |max| start.saturating_add(max)));
+        }
+    }
+}
+
+fn push_json(value: Value<'_>, out: &mut Vec<u8>) {
+    match value {
+        Value::Absent => out.extend_from_slice(b"null"),
+        Value::Text(text) => push(out, &Json::from(text)),
+        Value::Bytes(bytes) => {
+            out.push(b'"');
+            push_escaped(&bytes, out);
+            out.push(b'"');
+        }
+        Value::Number(number) => push(out, &number),
+        Value::Negative(number) => push(out, &number),
+        Value::Json(json, _) => push_value(&json, out),
+    }
+}
+
+/// A JSON string of several pieces. Each is escaped by itself, as Envoy does.
+fn json_text(template: &Template, record: &Record<'_>, out: &mut Vec<u8>) {
+    out.push(b'"');
+    let mut plain = Vec::new();
+    for piece in template.pieces() {
+        plain.clear();
+        match piece {
+            Piece::Literal(literal) => push_escaped(literal.as_bytes(), out),
+            Piece::Operator(operator) => match value(operator, record) {
+                Value::Absent => out.extend_from_slice(ABSENT.as_bytes()),
+                value => {
+                    push_text(value, &mut plain);
+                    push_escaped(&plain, out);
+                }
+            },
+        }
+    }
+    out.push(b'"');
+}
+
+/// The inside of a JSON string. What is no text has each byte that is not plain by its number.
+fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let quoted = Json::from(text).to_string();
+        let inside = quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        return out.extend_from_slice(inside.unwrap_or_default().as_bytes());
+    }
+    for byte in bytes {
+        match byte {
+            b'"' | b'\\' | 0..=0x1f | 0x7f.. => push(out, &format_args!("\\u{byte:04x}")),
+            plain => out.push(*plain),
+        }
+    }
+}
+
+fn push(out: &mut Vec<u8>, value: &dyn std::fmt::Display) {
+    // Writing to a `Vec` cannot fail.
     let _ = write!(out, "{value}");
 }
 
@@ -72,9 +148,9 @@ fn value<'a>(operator: &Operator, record: &Record<'a>) -> Value<'a> {
     match operator {
         O::StartTime(format) => moment(record.start, format),
         O::EmitTime(format) => moment(record.emitted, format),
-        O::Duration => Value::Number(u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX)),
-        O::BytesReceived | O::DownstreamWireBytesReceived => Value::Number(record.bytes_received),
-        O::BytesSent | O::DownstreamWireBytesSent => Value::Number(record.bytes_sent),
+        O::Duration => millis(record.duration),
+        O::BytesReceived => Value::Number(record.bytes_received),
+        O::BytesSent => Value::Number(record.bytes_sent),
         O::UpstreamWireBytesReceived => Value::Number(record.upstream_bytes_received),
         O::UpstreamWireBytesSent => Value::Number(record.upstream_bytes_sent),
         O::ResponseFlags => flags(record.flags, ResponseFlag::as_str),
@@ -87,9 +163,10 @@ fn value<'a>(operator: &Operator, record: &Record<'a>) -> Value<'a> {
         O::UpstreamRequestAttemptCount => Value::Number(record.attempts.into()),
         O::UpstreamHostName(part) => match record.endpoint_name {
             Some(name) => host_name(name, *part),
-            None => address(record.upstream_remote, *part),
+            None => address(record.upstream_host, *part),
         },
-        O::UpstreamCluster | O::UpstreamClusterRaw => optional(record.cluster),
+        O::UpstreamCluster => optional(record.cluster),
+        O::UpstreamClusterRaw => optional(record.cluster_raw),
         O::Address(place, part) => address(at(*place, record), *part),
         O::DownstreamTlsVersion => optional(tls.map(|tls| tls.version)),
         O::DownstreamTlsCipher => optional(tls.map(|tls| tls.cipher)),
@@ -101,28 +178,51 @@ fn value<'a>(operator: &Operator, record: &Record<'a>) -> Value<'a> {
         O::UpstreamPeerUriSan => names(record.upstream_peer, |peer| &peer.uris),
         O::UpstreamPeerDnsSan => names(record.upstream_peer, |peer| &peer.dns_names),
         O::UpstreamPeerSubject => subject(record.upstream_peer),
-        O::RequestedServerName => optional(record.server_name),
+        O::RequestedServerName(source) => server_name(*source, record),
         O::ConnectionId => Value::Number(record.connection_id),
-        O::StreamId => Value::Text(uuid(record.stream_id).into()),
+        O::UniqueId => Value::Text(uuid(fastrand::u128(..)).into()),
         O::FilterChainName => optional(record.filter_chain),
         O::ListenerName => Value::Text(record.listener.into()),
         O::Hostname => Value::Text(record.hostname.into()),
         O::AccessLogType => Value::Text(record.kind.as_str().into()),
-        // Of HTTP alone. Envoy counts these of a connection too, as none.
-        O::ResponseCode | O::RequestHeadersBytes | O::ResponseHeadersBytes | O::ResponseTrailersBytes => {
-            Value::Number(0)
-        }
-        O::RequestDuration
-        | O::RequestTxDuration
-        | O::ResponseDuration
-        | O::ResponseTxDuration
-        | O::Protocol
-        | O::UpstreamProtocol
-        | O::GrpcStatus(_)
-        | O::Header(_)
-        | O::RouteName
-        | O::Never => Value::Absent,
+        O::Never => Value::Absent,
+        _ => match record.request {
+            Some(request) => request::value(operator, request),
+            None => of_connection(operator, record),
+        },
     }
+}
+
+/// What HTTP has, of a connection that spoke none as far as is known. Envoy counts some of it as none.
+fn of_connection<'a>(operator: &Operator, record: &Record<'a>) -> Value<'a> {
+    use Operator as O;
+    match operator {
+        O::DownstreamWireBytesReceived => Value::Number(record.bytes_received),
+        O::DownstreamWireBytesSent => Value::Number(record.bytes_sent),
+        O::StreamId => Value::Text(uuid(record.stream_id).into()),
+        O::ResponseCode
+        | O::RequestHeadersBytes
+        | O::ResponseHeadersBytes
+        | O::ResponseTrailersBytes
+        | O::DownstreamHeaderBytesReceived
+        | O::DownstreamHeaderBytesSent
+        | O::UpstreamHeaderBytesReceived
+        | O::UpstreamHeaderBytesSent => Value::Number(0),
+        _ => Value::Absent,
+    }
+}
+
+fn millis(duration: Duration) -> Value<'static> {
+    Value::Number(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn server_name<'a>(source: ServerName, record: &Record<'a>) -> Value<'a> {
+    let host = record.request.and_then(|request| request.authority);
+    optional(match source {
+        ServerName::Sni => record.server_name,
+        ServerName::SniFirst => record.server_name.or(host),
+        ServerName::HostFirst => host.or(record.server_name),
+    })
 }
 
 fn optional(text: Option<&str>) -> Value<'_> {
@@ -148,35 +248,43 @@ fn moment(at: std::time::SystemTime, format: &TimeFormat) -> Value<'static> {
     Value::Text(text.into())
 }
 
-fn flags(flags: &[ResponseFlag], name: fn(ResponseFlag) -> &'static str) -> Value<'static> {
-    match flags {
-        [] => Value::Text("-".into()),
-        [one] => Value::Text(name(*one).into()),
-        many => {
-            let many: Vec<_> = many.iter().map(|flag| name(*flag)).collect();
-            Value::Text(many.join(",").into())
+fn flags(flags: ResponseFlags, name: fn(ResponseFlag) -> &'static str) -> Value<'static> {
+    let mut names = flags.iter().map(name);
+    match (names.next(), names.next()) {
+        (None, _) => Value::Text(ABSENT.into()),
+        (Some(one), None) => Value::Text(one.into()),
+        (Some(first), Some(second)) => {
+            let all: Vec<_> = [first, second].into_iter().chain(names).collect();
+            Value::Text(all.join(",").into())
         }
     }
 }
 
-fn at<'a>(place: Place, record: &Record<'a>) -> Option<&'a str> {
+fn at<'a>(place: Place, record: &Record<'a>) -> Option<AddressText<'a>> {
     match place {
         Place::DownstreamRemote => record.downstream_remote,
         Place::DownstreamDirectRemote => record.downstream_direct_remote,
         Place::DownstreamLocal => record.downstream_local,
         Place::DownstreamDirectLocal => record.downstream_direct_local,
+        Place::UpstreamHost => record.upstream_host,
         Place::UpstreamRemote => record.upstream_remote,
         Place::UpstreamLocal => record.upstream_local,
     }
 }
 
-fn address(text: Option<&str>, part: AddressPart) -> Value<'_> {
-    let Some(text) = text else { return Value::Absent };
-    match (part, text.parse::<SocketAddr>()) {
-        (AddressPart::WithoutPort, Ok(socket)) => Value::Text(socket.ip().to_string().into()),
-        (AddressPart::Port, Ok(socket)) => Value::Number(socket.port().into()),
-        (AddressPart::Port, Err(_)) => Value::Absent,
-        (AddressPart::Whole | AddressPart::WithoutPort, _) => optional(Some(text)),
+fn address(address: Option<AddressText<'_>>, part: AddressPart) -> Value<'_> {
+    let (text, socket) = match (address, part) {
+        (None, _) => return Value::Absent,
+        (Some(AddressText::Socket(socket)), _) => (None, Some(socket)),
+        (Some(AddressText::Text(text)), AddressPart::Whole) => (Some(text), None),
+        (Some(AddressText::Text(text)), _) => (Some(text), text.parse::<SocketAddr>().ok()),
+    };
+    match (part, socket) {
+        (AddressPart::Whole, Some(socket)) => Value::Text(socket.to_string().into()),
+        (AddressPart::WithoutPort, Some(socket)) => Value::Text(socket.ip().to_string().into()),
+        (AddressPart::Port, Some(socket)) => Value::Number(socket.port().into()),
+        (AddressPart::Port, None) => Value::Absent,
+        (AddressPart::Whole | AddressPart::WithoutPort, None) => optional(text),
     }
 }
 
@@ -227,7 +335,7 @@ mod tests {
             bytes_sent: 2,
             upstream_bytes_received: 3,
             upstream_bytes_sent: 4,
-            flags: &[],
+            flags: ResponseFlags::NONE,
             response_code_details: some,
             termination_details: some,
             local_close_reason: some,
@@ -238,25 +346,29 @@ mod tests {
             connection_id: 7,
             stream_id: 0,
             hostname: text,
-            downstream_remote: some,
-            downstream_direct_remote: some,
-            downstream_local: some,
-            downstream_direct_local: some,
+            downstream_remote: some.map(AddressText::Text),
+            downstream_direct_remote: some.map(AddressText::Text),
+            downstream_local: some.map(AddressText::Text),
+            downstream_direct_local: some.map(AddressText::Text),
             server_name: some,
             downstream_peer: peer,
             downstream_tls: None,
             cluster: some,
+            cluster_raw: some,
             endpoint_name: None,
-            upstream_remote: some,
-            upstream_local: some,
+            upstream_host: some.map(AddressText::Text),
+            upstream_remote: some.map(AddressText::Text),
+            upstream_local: some.map(AddressText::Text),
             attempts: 2,
             upstream_peer: peer,
             upstream_tls: None,
+            request: None,
         }
     }
 
     fn text_of(format: &str, record: &Record<'_>) -> String {
-        line(&AccessLogFormat::Text(Template::parse(format).unwrap()), record)
+        let line = line(&AccessLogFormat::Text(Template::parse(format).unwrap()), record);
+        String::from_utf8(line).unwrap()
     }
 
     /// A format, its line of a record that has every fact, and of one that has none.
@@ -335,10 +447,11 @@ mod tests {
             ResponseFlag::UpstreamRetryLimitExceeded,
         ];
         let full = Record {
-            flags: &flags,
-            downstream_remote: Some("[2001:db8::1]:80"),
-            downstream_local: Some("/run/app.sock"),
-            upstream_remote: Some("10.0.0.1:443"),
+            flags: flags.into_iter().collect(),
+            downstream_remote: Some(AddressText::Text("[2001:db8::1]:80")),
+            downstream_local: Some(AddressText::Text("/run/app.sock")),
+            upstream_host: Some(AddressText::Text("10.0.0.1:443")),
+            upstream_remote: Some(AddressText::Socket("10.0.0.1:443".parse().unwrap())),
             endpoint_name: Some("db.example:5432"),
             downstream_tls: Some(tls),
             upstream_tls: Some(tls),
@@ -379,6 +492,7 @@ mod tests {
             let template = JsonTemplate::parse(&members).unwrap();
             let fact: String = (0..random.usize(0..20)).map(|_| random.char(..)).collect();
             let line = line(&AccessLogFormat::Json(template), &record(None, &fact));
+            let line = String::from_utf8(line).unwrap();
             let body = line.strip_suffix('\n').unwrap();
             assert!(!body.contains('\n'), "{body}");
             let parsed: serde_json::Map<String, Json> = serde_json::from_str(body).unwrap();

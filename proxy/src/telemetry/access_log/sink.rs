@@ -141,7 +141,8 @@ impl Sink {
     }
 
     /// Takes whole lines; they are dropped where they do not fit. Never waits for a write.
-    pub fn write(&self, lines: &str) {
+    pub fn write(&self, lines: impl AsRef<[u8]>) {
+        let lines = lines.as_ref();
         let mut state = self.shared.state();
         let before = state.waiting.len();
         if before + lines.len() > LIMIT {
@@ -149,7 +150,7 @@ impl Sink {
             self.dropped.increment(1);
             return;
         }
-        state.waiting.extend_from_slice(lines.as_bytes());
+        state.waiting.extend_from_slice(lines);
         let after = state.waiting.len();
         drop(state);
         // The first line starts the clock, the one that fills the buffer ends it.
@@ -393,7 +394,7 @@ mod tests {
         // More than the thread's batch and the buffer hold together.
         let written = 4 * LIMIT / 64;
         for number in 0..written {
-            sink.write(&format!("{number:063}\n"));
+            sink.write(format!("{number:063}\n"));
         }
         assert!(sink.shared.state().waiting.len() <= LIMIT);
         assert!(
@@ -458,7 +459,7 @@ mod tests {
                 std::thread::spawn(move || {
                     for number in 0..500 {
                         // As every connection does it: by the name of the sink.
-                        of(&AccessLogSink::Stdout).write(&format!("access {thread} {number:0300}\n"));
+                        of(&AccessLogSink::Stdout).write(format!("access {thread} {number:0300}\n"));
                     }
                 })
             })

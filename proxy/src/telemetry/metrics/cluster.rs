@@ -173,6 +173,10 @@ pub struct CircuitBreakerMetrics {
     pub connections_open: Gauge,
     /// `rq_pending_open`: no more that wait.
     pub pending_open: Gauge,
+    /// `rq_open`: no more requests.
+    pub requests_open: Gauge,
+    /// `rq_retry_open`: no more retries.
+    pub retries_open: Gauge,
     _scope: Scope,
 }
 
@@ -184,6 +188,8 @@ impl CircuitBreakerMetrics {
         Self {
             connections_open: gauge("cx_open"),
             pending_open: gauge("rq_pending_open"),
+            requests_open: gauge("rq_open"),
+            retries_open: gauge("rq_retry_open"),
             _scope: scope,
         }
     }
@@ -207,6 +213,10 @@ pub struct OutlierMetrics {
     pub detected_gateway_failure: Counter,
     /// `ejections_enforced_consecutive_gateway_failure`.
     pub enforced_gateway_failure: Counter,
+    /// `ejections_detected_success_rate`.
+    pub detected_success_rate: Counter,
+    /// `ejections_enforced_success_rate`.
+    pub enforced_success_rate: Counter,
     _scope: Scope,
 }
 
@@ -223,6 +233,8 @@ impl OutlierMetrics {
             enforced_consecutive_5xx: counter("enforced_consecutive_5xx"),
             detected_gateway_failure: counter("detected_consecutive_gateway_failure"),
             enforced_gateway_failure: counter("enforced_consecutive_gateway_failure"),
+            detected_success_rate: counter("detected_success_rate"),
+            enforced_success_rate: counter("enforced_success_rate"),
             _scope: scope,
         }
     }

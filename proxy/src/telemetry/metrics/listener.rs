@@ -81,6 +81,11 @@ impl ListenerMetrics {
         }
     }
 
+    /// The listener's name among statistics: its `stat_prefix`, else its address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The handles for TLS; they exist from the first call on.
     pub fn tls(&self) -> &DownstreamTlsMetrics {
         self.tls.get_or_init(|| DownstreamTlsMetrics::new(&self.scope))

@@ -8,6 +8,7 @@ pub mod cell;
 mod cluster;
 mod consul;
 mod facade;
+pub mod http;
 mod listener;
 pub mod registry;
 pub mod render;

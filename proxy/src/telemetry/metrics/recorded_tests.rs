@@ -12,7 +12,7 @@ use super::*;
 
 const API: &str = "api.default.dc1.internal.17b1d5da-eec0-1b75-21ab-f4bbdf0e280a.consul";
 
-fn recorded_config() -> StatsConfig {
+pub(super) fn recorded_config() -> StatsConfig {
     let json: serde_json::Value = serde_json::from_str(include_str!("recorded/stats_config.json")).unwrap();
     let tags = json["stats_tags"].as_array().unwrap();
     StatsConfig {

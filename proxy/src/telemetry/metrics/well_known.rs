@@ -46,7 +46,7 @@ pub(super) const fn of(first_word: &'static str, tag: &'static str, find: Find) 
 
 /// The rules in Envoy's order. Patterns are words between dots: `*` is any one, `$` the value, and `**`
 /// the rest, at least one word.
-pub(super) const WELL_KNOWN: [Rule; 25] = [
+pub(super) const WELL_KNOWN: [Rule; 26] = [
     any("envoy.response_code", response_code),
     any("envoy.response_code_class", response_code_class),
     of("listener", "envoy.ssl_cipher", |name| ssl(name, ".ssl.ciphers.")),
@@ -76,6 +76,7 @@ pub(super) const WELL_KNOWN: [Rule; 25] = [
     of("http", "envoy.http_user_agent", |n| {
         words(n, "http.*.user_agent.$.**")
     }),
+    of("http", "envoy.rbac_http_prefix", |n| words(n, "http.*.rbac.$.**")),
     of("vhost", "envoy.virtual_cluster", |n| {
         words(n, "vhost.*.vcluster.$.**")
     }),
@@ -271,6 +272,7 @@ mod tests {
         tls_certificate in cluster.a.b.ssl.certificate.c.expiration_unix_time_seconds is c and leaves cluster.a.b.ssl.certificate.expiration_unix_time_seconds
         grpc_bridge_method in cluster.a.grpc.s.m.0 is m and leaves cluster.a.grpc.s.0
         grpc_bridge_service in cluster.a.grpc.s.m.0 is s and leaves cluster.a.grpc.m.0
+        rbac_http_prefix in http.a.rbac.p.allowed is p and leaves http.a.rbac.allowed
         rds_route_config in http.a.rds.r.s.update is r.s and leaves http.a.rds.update
     ";
 
@@ -293,6 +295,7 @@ mod tests {
             ("response_code_class", "xx"),
             ("cluster_name", "cluster.a"),
             ("tcp_prefix", "tcp..x"),
+            ("rbac_http_prefix", "http.public_listener.rbac.allowed"),
             ("rbac_prefix", "http.public_listener.rbac.allowed"),
             ("listener_address", "listener.admin.x"),
             ("listener_address", "listener."),

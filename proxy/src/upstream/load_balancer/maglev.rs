@@ -96,6 +96,7 @@ impl Filling {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EnvoysChoice;
     use super::*;
 
     fn keys(weights: &[u32]) -> Vec<(String, u32)> {
@@ -137,5 +138,49 @@ mod tests {
     fn nothing_to_choose_from() {
         assert_eq!(Maglev::new(&[], 65_537).choose(1, 0), None);
         assert_eq!(Maglev::new(&keys(&[1]), 65_537).choose(u64::MAX, 3), Some(0));
+    }
+
+    #[test]
+    fn envoys_endpoint_is_chosen_for_each_key() {
+        let by_default = [
+            EnvoysChoice {
+                weights: [1, 1, 1, 1, 1],
+                first: "40323121404010220130",
+                all: 0x6b1b_4aa1_9bc5_b216,
+            },
+            EnvoysChoice {
+                weights: [1, 2, 3, 5, 8],
+                first: "44323124444013224334",
+                all: 0x0a14_e09f_7126_bacf,
+            },
+            EnvoysChoice {
+                weights: [100, 1, 50, 7, 33],
+                first: "40300020004000220040",
+                all: 0xb97c_f240_7e9b_6588,
+            },
+        ];
+        let small = [
+            EnvoysChoice {
+                weights: [1, 1, 1, 1, 1],
+                first: "10100431411030140211",
+                all: 0xe23d_15b9_e626_99b7,
+            },
+            EnvoysChoice {
+                weights: [1, 2, 3, 5, 8],
+                first: "14440431414434424214",
+                all: 0xdbe2_a3c6_3a93_20ad,
+            },
+            EnvoysChoice {
+                weights: [100, 1, 50, 7, 33],
+                first: "40000420440040200212",
+                all: 0xcce2_079b_e29a_223b,
+            },
+        ];
+        for (size, table) in [(65_537, by_default), (251, small)] {
+            for envoys in table {
+                let chooser = Maglev::new(&envoys.keys(), size);
+                envoys.assert(|hash| chooser.choose(hash, 0));
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ mod least_request;
 mod maglev;
 mod random;
 mod ring_hash;
+mod round_robin;
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -24,6 +25,7 @@ const EXTRA_PROBES: usize = 16;
 pub struct Pool {
     endpoints: Vec<Rc<EndpointState>>,
     table: OnceCell<Table>,
+    turns: round_robin::Turns,
 }
 
 /// Where hashes lead; made when the first connection asks.
@@ -37,6 +39,7 @@ impl Pool {
     /// Of these.
     pub fn new(endpoints: Vec<Rc<EndpointState>>) -> Self {
         Self {
+            turns: round_robin::Turns::new(&endpoints),
             endpoints,
             table: OnceCell::new(),
         }
@@ -65,6 +68,11 @@ impl Pool {
                 self.choose_by_hash(self.table.get_or_init(|| self.table(kind)), hash, avoid)
             }
         }
+    }
+
+    /// The one whose turn it is among those that are not to be avoided, for requests.
+    pub fn take_turn(&self, avoid: impl Fn(&EndpointState) -> bool) -> Option<&Rc<EndpointState>> {
+        self.turns.take(&self.endpoints, avoid)
     }
 
     fn choose_by_hash(
@@ -124,6 +132,36 @@ fn endpoints(weights_and_active: &[(u32, u32)]) -> Vec<Rc<EndpointState>> {
             Rc::new(state)
         })
         .collect()
+}
+
+/// What Envoy 1.40.0 chose for the 1,000 values `key-0` to `key-999` of a header, among the endpoints
+/// 127.0.0.1:21001 to :21005 of these weights: the first choices, and xxHash64 of all of them.
+#[cfg(test)]
+struct EnvoysChoice {
+    weights: [u32; 5],
+    /// Indices, as digits.
+    first: &'static str,
+    all: u64,
+}
+
+#[cfg(test)]
+impl EnvoysChoice {
+    fn keys(&self) -> Vec<(String, u32)> {
+        let keys = (21_001..).map(|port| format!("127.0.0.1:{port}"));
+        keys.zip(self.weights).collect()
+    }
+
+    fn assert(&self, choose: impl Fn(u64) -> Option<usize>) {
+        let chosen: String = (0..1000)
+            .map(|i| {
+                choose(xxhash64(format!("key-{i}").as_bytes(), 0))
+                    .unwrap()
+                    .to_string()
+            })
+            .collect();
+        assert_eq!(&chosen[..self.first.len()], self.first, "{:?}", self.weights);
+        assert_eq!(xxhash64(chosen.as_bytes(), 0), self.all, "{:?}", self.weights);
+    }
 }
 
 #[cfg(test)]

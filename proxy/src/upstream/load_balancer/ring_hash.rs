@@ -48,6 +48,7 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EnvoysChoice;
     use super::*;
 
     fn keys(ports: std::ops::Range<u16>) -> Vec<(String, u32)> {
@@ -101,5 +102,49 @@ mod tests {
         assert_eq!(counts(&[1, 1, 1, 1], 1024, 6), [2, 1, 2, 1]);
         assert_eq!(counts(&[], 1024, 8_388_608), Vec::<usize>::new());
         assert_eq!(Ring::new(&[], 1024, 8_388_608).choose(7, 0), None);
+    }
+
+    #[test]
+    fn envoys_endpoint_is_chosen_for_each_key() {
+        let by_default = [
+            EnvoysChoice {
+                weights: [1, 1, 1, 1, 1],
+                first: "00440311202120440341",
+                all: 0x72d7_637d_a3d0_e5d0,
+            },
+            EnvoysChoice {
+                weights: [1, 2, 3, 5, 8],
+                first: "33443330402324440344",
+                all: 0x33fc_eef3_edbc_5eba,
+            },
+            EnvoysChoice {
+                weights: [100, 1, 50, 7, 33],
+                first: "00442000020020400243",
+                all: 0x0f85_7a13_cbdc_3b4f,
+            },
+        ];
+        let small = [
+            EnvoysChoice {
+                weights: [1, 1, 1, 1, 1],
+                first: "14333310321202421230",
+                all: 0xf71b_4d0e_b6f1_1e9b,
+            },
+            EnvoysChoice {
+                weights: [1, 2, 3, 5, 8],
+                first: "34343312321234421230",
+                all: 0x13df_a220_afc3_b0a5,
+            },
+            EnvoysChoice {
+                weights: [100, 1, 50, 7, 33],
+                first: "04022000002024420220",
+                all: 0xa799_9785_ed69_02c0,
+            },
+        ];
+        for ((minimum, maximum), table) in [((1024, 8_388_608), by_default), ((64, 200), small)] {
+            for envoys in table {
+                let chooser = Ring::new(&envoys.keys(), minimum, maximum);
+                envoys.assert(|hash| chooser.choose(hash, 0));
+            }
+        }
     }
 }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use attache_proto::TypeUrl;
-use attache_proto::envoy::config::accesslog::v3::{
-    AccessLog as Wire, access_log::ConfigType, access_log_filter::FilterSpecifier,
-};
+use attache_proto::envoy::config::accesslog::v3::{AccessLog as Wire, access_log::ConfigType};
 use attache_proto::envoy::config::core::v3::{
     SubstitutionFormatString, data_source::Specifier, substitution_format_string::Format,
 };
@@ -19,19 +17,45 @@ use attache_proto::envoy::extensions::access_loggers::{
 use prost_types::{Any, Struct, value::Kind};
 use serde_json::{Map, Value};
 
+use super::access_log_filter;
 use super::common::{need, type_name, unpack, without_effect};
 use super::context::Context;
 use super::error::{At, DecodeError};
-use crate::model::ResponseFlag;
 use crate::model::access_log::{
     AccessLog, AccessLogFilter, AccessLogFormat, AccessLogSink, JsonTemplate, Template,
 };
 
-/// The access logs of a list.
+/// Formatters that add an operator which is always there in Attaché.
+const FORMATTERS: [&str; 2] = [
+    "envoy.extensions.formatter.metadata.v3.Metadata",
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+];
+
+/// The access logs of a list, of connections.
 ///
 /// # Errors
-/// Names the log and its kind or filter that is not supported.
+/// Names the log and its kind, filter or operator that is not supported.
 pub fn decode(logs: &[Wire], at: &At<'_>, ctx: &mut Context<'_>) -> Result<Vec<Arc<AccessLog>>, DecodeError> {
+    let decoded = of_requests(logs, at, ctx)?;
+    for (index, log) in decoded.iter().enumerate() {
+        let operators = log.format.operators();
+        if let Some(operator) = operators.iter().find(|operator| operator.is_of_requests_alone()) {
+            let why = format!("has an operator that is supported in logs of requests only: {operator:?}");
+            return Err(at.index(index).field("typed_config").refuse(why));
+        }
+    }
+    Ok(decoded)
+}
+
+/// The access logs of a list, of requests.
+///
+/// # Errors
+/// Names the log and its kind, filter or operator that is not supported.
+pub fn of_requests(
+    logs: &[Wire],
+    at: &At<'_>,
+    ctx: &mut Context<'_>,
+) -> Result<Vec<Arc<AccessLog>>, DecodeError> {
     let mut decoded = Vec::with_capacity(logs.len());
     for (index, log) in logs.iter().enumerate() {
         decoded.push(Arc::new(one(log, &at.index(index), ctx)?));
@@ -45,7 +69,10 @@ fn one(log: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<AccessLog, Deco
     };
     let typed = at.field("typed_config");
     let (sink, format) = sink(config, &typed, ctx)?;
-    let filter = filter(log, &at.field("filter"))?;
+    let filter = match &log.filter {
+        None => AccessLogFilter::All,
+        Some(filter) => access_log_filter::decode(filter, &at.field("filter"), ctx)?,
+    };
     Ok(AccessLog { sink, format, filter })
 }
 
@@ -108,9 +135,12 @@ fn substitution(
     at: &At<'_>,
     ctx: &mut Context<'_>,
 ) -> Result<AccessLogFormat, DecodeError> {
-    if let Some(formatter) = format.formatters.first() {
-        let why = format!("{:?} is not supported", formatter.name);
-        return Err(at.field("formatters").index(0).refuse(why));
+    for (index, formatter) in format.formatters.iter().enumerate() {
+        let known = formatter.typed_config.as_ref().map(type_name);
+        if !known.is_some_and(|name| FORMATTERS.contains(&name)) {
+            let why = format!("{:?} is not supported", formatter.name);
+            return Err(at.field("formatters").index(index).refuse(why));
+        }
     }
     without_effect(at, ctx, &[(format.omit_empty_values, "omit_empty_values")]);
     match &format.format {
@@ -171,36 +201,14 @@ fn value(json: &prost_types::Value, depth: u32) -> Option<Value> {
     })
 }
 
-/// Which connections are logged.
-fn filter(log: &Wire, at: &At<'_>) -> Result<AccessLogFilter, DecodeError> {
-    let Some(filter) = &log.filter else {
-        return Ok(AccessLogFilter::All);
-    };
-    let Some(FilterSpecifier::ResponseFlagFilter(filter)) = &filter.filter_specifier else {
-        return Err(at.refuse("is not a response_flag_filter, which alone is supported"));
-    };
-    if filter.flags.is_empty() {
-        return Ok(AccessLogFilter::AnyFlag);
-    }
-    let at = at.field("response_flag_filter.flags");
-    let flag = |(index, name): (usize, &String)| {
-        ResponseFlag::parse(name)
-            .ok_or_else(|| at.index(index).refuse(format!("{name:?} is no response flag")))
-    };
-    let flags = filter
-        .flags
-        .iter()
-        .enumerate()
-        .map(flag)
-        .collect::<Result<_, _>>()?;
-    Ok(AccessLogFilter::Flags(flags))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Bench, any};
     use super::*;
-    use attache_proto::envoy::config::accesslog::v3::{AccessLogFilter as WireFilter, ResponseFlagFilter};
+    use crate::model::ResponseFlag;
+    use attache_proto::envoy::config::accesslog::v3::{
+        AccessLogFilter as WireFilter, ResponseFlagFilter, access_log_filter::FilterSpecifier,
+    };
     use attache_proto::envoy::config::core::v3::TypedExtensionConfig;
 
     const AT: At<'static> = At::resource("Listener", "l");
@@ -322,9 +330,42 @@ mod tests {
         );
         let mut filtered = log(stdout(None), None);
         filtered.filter = Some(WireFilter {
-            filter_specifier: Some(FilterSpecifier::DurationFilter(Default::default())),
+            filter_specifier: Some(FilterSpecifier::ExtensionFilter(Default::default())),
         });
-        assert_eq!(read(&filtered).unwrap_err().path, "[0].filter");
+        assert_eq!(read(&filtered).unwrap_err().path, "[0].filter.extension_filter");
+    }
+
+    #[test]
+    fn what_only_requests_have_is_refused_of_connections() {
+        let format = |text: &str| log(stdout(Some(Format::TextFormat(text.to_owned()))), None);
+        let moments = format("a %COMMON_DURATION(DS_RX_BEG:DS_TX_END)%");
+        let mut bench = Bench::default();
+        assert!(of_requests(std::slice::from_ref(&moments), &AT, &mut bench.context()).is_ok());
+        let refused = read(&moments).unwrap_err();
+        assert_eq!(refused.path, "[0].typed_config");
+        assert!(read(&format("%PATH% %REQ(a)%")).is_ok());
+    }
+
+    #[test]
+    fn a_formatter_whose_operator_is_there_anyway_is_taken() {
+        let formatter = |kind: &str| {
+            let typed_config = Some(Any {
+                type_url: format!("type.googleapis.com/envoy.extensions.formatter.{kind}"),
+                value: Vec::new(),
+            });
+            any(&StdoutAccessLog {
+                access_log_format: Some(StdoutFormat::LogFormat(SubstitutionFormatString {
+                    formatters: vec![TypedExtensionConfig {
+                        name: "x".to_owned(),
+                        typed_config,
+                    }],
+                    format: Some(Format::TextFormat("%REQ_WITHOUT_QUERY(:PATH)%".to_owned())),
+                    ..SubstitutionFormatString::default()
+                })),
+            })
+        };
+        assert!(read(&log(formatter("req_without_query.v3.ReqWithoutQuery"), None)).is_ok());
+        assert!(read(&log(formatter("cel.v3.Cel"), None)).is_err());
     }
 
     #[test]

@@ -68,8 +68,6 @@ pub struct Context<'a> {
     pub secrets: &'a BTreeMap<Name, Secret>,
     /// Whether a key fits its certificate and can be used; the error never quotes the key.
     pub check_identity: fn(&Identity) -> Result<(), String>,
-    /// Decodes HTTP chains that cannot run yet too, which are refused otherwise.
-    pub every_http_chain: bool,
     /// Lends what earlier passes decoded alike.
     pub shared: &'a mut Shared,
     /// What is set and has no effect here, each with its place, in words for a person.
@@ -96,7 +94,6 @@ impl<'a> Context<'a> {
             files,
             secrets,
             check_identity,
-            every_http_chain: false,
             shared,
             notices: BTreeSet::new(),
             watched: BTreeSet::new(),

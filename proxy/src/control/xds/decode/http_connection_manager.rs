@@ -87,7 +87,7 @@ fn manager(wire: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<HttpConnec
             always_in_response: wire.always_set_request_id_in_response,
         },
         tracing,
-        access_log: access_log::decode(&logs, &logs_at, ctx)?,
+        access_log: access_log::of_requests(&logs, &logs_at, ctx)?,
         otel_access_log,
         proxy_100_continue: wire.proxy_100_continue,
         suppress_envoy_headers: router.suppress_envoy_headers,

@@ -1,8 +1,8 @@
-//! `HttpConnectionManager.Tracing`, custom tags, and Zipkin, the one provider.
+//! `HttpConnectionManager.Tracing`, custom tags, and the providers: Zipkin here, OpenTelemetry in `otel_tracing`.
 
 use attache_proto::TypeUrl;
 use attache_proto::envoy::config::trace::v3::{
-    ZipkinConfig,
+    OpenTelemetryConfig, ZipkinConfig,
     tracing::{Http, http::ConfigType},
     zipkin_config::{CollectorEndpointVersion, TraceContextOption},
 };
@@ -10,9 +10,10 @@ use attache_proto::envoy::extensions::filters::network::http_connection_manager:
 use attache_proto::envoy::r#type::tracing::v3::{self as tag, custom_tag::Type};
 use attache_proto::envoy::r#type::v3::Percent;
 
-use super::common::{enumeration, need, type_name, unpack, without_effect};
+use super::common::{enumeration, need, type_name, unpack, unsupported, without_effect};
 use super::context::Context;
 use super::error::{At, DecodeError};
+use super::otel_tracing;
 use crate::model::http::{
     CustomTag, CustomTagValue, Sampling, Tracing, TracingProvider, Zipkin, ZipkinFormat,
 };
@@ -87,14 +88,18 @@ fn provider(wire: &Http, at: &At<'_>, ctx: &mut Context<'_>) -> Result<TracingPr
     };
     let at = at.field("typed_config");
     let name = type_name(config);
-    if name != ZipkinConfig::TYPE_NAME {
-        return Err(at.refuse(format!("is a {name:?}: Zipkin alone is supported")));
+    match name {
+        ZipkinConfig::TYPE_NAME => zipkin(&unpack(config, &at)?, &at, ctx).map(TracingProvider::Zipkin),
+        OpenTelemetryConfig::TYPE_NAME => {
+            otel_tracing::decode(&unpack(config, &at)?, &at, ctx).map(TracingProvider::OpenTelemetry)
+        }
+        _ => Err(at.refuse(format!("is a {name:?}: Zipkin and OpenTelemetry are supported"))),
     }
-    zipkin(&unpack(config, &at)?, &at, ctx).map(TracingProvider::Zipkin)
 }
 
 fn zipkin(wire: &ZipkinConfig, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Zipkin, DecodeError> {
     without_effect(at, ctx, &[(wire.timestamp_trace_ids, "timestamp_trace_ids")]);
+    unsupported(at, &[(wire.collector_service.is_some(), "collector_service")])?;
     let version_at = at.field("collector_endpoint_version");
     let context_at = at.field("trace_context_option");
     Ok(Zipkin {

@@ -19,7 +19,7 @@ use super::common::{
 };
 use super::context::Context;
 use super::error::{At, DecodeError};
-use super::{access_log, address, filter_chain, not_yet};
+use super::{access_log, address, filter_chain};
 use crate::model::Listener;
 use crate::model::listener::{Direction, ListenerFilters};
 
@@ -60,11 +60,6 @@ pub fn decode(listener: &Wire, ctx: &mut Context<'_>) -> Result<Listener, Decode
     };
     if filter_chains.is_empty() && default_filter_chain.is_none() {
         return Err(chains_at.refuse("is empty"));
-    }
-    if !ctx.every_http_chain {
-        for chain in filter_chains.iter().chain(&default_filter_chain) {
-            not_yet::check(chain, direction == TrafficDirection::Outbound, &chains_at, ctx)?;
-        }
     }
     let access_log = access_log::decode(&listener.access_log, &at.field("access_log"), ctx)?;
     Ok(Listener {

@@ -10,6 +10,7 @@
 //! refuse the resource, elsewhere they are noticed.
 
 pub mod access_log;
+mod access_log_filter;
 pub mod address;
 pub mod cluster;
 mod cluster_fields;
@@ -25,8 +26,8 @@ mod jwt;
 pub mod listener;
 pub mod matcher;
 mod network_filters;
-mod not_yet;
 mod otel_access_log;
+mod otel_tracing;
 pub mod rbac;
 pub mod route;
 mod route_action;

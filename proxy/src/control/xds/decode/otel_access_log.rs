@@ -60,6 +60,7 @@ fn one(
                 "custom_tags",
             ),
             (!config.resource_detectors.is_empty(), "resource_detectors"),
+            (config.http_service.is_some(), "http_service"),
         ],
     )?;
     let objects =

@@ -16,9 +16,10 @@ use super::common::{enumeration, known_fields, need, parse, unsupported, without
 use super::context::Context;
 use super::error::{At, DecodeError};
 use super::{matcher, route_action};
+use crate::model::header_value;
 use crate::model::route::{
-    Domain, HeaderAppendAction, HeaderMutations, HeaderValueOption, PathMatch, QueryParameterCheck,
-    QueryParameterMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost,
+    Domain, HeaderAppendAction, HeaderMutations, HeaderValueError, HeaderValueOption, PathMatch,
+    QueryParameterCheck, QueryParameterMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost,
 };
 
 /// Envoy's default of `max_direct_response_body_size_bytes`.
@@ -302,7 +303,7 @@ impl Mutations<'_> {
         let remove = |names: &[String], at: At<'_>| {
             let names = names.iter().enumerate();
             names
-                .map(|(index, name)| mutable(name, &at.index(index)))
+                .map(|(index, name)| removable(name, &at.index(index)))
                 .collect::<Result<Vec<_>, _>>()
         };
         Ok(HeaderMutations {
@@ -331,19 +332,19 @@ fn header_value(wire: &WireHeader, at: &At<'_>) -> Result<HeaderValueOption, Dec
         (None, WireAppend::OverwriteIfExistsOrAdd) => HeaderAppendAction::OverwriteIfExistsOrAdd,
         (None, WireAppend::OverwriteIfExists) => HeaderAppendAction::OverwriteIfExists,
     };
-    Ok(HeaderValueOption {
-        name: mutable(&header.key, &header_at.field("key"))?,
-        value: header.value.as_str().into(),
-        append,
-        keep_empty_value: wire.keep_empty_value,
-    })
+    let mut option = HeaderValueOption::new(&header.key, &header.value, append).map_err(|error| {
+        let field = match error {
+            HeaderValueError::Name(_) | HeaderValueError::Unchangeable(_) => "key",
+            HeaderValueError::Format(_) | HeaderValueError::Value => "value",
+        };
+        header_at.field(field).refuse(error.to_string())
+    })?;
+    option.keep_empty_value = wire.keep_empty_value;
+    Ok(option)
 }
 
-/// The name of a header that may be changed: neither the host nor what is no real header.
-fn mutable(name: &str, at: &At<'_>) -> Result<Arc<str>, DecodeError> {
-    let lower = need(name, at)?.to_ascii_lowercase();
-    if lower.starts_with(':') || lower == "host" {
-        return Err(at.refuse(format!("{name:?} must not be changed")));
-    }
-    Ok(lower.into())
+/// The name of a header that may be removed.
+fn removable(name: &str, at: &At<'_>) -> Result<Arc<str>, DecodeError> {
+    let name = header_value::mutable(need(name, at)?).map_err(|error| at.refuse(error.to_string()))?;
+    Ok(name.as_str().into())
 }

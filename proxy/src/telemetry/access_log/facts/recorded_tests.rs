@@ -135,14 +135,14 @@ impl Case {
             endpoint: endpoint.as_deref(),
             silent: false,
         };
-        let (texts, outcome) = (Texts::of(&facts, &end), outcome(self.flag));
+        let outcome = outcome(self.flag);
         let start = format!("2026-11-23T16:21:{}Z", self.start);
         let record = Record {
             start: OffsetDateTime::parse(&start, &Rfc3339).unwrap().into(),
             hostname: "vm",
-            ..facts.record(&end, &outcome, &texts)
+            ..facts.record(&end, &outcome, None)
         };
-        render::line(format, &record)
+        String::from_utf8(render::line(format, &record)).unwrap()
     }
 }
 
@@ -202,6 +202,22 @@ fn consuls_default_json_is_envoys() {
 fn json_of_every_type_is_envoys() {
     let format = json(include_str!("recorded/nested_format.json"));
     compare(&format, &CASES[..6], include_str!("recorded/nested.jsonl"));
+}
+
+/// As a second Envoy wrote it of the same two ends.
+#[test]
+fn an_endpoint_that_was_not_connected_to_has_no_address() {
+    let format = "%UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_REMOTE_PORT% %UPSTREAM_HOST_NAME% \
+                  %UPSTREAM_CLUSTER_RAW% %PATH% %DOWNSTREAM_HEADER_BYTES_RECEIVED%";
+    let format = AccessLogFormat::Text(Template::parse(format).unwrap());
+    assert_eq!(
+        CASES[0].line(&format),
+        "127.0.0.1:18710 127.0.0.1:18710 18710 127.0.0.1:18710 app - 0"
+    );
+    assert_eq!(
+        CASES[3].line(&format),
+        "127.0.0.1:18712 - - 127.0.0.1:18712 dead - 0"
+    );
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! A request under way to an endpoint and its response, over either version of HTTP.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::header::HeaderMap;
+
+use super::body::{BodyError, Chunk};
+use super::h1::client::ResponseError;
+use super::message::ResponseHead;
+use super::{h1, h2};
+
+/// The exchange.
+#[derive(Debug)]
+pub(super) enum Exchange {
+    Http1(Box<h1::client::Exchange>),
+    Http2(Box<h2::client::Exchange>),
+}
+
+/// Why an exchange failed, as far as a retry or an answer depends on it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    /// The connection ended before the response.
+    #[error("{0}")]
+    Ended(String),
+    /// The endpoint reset the stream.
+    #[error("the endpoint reset the stream: {0}")]
+    Reset(::h2::Reason),
+    /// It had not looked at the request (HTTP/2's `REFUSED_STREAM`, or a GOAWAY before it).
+    #[error("the endpoint refused the stream")]
+    Refused,
+    /// What came breaks the rules.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl Exchange {
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+        match self {
+            Self::Http1(exchange) => exchange.poll_ready(cx).map_err(|error| ended(&error)),
+            Self::Http2(exchange) => exchange.poll_ready(cx).map_err(ExchangeError::from),
+        }
+    }
+
+    pub(super) fn write(&mut self, bytes: Bytes) -> Result<(), ExchangeError> {
+        match self {
+            Self::Http1(exchange) => {
+                exchange.write(bytes);
+                Ok(())
+            }
+            Self::Http2(exchange) => Ok(exchange.write(bytes)?),
+        }
+    }
+
+    pub(super) fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), ExchangeError> {
+        match self {
+            Self::Http1(exchange) => {
+                exchange.end();
+                Ok(())
+            }
+            Self::Http2(exchange) => Ok(exchange.end(trailers)?),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+        match self {
+            Self::Http1(exchange) => exchange.poll_flush(cx).map_err(|error| ended(&error)),
+            // Its connection has a task that writes.
+            Self::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether anything of the response was received.
+    pub(super) fn is_answered(&self) -> bool {
+        match self {
+            Self::Http1(exchange) => exchange.is_answered(),
+            Self::Http2(exchange) => exchange.is_answered(),
+        }
+    }
+
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
+        match self {
+            Self::Http1(exchange) => exchange.poll_head(cx).map_err(|error| match error {
+                ResponseError::Ended(error) => ended(&error),
+                error => ExchangeError::Protocol(error.to_string()),
+            }),
+            Self::Http2(exchange) => exchange.poll_head(cx).map_err(ExchangeError::from),
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        match self {
+            Self::Http1(exchange) => exchange.has_ended(),
+            Self::Http2(exchange) => exchange.has_ended(),
+        }
+    }
+
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        match self {
+            Self::Http1(exchange) => {
+                Poll::Ready(ready!(exchange.poll_body(cx)).map(|read| read.map(Chunk::Data)))
+            }
+            Self::Http2(exchange) => exchange.poll_body(cx),
+        }
+    }
+
+    /// Gives the request up: the endpoint is not to work on it any more.
+    pub(super) fn abandon(&mut self) {
+        match self {
+            // The connection is dropped, and so reset.
+            Self::Http1(_) => {}
+            Self::Http2(exchange) => exchange.reset(::h2::Reason::CANCEL),
+        }
+    }
+}
+
+fn ended(error: &std::io::Error) -> ExchangeError {
+    ExchangeError::Ended(match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "the endpoint ended the connection".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+impl From<::h2::Error> for ExchangeError {
+    fn from(error: ::h2::Error) -> Self {
+        match error.reason() {
+            Some(::h2::Reason::REFUSED_STREAM) => Self::Refused,
+            Some(_) if error.is_go_away() && error.is_remote() => Self::Refused,
+            Some(reason) if error.is_remote() => Self::Reset(reason),
+            Some(reason) if error.is_library() => Self::Protocol(reason.to_string()),
+            _ => Self::Ended(error.to_string()),
+        }
+    }
+}

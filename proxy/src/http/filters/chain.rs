@@ -1,0 +1,153 @@
+//! The HTTP filters before the router, in their order.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hyper::header::{HeaderMap, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
+
+use super::jwt::{JwtRequest, Refusal};
+use crate::http::local_reply::LocalReply;
+use crate::http::message::{RequestHead, RequestView};
+use crate::http::stream::{Stop, Stream};
+use crate::model::http::HttpFilter;
+use crate::model::jwt::JwtAuthn;
+use crate::model::matcher::Request;
+use crate::model::{Action, Metadata, Rbac};
+use crate::telemetry::ResponseFlag;
+
+/// Runs them on a request.
+///
+/// # Errors
+/// The answer of a filter that lets the request go no further.
+pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
+    for filter in &stream.manager.http_filters {
+        match filter {
+            HttpFilter::Rbac {
+                rules: Some(rules), ..
+            } => rbac(stream, rules)?,
+            HttpFilter::JwtAuthn(config) => jwt(stream, config).await?,
+            HttpFilter::Rbac { rules: None, .. }
+            | HttpFilter::HeaderToMetadata(_)
+            | HttpFilter::GrpcStats(_)
+            | HttpFilter::GrpcHttp1Bridge => {}
+        }
+    }
+    Ok(())
+}
+
+fn rbac(stream: &Stream, rules: &Rbac) -> Result<(), Stop> {
+    let Some(policy) = denied_by(rules, stream) else {
+        return Ok(());
+    };
+    let reply = LocalReply::text(StatusCode::FORBIDDEN, "RBAC: access denied", "rbac_access_denied");
+    Err(reply
+        .because(ResponseFlag::UnauthorizedDetails, &format!("denied by {policy}"))
+        .into())
+}
+
+/// The rule by which the newest configuration would keep a request out that is under way.
+pub(in crate::http) fn denied_now(stream: &Stream) -> Option<Arc<str>> {
+    let manager = (stream.connection.manager)();
+    manager.http_filters.iter().find_map(|filter| match filter {
+        HttpFilter::Rbac {
+            rules: Some(rules), ..
+        } => denied_by(rules, stream),
+        _ => None,
+    })
+}
+
+fn denied_by(rules: &Rbac, stream: &Stream) -> Option<Arc<str>> {
+    let (head, metadata) = (stream.head.borrow(), stream.metadata.borrow());
+    let view = RequestView {
+        head: &head,
+        metadata: &metadata,
+    };
+    let verdict = rules.evaluate(&stream.downstream.borrow(), Some(&view));
+    (verdict.action == Action::Deny).then_some(verdict.policy)
+}
+
+/// A request's head and metadata while a filter waits; put back however that ends.
+struct Lent<'a> {
+    stream: &'a Stream,
+    head: RequestHead,
+    metadata: Metadata,
+}
+
+impl<'a> Lent<'a> {
+    fn of(stream: &'a Stream) -> Self {
+        let nothing = RequestHead::nothing(Method::GET);
+        Self {
+            stream,
+            head: stream.head.replace(nothing),
+            metadata: stream.metadata.take(),
+        }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        std::mem::swap(&mut self.head, &mut self.stream.head.borrow_mut());
+        std::mem::swap(&mut self.metadata, &mut self.stream.metadata.borrow_mut());
+    }
+}
+
+impl Request for RequestHead {
+    fn header(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
+        self.header_text(name)
+    }
+
+    fn any_value(&self, name: &str, holds: &mut dyn FnMut(&str) -> bool) -> Option<bool> {
+        self.any_header_value(name, holds)
+    }
+
+    fn path(&self) -> &str {
+        Self::path(self)
+    }
+
+    fn metadata(&self, _: &str, _: &[Arc<str>]) -> Option<std::borrow::Cow<'_, str>> {
+        None
+    }
+}
+
+impl JwtRequest for RequestHead {
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn set_target(&mut self, target: String) {
+        self.target = target;
+    }
+}
+
+async fn jwt(stream: &Stream, config: &Arc<JwtAuthn>) -> Result<(), Stop> {
+    let prefix = format!("http.{}.", stream.manager.stat_prefix);
+    let filter = stream.connection.worker.jwks.filter(config, &prefix);
+    let mut lent = Lent::of(stream);
+    let Lent { head, metadata, .. } = &mut lent;
+    // Routes are looked for once, after the filters: there is no choice to clear.
+    match filter.authenticate(head, metadata, SystemTime::now()).await {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(refused(refusal).into()),
+    }
+}
+
+fn refused(refusal: Refusal) -> LocalReply {
+    let why = match &refusal.reason {
+        Some(reason) => (ResponseFlag::None, reason.to_string()),
+        None => (
+            ResponseFlag::DownstreamProtocolError,
+            "a claim cannot be a header".to_owned(),
+        ),
+    };
+    let mut reply = LocalReply::text(refusal.status, refusal.body, "");
+    reply.details = refusal.details.into();
+    reply
+        .headers
+        .extend(refusal.www_authenticate.map(|value| (WWW_AUTHENTICATE, value)));
+    reply.because(why.0, &format!("JWT: {}", why.1))
+}

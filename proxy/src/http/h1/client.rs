@@ -1,0 +1,273 @@
+//! The upstream's end of an HTTP/1 connection: one request and its response at a time.
+//!
+//! An [`Exchange`] owns the connection while it lasts and gives it back where another request may follow.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::{Method, StatusCode};
+
+use super::framing::{LengthError, Reader, Writer};
+use super::head::{HeadError, HeadLimits, RawResponse, field, take_response, write_request};
+use super::server::has_no_body;
+use crate::http::body::BodyError;
+use crate::http::message::{RequestHead, ResponseHead, Version};
+use crate::http::request::tokens;
+use crate::http::wire::Wire;
+
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Of a response's head, as much as Envoy takes by default.
+const LIMITS: HeadLimits = HeadLimits {
+    bytes: 80 * 1024,
+    fields: 100,
+};
+
+/// A request under way, and its response.
+#[derive(Debug)]
+pub(in crate::http) struct Exchange {
+    wire: Wire,
+    writer: Writer,
+    reader: Reader,
+    method: Method,
+    asks_upgrade: bool,
+    /// The request is queued as a whole.
+    sent: bool,
+    /// The peer keeps the connection after the response.
+    keeps: bool,
+    /// A byte of the response was received.
+    answered: bool,
+    /// What follows the head is no HTTP.
+    switched: bool,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::http) enum ResponseError {
+    /// The connection ended or broke before.
+    #[error("the connection ended before the response: {0}")]
+    Ended(io::Error),
+    /// What came is no HTTP, or breaks its rules.
+    #[error("no HTTP: {0}")]
+    Malformed(&'static str),
+    /// The head is too large.
+    #[error("the response's headers are too large")]
+    TooLarge,
+}
+
+impl Exchange {
+    /// Queues a request's head on a connection that carries nothing else. `bodyless` ends it there.
+    pub(in crate::http) fn begin(wire: Wire, request: &RequestHead, bodyless: bool) -> Self {
+        let mut exchange = Self {
+            wire,
+            writer: Writer::None,
+            reader: Reader::Ended,
+            method: request.method.clone(),
+            asks_upgrade: request.upgrade.is_some(),
+            sent: bodyless,
+            keeps: false,
+            answered: false,
+            switched: false,
+        };
+        let mut out = Vec::with_capacity(1024);
+        write_request(
+            &mut out,
+            &request.method,
+            &request.target,
+            &request.authority,
+            &request.headers,
+        );
+        exchange.writer = match &request.upgrade {
+            Some(protocol) => {
+                // Of HTTP/1 its own words were passed on.
+                if !request.headers.contains_key(UPGRADE) {
+                    field(&mut out, CONNECTION.as_str(), b"upgrade");
+                    field(&mut out, UPGRADE.as_str(), protocol.as_bytes());
+                }
+                Writer::Raw
+            }
+            None if request.headers.contains_key(CONTENT_LENGTH) => Writer::Raw,
+            None if bodyless => {
+                if !is_bodyless(&request.method) {
+                    field(&mut out, CONTENT_LENGTH.as_str(), b"0");
+                }
+                Writer::None
+            }
+            None => {
+                field(&mut out, TRANSFER_ENCODING.as_str(), b"chunked");
+                Writer::Chunked
+            }
+        };
+        out.extend_from_slice(b"\r\n");
+        exchange.wire.write(&out);
+        exchange
+    }
+
+    /// Ready while more of the request may be queued.
+    pub(in crate::http) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.poll_ready(cx)
+    }
+
+    /// Queues a piece of the request's body.
+    pub(in crate::http) fn write(&mut self, bytes: Bytes) {
+        self.writer.data(&mut self.wire, bytes);
+    }
+
+    /// Ends the request.
+    pub(in crate::http) fn end(&mut self) {
+        if !std::mem::replace(&mut self.sent, true) {
+            self.writer.end(&mut self.wire);
+        }
+    }
+
+    /// Ready once all that was queued is sent, and the end of a switched protocol said.
+    pub(in crate::http) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.switched && self.sent {
+            return self.wire.poll_finish(cx);
+        }
+        self.wire.poll_flush(cx)
+    }
+
+    /// Whether a byte of the response was received.
+    pub(in crate::http) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// The final response's head. Informational ones are passed over.
+    pub(in crate::http) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, ResponseError>> {
+        loop {
+            if !self.wire.input().is_empty() {
+                self.answered = true;
+                match take_response(self.wire.input(), LIMITS) {
+                    Ok(None) => {}
+                    Ok(Some(head)) if self.is_final(&head) => {
+                        let framed = self.frame(&head);
+                        return Poll::Ready(framed.map(|()| ResponseHead {
+                            status: head.status,
+                            headers: head.headers,
+                        }));
+                    }
+                    Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                        return Poll::Ready(Err(ResponseError::Malformed("it switches protocols unasked")));
+                    }
+                    Ok(Some(head)) if has_length(&head) => {
+                        return Poll::Ready(Err(ResponseError::Malformed(
+                            "an informational response with a body",
+                        )));
+                    }
+                    Ok(Some(_)) => continue,
+                    Err(HeadError::TooLarge) => return Poll::Ready(Err(ResponseError::TooLarge)),
+                    Err(HeadError::Malformed(why)) => return Poll::Ready(Err(ResponseError::Malformed(why))),
+                    Err(HeadError::Version) => {
+                        return Poll::Ready(Err(ResponseError::Malformed(
+                            "its version is neither 1.0 nor 1.1",
+                        )));
+                    }
+                }
+            }
+            match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) if self.answered => {
+                    return Poll::Ready(Err(ResponseError::Malformed(
+                        "it ended in the middle of its head",
+                    )));
+                }
+                Ok(0) => {
+                    let ended = io::ErrorKind::UnexpectedEof.into();
+                    return Poll::Ready(Err(ResponseError::Ended(ended)));
+                }
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(ResponseError::Ended(error))),
+            }
+        }
+    }
+
+    fn is_final(&self, head: &RawResponse) -> bool {
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        !head.status.is_informational() || switches && self.asks_upgrade
+    }
+
+    fn frame(&mut self, head: &RawResponse) -> Result<(), ResponseError> {
+        let said =
+            |word: &str| tokens(&head.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(word));
+        self.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let ends = tokens(&head.headers, &PROXY_CONNECTION).any(|token| token.eq_ignore_ascii_case("close"));
+        self.keeps = !ends
+            && match head.version {
+                Version::Http10 => said("keep-alive"),
+                Version::Http11 | Version::Http2 => !said("close"),
+            };
+        if (self.switched || head.status == StatusCode::NO_CONTENT) && has_length(head) {
+            return Err(ResponseError::Malformed("a body where there is none"));
+        }
+        self.reader = if self.switched {
+            Reader::Rest
+        } else if self.method == Method::HEAD || has_no_body(head.status) {
+            Reader::Ended
+        } else {
+            Reader::of_response(&head.headers).map_err(|error| match error {
+                LengthError::Malformed(why) => ResponseError::Malformed(why),
+                LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
+            })?
+        };
+        Ok(())
+    }
+
+    /// Whether nothing more of the response comes.
+    pub(in crate::http) fn has_ended(&self) -> bool {
+        self.reader.has_ended()
+    }
+
+    /// The next bytes of the response's body.
+    pub(in crate::http) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BodyError>>> {
+        self.reader.poll(&mut self.wire, cx)
+    }
+
+    /// The connection, if another request may follow on it.
+    pub(in crate::http) fn into_connection(mut self) -> Option<Wire> {
+        let reusable =
+            self.sent && self.keeps && !self.switched && self.reader.has_ended() && self.wire.is_quiet();
+        if !reusable {
+            if self.reader.has_ended() && self.wire.queued() == 0 {
+                self.wire.finished();
+            }
+            return None;
+        }
+        self.wire.rest();
+        Some(self.wire)
+    }
+}
+
+/// Whether a length is said, other than none.
+fn has_length(head: &RawResponse) -> bool {
+    let lengths = head.headers.get_all(CONTENT_LENGTH);
+    head.headers.contains_key(TRANSFER_ENCODING) || lengths.iter().any(|length| length != "0")
+}
+
+/// Whether a request of this method has no body unless it says so; Envoy says a length of 0 for others.
+fn is_bodyless(method: &Method) -> bool {
+    [
+        Method::GET,
+        Method::HEAD,
+        Method::DELETE,
+        Method::TRACE,
+        Method::CONNECT,
+    ]
+    .contains(method)
+}
+
+/// Whether an idle connection is still good: neither ended nor sent anything unasked. Leaves the waker of
+/// `cx` with its socket.
+pub(in crate::http) fn is_idle(wire: &mut Wire, cx: &mut Context<'_>) -> bool {
+    wire.poll_fill(cx).is_pending()
+}
+
+/// A header that says the connection ends.
+pub(in crate::http) const CLOSE: HeaderValue = HeaderValue::from_static("close");

@@ -1,0 +1,146 @@
+//! The upstream's end of one HTTP/2 stream.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use h2::{Reason, SendStream};
+use hyper::header::{CONNECTION, HeaderMap, UPGRADE};
+use hyper::http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use hyper::{Method, Request};
+
+use super::Received;
+use crate::http::body::{BodyError, Chunk};
+use crate::http::message::{RequestHead, ResponseHead};
+
+/// A request under way, and its response.
+#[derive(Debug)]
+pub(in crate::http) struct Exchange {
+    body: SendStream<Bytes>,
+    response: ResponseFuture,
+    received: Option<Received>,
+    sent: bool,
+    answered: bool,
+}
+
+/// Why a request cannot be sent over HTTP/2.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::http) enum BeginError {
+    /// Its head has something that HTTP/2 cannot say.
+    #[error("the request cannot be said in HTTP/2: {0}")]
+    Head(hyper::http::Error),
+    /// The connection takes none any more.
+    #[error("{0}")]
+    Connection(h2::Error),
+}
+
+impl Exchange {
+    /// Begins a stream; `bodyless` ends the request there.
+    ///
+    /// # Errors
+    /// [`BeginError`]; nothing was sent.
+    pub(in crate::http) fn begin(
+        connection: &mut SendRequest<Bytes>,
+        request: &RequestHead,
+        bodyless: bool,
+    ) -> Result<Self, BeginError> {
+        let request = head(request).map_err(BeginError::Head)?;
+        let (response, body) = connection
+            .send_request(request, bodyless)
+            .map_err(BeginError::Connection)?;
+        Ok(Self {
+            body,
+            response,
+            received: None,
+            sent: bodyless,
+            answered: false,
+        })
+    }
+
+    /// Ready while the upstream takes more.
+    pub(in crate::http) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        super::poll_capacity(&mut self.body, cx)
+    }
+
+    /// Sends a piece of the request's body.
+    pub(in crate::http) fn write(&mut self, bytes: Bytes) -> Result<(), h2::Error> {
+        self.body.send_data(bytes, false)
+    }
+
+    /// Ends the request, with trailers where there are some.
+    pub(in crate::http) fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), h2::Error> {
+        if std::mem::replace(&mut self.sent, true) {
+            return Ok(());
+        }
+        match trailers {
+            Some(trailers) => self.body.send_trailers(trailers),
+            None => self.body.send_data(Bytes::new(), true),
+        }
+    }
+
+    /// Whether the upstream has answered.
+    pub(in crate::http) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// The response's head.
+    pub(in crate::http) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, h2::Error>> {
+        let (parts, body) = ready!(Pin::new(&mut self.response).poll(cx))?.into_parts();
+        self.answered = true;
+        self.received = Some(Received::new(body));
+        Poll::Ready(Ok(ResponseHead {
+            status: parts.status,
+            headers: parts.headers,
+        }))
+    }
+
+    /// Whether nothing more of the response comes.
+    pub(in crate::http) fn has_ended(&self) -> bool {
+        self.received.as_ref().is_some_and(Received::has_ended)
+    }
+
+    /// The next piece of the response.
+    pub(in crate::http) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Chunk, BodyError>>> {
+        match &mut self.received {
+            Some(received) => received.poll(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Gives the stream up.
+    pub(in crate::http) fn reset(&mut self, reason: Reason) {
+        self.body.send_reset(reason);
+    }
+}
+
+fn head(request: &RequestHead) -> Result<Request<()>, hyper::http::Error> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method.clone();
+    head.headers_mut().clone_from(&request.headers);
+    for hop in [CONNECTION, UPGRADE] {
+        head.headers_mut().remove(hop);
+    }
+    if let Some(protocol) = &request.upgrade {
+        *head.method_mut() = Method::CONNECT;
+        head.extensions_mut().insert(Protocol::from(&**protocol));
+    }
+    let mut uri = hyper::http::uri::Parts::default();
+    uri.scheme = Some(if request.scheme == "https" {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
+    uri.authority = Some(request.authority.parse::<Authority>()?);
+    uri.path_and_query = Some(request.target.parse::<PathAndQuery>()?);
+    *head.uri_mut() = Uri::from_parts(uri)?;
+    Ok(head)
+}

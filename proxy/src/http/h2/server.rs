@@ -1,0 +1,89 @@
+//! The downstream's end of one HTTP/2 stream.
+
+use std::cell::RefCell;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use hyper::Response;
+use hyper::header::HeaderMap;
+
+use crate::http::message::ResponseHead;
+
+/// A request's body.
+pub(in crate::http) use super::Received as Incoming;
+
+/// Where the response goes.
+#[derive(Debug)]
+pub(in crate::http) struct Responder {
+    respond: RefCell<SendResponse<Bytes>>,
+    body: RefCell<Option<SendStream<Bytes>>>,
+}
+
+impl Responder {
+    pub(in crate::http) fn new(respond: SendResponse<Bytes>) -> Self {
+        Self {
+            respond: RefCell::new(respond),
+            body: RefCell::new(None),
+        }
+    }
+
+    /// Sends the head; `end` is all there is.
+    pub(in crate::http) fn write_head(&self, head: ResponseHead, end: bool) -> Result<(), h2::Error> {
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        let body = self.respond.borrow_mut().send_response(response, end)?;
+        *self.body.borrow_mut() = Some(body);
+        Ok(())
+    }
+
+    /// Sends a piece of the body.
+    pub(in crate::http) fn write_data(&self, bytes: Bytes) -> Result<(), h2::Error> {
+        self.with_body(|body| body.send_data(bytes, false))
+    }
+
+    /// Ends the body, with trailers where there are some.
+    pub(in crate::http) fn write_end(&self, trailers: Option<HeaderMap>) -> Result<(), h2::Error> {
+        self.with_body(|body| match trailers {
+            Some(trailers) => body.send_trailers(trailers),
+            None => body.send_data(Bytes::new(), true),
+        })
+    }
+
+    /// Ready while the downstream takes more.
+    pub(in crate::http) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        match &mut *self.body.borrow_mut() {
+            Some(body) => super::poll_capacity(body, cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready once the downstream has given the stream up.
+    pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self.body.borrow_mut() {
+            Some(body) => drop(ready!(body.poll_reset(cx))),
+            None => drop(ready!(self.respond.borrow_mut().poll_reset(cx))),
+        }
+        Poll::Ready(())
+    }
+
+    /// Gives the stream up.
+    pub(in crate::http) fn reset(&self, reason: Reason) {
+        match &mut *self.body.borrow_mut() {
+            Some(body) => body.send_reset(reason),
+            None => self.respond.borrow_mut().send_reset(reason),
+        }
+    }
+
+    fn with_body(
+        &self,
+        send: impl FnOnce(&mut SendStream<Bytes>) -> Result<(), h2::Error>,
+    ) -> Result<(), h2::Error> {
+        match &mut *self.body.borrow_mut() {
+            Some(body) => send(body),
+            None => Ok(()),
+        }
+    }
+}

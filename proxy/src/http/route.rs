@@ -1,0 +1,214 @@
+//! What a route makes of a request: where it goes, as what, and what is answered here.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
+
+use super::hash::{Hashed, RequestHash, request_hash};
+use super::local_reply::LocalReply;
+use super::message::{RequestHead, ResponseHead};
+use super::redirect::{Requested, location, rewritten_target, tell_original_host};
+use super::stream::{Stop, Stream};
+use crate::model::Name;
+use crate::model::route::{
+    ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, Redirect, RetryPolicy, Route,
+    RouteAction, VirtualHost,
+};
+use crate::upstream::LoadBalancerContext;
+
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+
+/// Where a request goes.
+pub(super) struct Plan<'a> {
+    pub(super) cluster: Name,
+    pub(super) context: LoadBalancerContext,
+    /// The answer where the cluster does not exist.
+    pub(super) not_found: StatusCode,
+    pub(super) retry_policy: Option<&'a Arc<RetryPolicy>>,
+    /// Its virtual host wants the tries told: to the upstream, and to the downstream.
+    pub(super) tell_attempts: (bool, bool),
+    /// Cookies that the hash made, for the downstream to come back with.
+    pub(super) set_cookies: Vec<HeaderValue>,
+    /// Of several clusters, the share that it fell into.
+    pub(super) share: Option<&'a ClusterWeight>,
+}
+
+/// Chooses the cluster and makes the request what the route wants it to be.
+///
+/// # Errors
+/// The answer where that is no request any more.
+pub(super) fn plan<'a>(
+    stream: &Stream,
+    host: &'a VirtualHost,
+    route: &'a Route,
+    action: &'a RouteAction,
+) -> Result<Plan<'a>, Stop> {
+    let (cluster, share) = choose(action);
+    let retry_policy = action.retry_policy.as_ref().or(host.retry_policy.as_ref());
+    stream.clock.route.set(action.timeout);
+    match action.idle_timeout {
+        IdleTimeout::Inherited => {}
+        IdleTimeout::Disabled => stream.clock.idle.set(None),
+        IdleTimeout::After(limit) => stream.clock.idle.set(Some(limit)),
+    }
+    let head = &mut *stream.head.borrow_mut();
+    if head.upgrade.is_some() {
+        // A protocol that was switched to has no end to wait for.
+        stream.clock.route.set(None);
+    }
+    rewrite_host(head, action, share);
+    rewrite_path(head, route, action)?;
+    let per_try = retry_policy.and_then(|policy| policy.per_try_timeout);
+    let expected = match (action.timeout, per_try) {
+        (Some(whole), Some(one)) => Some(whole.min(one)),
+        (whole, one) => whole.or(one),
+    };
+    if let Some(expected) = expected
+        && !stream.manager.suppress_envoy_headers
+    {
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(EXPECTED_TIMEOUT, millis.into());
+    }
+    *stream.facts.cluster.borrow_mut() = Some(Name::clone(cluster));
+    let hashed = hashed(stream, head, action);
+    Ok(Plan {
+        cluster: Name::clone(cluster),
+        context: LoadBalancerContext {
+            destination: stream.connection.downstream.destination,
+            hash: hashed.hash,
+            max_attempts: None,
+            per_request: true,
+        },
+        set_cookies: hashed.set_cookies,
+        not_found: StatusCode::from_u16(action.cluster_not_found_response_code)
+            .unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+        retry_policy,
+        tell_attempts: (
+            host.include_request_attempt_count,
+            host.include_attempt_count_in_response,
+        ),
+        share,
+    })
+}
+
+fn hashed(stream: &Stream, head: &RequestHead, action: &RouteAction) -> RequestHash {
+    if action.hash_policy.is_empty() {
+        return RequestHash::default();
+    }
+    let downstream = stream.downstream.borrow();
+    let hashed = Hashed {
+        method: head.method.as_str(),
+        authority: &head.authority,
+        target: &head.target,
+        headers: &head.headers,
+        source: downstream.source.map(|source| source.ip()),
+        connection: downstream.direct_source().zip(downstream.destination),
+    };
+    request_hash(&action.hash_policy, &hashed)
+}
+
+/// The host of the share comes first, the route's wins over it; Envoy tells of the latter alone.
+fn rewrite_host(head: &mut RequestHead, action: &RouteAction, share: Option<&ClusterWeight>) {
+    if let Some(host) = share.and_then(|share| share.host_rewrite.as_deref()) {
+        host.clone_into(&mut head.authority);
+    }
+    if let Some(HostRewrite::Literal(host)) = &action.host_rewrite {
+        let before = std::mem::replace(&mut head.authority, host.to_string());
+        tell_original_host(&mut head.headers, &before, action.append_x_forwarded_host);
+    }
+}
+
+fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> Result<(), Stop> {
+    let Some(rewrite) = &action.path_rewrite else {
+        return Ok(());
+    };
+    let rewritten = rewritten_target(rewrite, &route.matches, &head.target);
+    if rewritten.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return Err(LocalReply::bad_request("the rewritten path is none", "path_rewrite").into());
+    }
+    let before = std::mem::replace(&mut head.target, rewritten);
+    if let Ok(before) = HeaderValue::from_str(&before) {
+        head.headers.insert(ORIGINAL_PATH, before);
+    }
+    Ok(())
+}
+
+/// The route's cluster, of several one by weight.
+fn choose(action: &RouteAction) -> (&Name, Option<&ClusterWeight>) {
+    match &action.cluster {
+        ClusterSpecifier::Cluster(name) => (name, None),
+        ClusterSpecifier::Weighted(clusters) => {
+            let sum: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+            let chosen = at_weight(clusters, fastrand::u64(0..sum.max(1))).unwrap_or(&clusters[0]);
+            (&chosen.name, Some(chosen))
+        }
+    }
+}
+
+/// The cluster in whose share `place` is.
+fn at_weight(clusters: &[ClusterWeight], mut place: u64) -> Option<&ClusterWeight> {
+    clusters.iter().find(|cluster| {
+        let weight = u64::from(cluster.weight);
+        let here = place < weight;
+        place = place.saturating_sub(weight);
+        here
+    })
+}
+
+/// The answer that the route has. One that may tell of another place tells of the same.
+pub(super) fn direct(direct: &DirectResponse, request: &RequestHead) -> LocalReply {
+    let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut reply = LocalReply::empty(status, "direct_response");
+    reply.body = String::from_utf8_lossy(&direct.body).into_owned();
+    if status == StatusCode::CREATED || status.is_redirection() {
+        let here = format!("{}://{}{}", request.scheme, request.authority, request.target);
+        reply
+            .headers
+            .extend(HeaderValue::from_str(&here).map(|here| (LOCATION, here)));
+    }
+    reply
+}
+
+/// The head of an answer that sends the downstream elsewhere.
+pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead) -> ResponseHead {
+    let mut headers = HeaderMap::new();
+    let requested = Requested {
+        scheme: request.scheme,
+        authority: &request.authority,
+        target: &request.target,
+    };
+    let location = location(redirect, &route.matches, &requested);
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        headers.insert(LOCATION, location);
+    }
+    ResponseHead {
+        status: StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY),
+        headers,
+    }
+}
+
+/// What a route changes of an answer that is made here.
+pub(super) fn change_local_response(_stream: &Stream, _head: &mut ResponseHead) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::route::HeaderMutations;
+
+    #[test]
+    fn shares_follow_the_weights() {
+        let cluster = |name: &str, weight| ClusterWeight {
+            name: name.into(),
+            weight,
+            headers: HeaderMutations::default(),
+            host_rewrite: None,
+        };
+        let clusters = [cluster("none", 0), cluster("a", 2), cluster("b", 1)];
+        let names: Vec<_> = (0..4)
+            .map(|at| at_weight(&clusters, at).map(|c| &*c.name))
+            .collect();
+        assert_eq!(names, [Some("a"), Some("a"), Some("b"), None]);
+    }
+}

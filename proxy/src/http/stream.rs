@@ -1,0 +1,617 @@
+//! The life of one request, as named phases: checks, filters, route, tries, response.
+//!
+//! Owns the request and its limits in time; borrows the downstream's end of the stream for as long. The
+//! upstream's end is the exchange's, dropped with the stream, and so reset, unless it ended in order.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::HeaderName;
+use tokio::time::{Instant, sleep};
+
+use super::body::{BodyError, Chunk, Place, RequestBody};
+use super::clock::{Clock, Overdue};
+use super::connection::Connection;
+use super::exchange::ExchangeError;
+use super::filters;
+use super::headers;
+use super::local_reply::LocalReply;
+use super::message::{RequestHead, RequestView, ResponseHead};
+use super::retry::{Decision, Failure, Retries};
+use super::route::{self, Plan};
+use super::sink::{Gone, Sink};
+use super::upstream::{self, Live, TryError};
+use crate::model::http::{HttpConnectionManager, Routes};
+use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
+use crate::model::{Downstream, Metadata, Name};
+use crate::telemetry::ResponseFlag;
+use crate::telemetry::metrics::http::{Backoff, Response};
+use crate::upstream::cluster::ClusterState;
+
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// One request and its response.
+pub(super) struct Stream {
+    pub(super) connection: Rc<Connection>,
+    pub(super) manager: Arc<HttpConnectionManager>,
+    pub(super) head: RefCell<RequestHead>,
+    pub(super) metadata: RefCell<Metadata>,
+    /// The connection's, unless a trusted hop says that somebody else asks.
+    pub(super) downstream: RefCell<Rc<Downstream>>,
+    pub(super) body: RequestBody,
+    pub(super) sink: Sink,
+    pub(super) clock: Clock,
+    /// The response's head was sent.
+    started: Cell<bool>,
+    pub(super) facts: Facts,
+}
+
+/// What the record of a stream says, as far as it is known.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) table: RefCell<Option<Arc<RouteConfiguration>>>,
+    pub(super) host: RefCell<Option<Arc<VirtualHost>>>,
+    pub(super) route: RefCell<Option<Arc<Route>>>,
+    pub(super) cluster: RefCell<Option<Name>>,
+    pub(super) endpoint: RefCell<Option<String>>,
+    pub(super) attempts: Cell<u32>,
+    pub(super) status: Cell<Option<StatusCode>>,
+    pub(super) sent: Cell<u64>,
+    pub(super) why: RefCell<Option<(ResponseFlag, String)>>,
+    pub(super) details: RefCell<Cow<'static, str>>,
+}
+
+/// Why the phases of a stream ended before the response did.
+pub(super) enum Stop {
+    /// It is answered here.
+    Reply(Box<LocalReply>),
+    /// It cannot be answered any more.
+    Reset(ResponseFlag, String),
+    /// The downstream takes no more.
+    Gone,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The response was sent as a whole.
+    Answered,
+    /// It was cut.
+    Cut,
+}
+
+impl From<LocalReply> for Stop {
+    fn from(reply: LocalReply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
+impl From<Gone> for Stop {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl Stream {
+    pub(super) fn new(
+        connection: &Rc<Connection>,
+        manager: Arc<HttpConnectionManager>,
+        head: RequestHead,
+        body: RequestBody,
+        sink: Sink,
+    ) -> Self {
+        let clock = Clock::new(Instant::now());
+        clock.idle.set(manager.limits.stream_idle_timeout);
+        clock.request.set(manager.limits.request_timeout);
+        clock.duration.set(manager.limits.max_stream_duration);
+        if body.has_ended() {
+            clock.request_ended();
+        }
+        connection.stream_begins(head.version);
+        Self {
+            connection: Rc::clone(connection),
+            manager,
+            head: RefCell::new(head),
+            metadata: RefCell::default(),
+            downstream: RefCell::new(Rc::clone(&connection.downstream)),
+            body,
+            sink,
+            clock,
+            started: Cell::new(false),
+            facts: Facts::default(),
+        }
+    }
+
+    /// Serves the request to its end.
+    pub(super) async fn serve(&self) -> Ended {
+        let stop = {
+            let mut phases = pin!(self.phases());
+            poll_fn(|cx| {
+                if let Poll::Ready(done) = phases.as_mut().poll(cx) {
+                    return Poll::Ready(done.err());
+                }
+                self.poll_watch(cx).map(Some)
+            })
+            .await
+        };
+        match stop {
+            None => Ended::Answered,
+            Some(Stop::Reply(reply)) if !self.started.get() => self.answer(*reply).await,
+            Some(Stop::Reply(reply)) => {
+                let why = reply.why.unwrap_or((ResponseFlag::LocalReset, reply.body));
+                self.reset(why)
+            }
+            Some(Stop::Reset(flag, why)) => self.reset((flag, why)),
+            Some(Stop::Gone) => {
+                self.note(
+                    ResponseFlag::DownstreamConnectionTermination,
+                    "the downstream is gone",
+                );
+                self.facts.details.replace("downstream_remote_disconnect".into());
+                Ended::Cut
+            }
+        }
+    }
+
+    /// Answers a request that never became one.
+    pub(super) async fn refuse(&self, reply: LocalReply) {
+        self.answer(reply).await;
+    }
+
+    /// What may end a stream from outside its phases: the downstream, or time.
+    fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Stop> {
+        if self.sink.poll_gone(cx).is_ready() {
+            return Poll::Ready(Stop::Gone);
+        }
+        self.clock.poll(cx).map(|overdue| self.overdue(overdue).into())
+    }
+
+    fn overdue(&self, overdue: Overdue) -> LocalReply {
+        let has_request = self.clock.has_request();
+        let counts = &self.connection.metrics.counts;
+        match overdue {
+            Overdue::Route => {
+                if let Some(cluster) = self.cluster() {
+                    cluster.http_metrics().counts.rq_timeout.increment(1);
+                    self.answered_for(&cluster, StatusCode::GATEWAY_TIMEOUT);
+                }
+            }
+            Overdue::Idle => counts.rq_idle_timeout.increment(1),
+            Overdue::Request => counts.rq_timeout.increment(1),
+            Overdue::Duration => counts.rq_max_duration_reached.increment(1),
+        }
+        let idle = ResponseFlag::StreamIdleTimeout;
+        match overdue {
+            Overdue::Route => LocalReply::timeout(),
+            Overdue::Idle => LocalReply::overdue(has_request, "stream timeout", idle, "stream_idle_timeout"),
+            Overdue::Request => LocalReply::overdue(
+                false,
+                "request timeout",
+                ResponseFlag::DownstreamConnectionTermination,
+                "request_overall_timeout",
+            ),
+            Overdue::Duration => LocalReply::overdue(
+                has_request,
+                "downstream duration timeout",
+                ResponseFlag::UpstreamMaxStreamDurationReached,
+                "max_duration_timeout",
+            ),
+        }
+    }
+
+    /// The cluster that the request goes to, once that is known.
+    fn cluster(&self) -> Option<Rc<ClusterState>> {
+        let name = self.facts.cluster.borrow().clone()?;
+        self.connection.worker.clusters.get(&name)
+    }
+
+    /// Counts a response that the downstream gets, of a cluster or in its place.
+    fn answered_for(&self, cluster: &ClusterState, status: StatusCode) {
+        cluster.http_metrics().response(Response {
+            code: status.as_u16(),
+            internal: false,
+        });
+    }
+
+    async fn phases(&self) -> Result<(), Stop> {
+        headers::receive(self)?;
+        filters::run(self).await?;
+        let router = &self.connection.metrics.router;
+        router.rq_total.increment(1);
+        let (table, host, route) = self.find_route().inspect_err(|_| router.no_route.increment(1))?;
+        *self.facts.table.borrow_mut() = Some(Arc::clone(&table));
+        *self.facts.host.borrow_mut() = Some(Arc::clone(&host));
+        *self.facts.route.borrow_mut() = Some(Arc::clone(&route));
+        match &route.action {
+            RouteDecision::DirectResponse(direct) => Err(route::direct(direct, &self.head.borrow()).into()),
+            RouteDecision::Redirect(redirect) => {
+                router.rq_direct_response.increment(1);
+                let head = route::redirect(redirect, &route, &self.head.borrow());
+                self.facts.details.replace("direct_response".into());
+                self.send_whole(head, Bytes::new()).await
+            }
+            RouteDecision::Route(action) => {
+                let plan = route::plan(self, &host, &route, action)?;
+                self.forward(&plan).await
+            }
+        }
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "the three that a route is found in, named by the caller"
+    )]
+    fn find_route(&self) -> Result<(Arc<RouteConfiguration>, Arc<VirtualHost>, Arc<Route>), Stop> {
+        let table = match &self.manager.routes {
+            Routes::Inline(table) => Arc::clone(table),
+            Routes::Rds(name) => self
+                .connection
+                .worker
+                .routes(name)
+                .ok_or_else(LocalReply::no_route)?,
+        };
+        let found = {
+            let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
+            let view = RequestView {
+                head: &head,
+                metadata: &metadata,
+            };
+            let found = table.find(&head.authority, &view);
+            found.map(|(host, route)| (Arc::clone(host), Arc::clone(route)))
+        };
+        let (host, route) = found.ok_or_else(LocalReply::no_route)?;
+        Ok((table, host, route))
+    }
+
+    /// Tries until a response stands.
+    async fn forward(&self, plan: &Plan<'_>) -> Result<(), Stop> {
+        let mut retries = {
+            let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
+            Retries::new(
+                plan.retry_policy,
+                &RequestView {
+                    head: &head,
+                    metadata: &metadata,
+                },
+            )
+        };
+        self.body.keep();
+        loop {
+            retries.attempts += 1;
+            self.facts.attempts.set(retries.attempts);
+            if plan.tell_attempts.0 {
+                let headers = &mut self.head.borrow_mut().headers;
+                headers.insert(ATTEMPT_COUNT, retries.attempts.into());
+            }
+            let (decision, tried) = match upstream::attempt(self, plan, &retries).await {
+                Ok((head, live)) => {
+                    let cluster = Rc::clone(live.cluster());
+                    live.answered(head.status);
+                    let decision = match self.body.can_be_replayed() {
+                        true => retries.after_response(head.status, &head.headers, &cluster),
+                        false => Decision::Stands,
+                    };
+                    (decision, Ok((head, live)))
+                }
+                Err(TryError::Stop(stop)) => return Err(stop),
+                Err(TryError::Failed(failed)) => {
+                    let decision = match self.body.can_be_replayed() {
+                        true => retries.after_failure(failed.failure, failed.sent, failed.cluster.as_ref()),
+                        false => Decision::Stands,
+                    };
+                    (decision, Err(failed))
+                }
+            };
+            let flag = match decision {
+                Decision::Again(pause) => {
+                    self.again(&tried);
+                    drop(tried);
+                    sleep(pause).await;
+                    continue;
+                }
+                Decision::Stands => None,
+                Decision::Exhausted => Some(ResponseFlag::UpstreamRetryLimitExceeded),
+                Decision::Overflow => Some(ResponseFlag::UpstreamOverflow),
+            };
+            return match tried {
+                Ok((head, live)) => {
+                    if let Some(flag) = flag {
+                        self.note(flag, "no more retries");
+                    }
+                    self.answered_for(live.cluster(), head.status);
+                    self.respond(plan, head, live).await
+                }
+                Err(failed) => {
+                    let cluster = failed.cluster.clone();
+                    let reply = failed.into_reply(plan, retries.attempts > 1);
+                    if let Some(cluster) = cluster {
+                        self.answered_for(&cluster, reply.status);
+                    }
+                    Err(reply.into())
+                }
+            };
+        }
+    }
+
+    /// Counts that a try is followed by another.
+    fn again(&self, tried: &Result<(ResponseHead, Live), Box<Failed>>) {
+        let cluster = match tried {
+            Ok((head, live)) => {
+                live.cluster()
+                    .http_metrics()
+                    .response_retried(head.status.as_u16());
+                Some(live.cluster())
+            }
+            Err(failed) => failed.cluster.as_ref(),
+        };
+        if let Some(cluster) = cluster {
+            cluster.http_metrics().retry(Backoff::Exponential);
+        }
+    }
+
+    /// Hands the response on, and what is left of the request.
+    async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        headers::received_response(self, plan, &mut head.headers);
+        if plan.tell_attempts.1 {
+            head.headers
+                .insert(ATTEMPT_COUNT, self.facts.attempts.get().into());
+        }
+        self.finish_response_headers(&mut head);
+        let end = live.exchange.has_ended();
+        self.facts.details.replace("via_upstream".into());
+        self.start(head, end)?;
+        if end {
+            self.sink.end()?;
+        }
+        let mut changed = pin!(self.connection.worker.changed.notified());
+        changed.as_mut().enable();
+        let mut over = end;
+        poll_fn(|cx| {
+            if changed.as_mut().poll(cx).is_ready() {
+                changed.set(self.connection.worker.changed.notified());
+                changed.as_mut().enable();
+                if let Some(policy) = filters::denied_now(self) {
+                    return Poll::Ready(Err(Stop::Reset(
+                        ResponseFlag::UnauthorizedDetails,
+                        format!("reset: newer rules deny it ({policy})"),
+                    )));
+                }
+            }
+            // What the upstream does not want any more of a request does not matter once it has answered.
+            let request = upstream::poll_request(self, &mut live, cx);
+            if let Poll::Ready(Err(TryError::Stop(stop))) = request {
+                return Poll::Ready(Err(stop));
+            }
+            while !over {
+                match self.poll_response(&mut live, cx) {
+                    Poll::Ready(Ok(true)) => over = true,
+                    Poll::Ready(Ok(false)) => {}
+                    Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
+                    Poll::Pending => {
+                        let _ = self.sink.poll_flush(cx)?;
+                        return Poll::Pending;
+                    }
+                }
+            }
+            ready!(self.sink.poll_flush(cx))?;
+            Poll::Ready(Ok(()))
+        })
+        .await?;
+        let took = self.clock.since_request_end();
+        live.cluster().http_metrics().response_complete(false, took);
+        live.give_back(self);
+        Ok(())
+    }
+
+    /// One piece of the response; true at its end.
+    fn poll_response(&self, live: &mut Live, cx: &mut Context<'_>) -> Poll<Result<bool, Stop>> {
+        ready!(self.sink.poll_ready(cx))?;
+        match ready!(live.exchange.poll_body(cx)) {
+            Some(Ok(chunk)) => {
+                self.clock.moved();
+                let last = matches!(chunk, Chunk::Trailers(_));
+                if let Chunk::Data(bytes) = &chunk {
+                    self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
+                }
+                self.sink.write(chunk)?;
+                if !last && live.exchange.has_ended() {
+                    self.sink.end()?;
+                    return Poll::Ready(Ok(true));
+                }
+                Poll::Ready(Ok(last))
+            }
+            Some(Err(error)) => {
+                let flag = match error {
+                    BodyError::Malformed(_) => ResponseFlag::UpstreamProtocolError,
+                    BodyError::Incomplete | BodyError::Io(_) | BodyError::Http2(_) => {
+                        ResponseFlag::UpstreamConnectionTermination
+                    }
+                };
+                Poll::Ready(Err(Stop::Reset(flag, format!("the response was cut: {error}"))))
+            }
+            None => {
+                self.sink.end()?;
+                Poll::Ready(Ok(true))
+            }
+        }
+    }
+
+    /// Answers here.
+    async fn answer(&self, reply: LocalReply) -> Ended {
+        if let Some((flag, why)) = &reply.why {
+            tracing::debug!(flags = %flag, reason = %why, "a request is answered here");
+            self.note(*flag, why);
+        }
+        self.facts.details.replace(reply.details.clone());
+        let closes = reply.close || reply.status == StatusCode::BAD_REQUEST;
+        if closes && let Sink::Http1(http1) = &self.sink {
+            http1.close.set(true);
+        }
+        let grpc = self.head.borrow().is_grpc();
+        let (head, body) = reply.into_response(grpc);
+        let sending = self.send_whole(head, body);
+        let mut sending = pin!(sending);
+        let sent = poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(sent.is_ok());
+            }
+            // Only what concerns the downstream ends it now.
+            match self.poll_watch(cx) {
+                Poll::Ready(Stop::Gone) => Poll::Ready(false),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        if sent { Ended::Answered } else { Ended::Cut }
+    }
+
+    async fn send_whole(&self, mut head: ResponseHead, body: Bytes) -> Result<(), Stop> {
+        route::change_local_response(self, &mut head);
+        self.finish_response_headers(&mut head);
+        let body = if self.head.borrow().method == hyper::Method::HEAD {
+            Bytes::new()
+        } else {
+            body
+        };
+        self.start(head, body.is_empty())?;
+        if !body.is_empty() {
+            self.facts.sent.set(body.len() as u64);
+            poll_fn(|cx| self.sink.poll_ready(cx)).await?;
+            self.sink.write(Chunk::Data(body))?;
+            self.sink.end()?;
+        }
+        poll_fn(|cx| self.sink.poll_flush(cx)).await?;
+        Ok(())
+    }
+
+    fn finish_response_headers(&self, head: &mut ResponseHead) {
+        headers::sent_response(self, head);
+    }
+
+    fn start(&self, head: ResponseHead, end: bool) -> Result<(), Gone> {
+        self.started.set(true);
+        self.facts.status.set(Some(head.status));
+        self.connection.metrics.response(head.status.as_u16());
+        if !self.body.has_ended() {
+            self.connection
+                .metrics
+                .counts
+                .rq_response_before_rq_complete
+                .increment(1);
+        }
+        if self.connection.is_draining()
+            && let Sink::Http1(http1) = &self.sink
+        {
+            http1.close.set(true);
+        }
+        self.clock.moved();
+        self.sink.write_head(head, end)
+    }
+
+    fn reset(&self, (flag, why): (ResponseFlag, String)) -> Ended {
+        self.note(flag, &why);
+        self.sink.reset(h2::Reason::INTERNAL_ERROR);
+        Ended::Cut
+    }
+
+    /// The first reason given stands: what follows it is a consequence.
+    pub(super) fn note(&self, flag: ResponseFlag, why: &str) {
+        self.facts
+            .why
+            .borrow_mut()
+            .get_or_insert_with(|| (flag, why.to_owned()));
+    }
+
+    /// The next piece of the request for a try at `place`.
+    pub(super) fn poll_body(
+        &self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Chunk, BodyError>>> {
+        let read = ready!(self.body.poll(place, cx));
+        self.clock.moved();
+        if self.body.has_ended() {
+            self.clock.request_ended();
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.connection.record(self);
+    }
+}
+
+/// What a failed try leaves.
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// Some of the request was sent.
+    pub(super) sent: bool,
+    pub(super) cluster: Option<Rc<ClusterState>>,
+    pub(super) why: FailedBy,
+}
+
+/// By what a try failed.
+pub(super) enum FailedBy {
+    Connect(crate::upstream::ConnectError),
+    Exchange(ExchangeError),
+    PerTryTimeout,
+}
+
+impl Failed {
+    fn into_reply(self, plan: &Plan<'_>, retried: bool) -> LocalReply {
+        match self.why {
+            FailedBy::Connect(error) => LocalReply::connect(&error, plan.not_found, retried),
+            FailedBy::PerTryTimeout => LocalReply::text(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream request timeout",
+                "upstream_per_try_timeout",
+            )
+            .because(
+                ResponseFlag::UpstreamRequestTimeout,
+                "no response within the time of one try",
+            ),
+            FailedBy::Exchange(error) => {
+                let why = error.to_string();
+                match error {
+                    ExchangeError::Ended(_) => LocalReply::before_headers(
+                        "connection termination",
+                        retried,
+                        "upstream_reset_before_response_started{connection_termination}",
+                    )
+                    .because(ResponseFlag::UpstreamConnectionTermination, &why),
+                    ExchangeError::Reset(_) | ExchangeError::Refused => LocalReply::before_headers(
+                        if matches!(error, ExchangeError::Refused) {
+                            "remote refused stream reset"
+                        } else {
+                            "remote reset"
+                        },
+                        retried,
+                        "upstream_reset_before_response_started{remote_reset}",
+                    )
+                    .because(ResponseFlag::UpstreamRemoteReset, &why),
+                    ExchangeError::Protocol(_) => {
+                        let reply = LocalReply::before_headers(
+                            "protocol error",
+                            retried,
+                            "upstream_reset_before_response_started{protocol_error}",
+                        );
+                        LocalReply {
+                            status: StatusCode::BAD_GATEWAY,
+                            ..reply
+                        }
+                        .because(ResponseFlag::UpstreamProtocolError, &why)
+                    }
+                }
+            }
+        }
+    }
+}

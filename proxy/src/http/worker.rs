@@ -1,0 +1,134 @@
+//! What the HTTP connections of a worker share: clusters, pools, route tables by name, and the news of changes.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::Uri;
+use tokio::sync::Notify;
+
+use super::client::{self, ClientError};
+use super::filters::jwt::{Fetch, FetchError, JwksStore};
+use super::message::{RequestHead, Version};
+use super::pool::Pools;
+use crate::model::jwt::RemoteJwks;
+use crate::model::{Name, RouteConfiguration, Snapshot};
+use crate::telemetry::metrics::http::ConnectionManagerMetrics;
+use crate::upstream::ClusterManager;
+
+/// How long a key set may be; a token is signed by one of a handful.
+const MAX_JWKS_BYTES: usize = super::filters::jwt::jwks::MAX_BYTES;
+
+/// One a worker.
+pub struct HttpWorker {
+    pub(super) clusters: Rc<ClusterManager>,
+    pub(super) pools: Rc<Pools>,
+    /// Key sets of JWT providers.
+    pub(super) jwks: JwksStore,
+    routes: RefCell<BTreeMap<Name, Arc<RouteConfiguration>>>,
+    /// By `stat_prefix` and listener.
+    metrics: RefCell<BTreeMap<(Name, String), Weak<ConnectionManagerMetrics>>>,
+    /// Told of every snapshot, for streams that live long.
+    pub(super) changed: Notify,
+}
+
+impl HttpWorker {
+    /// Over the worker's clusters.
+    pub fn new(clusters: Rc<ClusterManager>) -> Self {
+        let pools = Rc::<Pools>::default();
+        Self {
+            jwks: JwksStore::new(fetch(&pools, &clusters)),
+            clusters,
+            pools,
+            routes: RefCell::default(),
+            metrics: RefCell::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Takes the route tables of a snapshot.
+    pub fn apply(&self, snapshot: &Snapshot) {
+        self.routes.borrow_mut().clone_from(&snapshot.routes);
+    }
+
+    /// Listeners and routes are those of a newer snapshot now: streams that newer rules deny are to end.
+    pub fn applied(&self) {
+        self.jwks.sweep();
+        self.changed.notify_waiters();
+    }
+
+    /// The counters of the connection managers of this `stat_prefix` on a listener.
+    pub(super) fn metrics(&self, stat_prefix: &Name, listener: &str) -> Rc<ConnectionManagerMetrics> {
+        let mut all = self.metrics.borrow_mut();
+        let key = (Name::clone(stat_prefix), listener.to_owned());
+        if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        all.retain(|_, metrics| metrics.strong_count() > 0);
+        let made = Rc::new(ConnectionManagerMetrics::new(stat_prefix, listener));
+        all.insert(key, Rc::downgrade(&made));
+        made
+    }
+
+    /// The route table called `name`; none while it is not known.
+    pub(super) fn routes(&self, name: &str) -> Option<Arc<RouteConfiguration>> {
+        self.routes.borrow().get(name).cloned()
+    }
+}
+
+impl std::fmt::Debug for HttpWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpWorker").finish_non_exhaustive()
+    }
+}
+
+/// Gets key sets over the worker's pools.
+fn fetch(pools: &Rc<Pools>, clusters: &Rc<ClusterManager>) -> Fetch {
+    let (pools, clusters) = (Rc::downgrade(pools), Rc::downgrade(clusters));
+    Rc::new(move |source: &RemoteJwks| {
+        let (pools, clusters) = (pools.clone(), clusters.clone());
+        let (uri, cluster) = (Arc::clone(&source.uri), Name::clone(&source.cluster));
+        Box::pin(async move {
+            let broken = |why: String| FetchError {
+                why,
+                retriable: false,
+            };
+            let (Some(pools), Some(clusters)) = (pools.upgrade(), clusters.upgrade()) else {
+                return Err(broken("the worker ends".to_owned()));
+            };
+            let head = get(&uri).ok_or_else(|| broken(format!("{uri:?} is no URI")))?;
+            let asked = client::ask(&pools, &clusters, &cluster, &head, Bytes::new(), MAX_JWKS_BYTES).await;
+            match asked {
+                Ok((status, body)) if status == hyper::StatusCode::OK => Ok(body),
+                Ok((status, _)) => Err(FetchError {
+                    why: format!("the answer is {status}"),
+                    retriable: status.is_server_error(),
+                }),
+                Err(error) => Err(FetchError {
+                    retriable: !matches!(error, ClientError::TooLarge(_)),
+                    why: error.to_string(),
+                }),
+            }
+        })
+    })
+}
+
+fn get(uri: &str) -> Option<RequestHead> {
+    let uri: Uri = uri.parse().ok()?;
+    Some(RequestHead {
+        scheme: if uri.scheme_str() == Some("https") {
+            "https"
+        } else {
+            "http"
+        },
+        authority: uri.authority()?.as_str().to_owned(),
+        target: uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str())
+            .to_owned(),
+        version: Version::Http11,
+        ..RequestHead::nothing(hyper::Method::GET)
+    })
+}

@@ -1,0 +1,125 @@
+//! One proxy, its upstreams and its listeners, on which cases run one after the other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::case::{Ask, Case, Path, Version};
+use super::config::{self, Cluster, Manager, PROBE};
+use super::outcome::{Got, name_ports};
+use super::seen::Book;
+use super::upstream::Upstream;
+use super::{h1, h2c};
+use crate::envoy::{Program, Static};
+use crate::free_port;
+
+/// A proxy that runs a group's configuration.
+#[derive(Debug)]
+pub struct Bed {
+    /// The proxy.
+    pub proxy: Static,
+    /// What its upstreams saw.
+    pub book: Book,
+    ports: BTreeMap<String, u16>,
+    _upstreams: Vec<Upstream>,
+}
+
+impl Bed {
+    /// Starts upstreams of these names and, before them, the program. `None` without an Envoy where one is
+    /// wanted.
+    pub async fn start(
+        program: Program,
+        upstreams: &[String],
+        managers: &[Manager],
+        clusters: &[Cluster],
+    ) -> Option<Self> {
+        program.found()?;
+        let book = Book::default();
+        let mut ports = BTreeMap::from([("closed".to_owned(), free_port())]);
+        let mut running = Vec::new();
+        for name in upstreams {
+            let upstream = Upstream::start(name, &book).await;
+            ports.insert(name.clone(), upstream.address.port());
+            running.push(upstream);
+        }
+        let mut listeners: Vec<Value> = Vec::new();
+        let mut resources: Vec<Value> = Vec::new();
+        for upstream in [Version::H1, Version::H2] {
+            for manager in managers {
+                ports.insert(config::listener_name(&manager.name, upstream), free_port());
+                listeners.push(manager.listener(upstream, clusters));
+            }
+            resources.extend(clusters.iter().map(|cluster| cluster.resource(upstream)));
+        }
+        let resources = json!({ "listeners": listeners, "clusters": resources });
+        let resources = config::with_ports(&resources, &|name| ports[name]);
+        let proxy = Static::start(program, &resources).await?;
+        Some(Self {
+            proxy,
+            book,
+            ports,
+            _upstreams: running,
+        })
+    }
+
+    /// Where a manager listens.
+    pub fn address(&self, manager: &str, upstream: Version) -> SocketAddr {
+        let port = self.ports[&config::listener_name(manager, upstream)];
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// What comes of a case over these versions.
+    pub async fn run(&self, case: &Case, manager: &str, path: Path) -> Vec<String> {
+        let to = self.address(manager, path.upstream);
+        let (port, answers, after) = match path.downstream {
+            Version::H1 => over_h1(case, to).await,
+            Version::H2 => over_h2(case, to).await,
+        };
+        let mut lines: Vec<String> = answers.iter().flat_map(Got::lines).collect();
+        lines.push(after);
+        for seen in self.book.take().await {
+            lines.extend(seen.lines());
+        }
+        let mut names: BTreeMap<u16, String> = self
+            .ports
+            .iter()
+            .map(|(name, port)| (*port, name.clone()))
+            .collect();
+        names.insert(port, "downstream".to_owned());
+        lines.iter().map(|line| name_ports(line, &names)).collect()
+    }
+}
+
+/// Asks whether a connection goes on.
+fn probe() -> Ask {
+    let mut ask = Ask::new("GET", "/");
+    PROBE.clone_into(&mut ask.host);
+    ask
+}
+
+async fn over_h1(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
+    let mut connection = h1::Connection::open(to).await;
+    let mut answers = Vec::new();
+    for _ in 0..case.times {
+        answers.extend(connection.ask(&case.ask).await);
+    }
+    let after = connection.afterwards(answers.last(), &probe()).await;
+    (connection.port, answers, after)
+}
+
+async fn over_h2(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
+    let Some(mut connection) = h2c::Connection::open(to).await else {
+        return (0, Vec::new(), "no HTTP/2".to_owned());
+    };
+    let mut answers = Vec::new();
+    if case.ask.upgrade.is_some() {
+        // The settings, which say whether an extended CONNECT is allowed, are there with the first answer.
+        let _ = connection.ask(&probe()).await;
+    }
+    for _ in 0..case.times {
+        answers.push(connection.ask(&case.ask).await);
+    }
+    let after = connection.afterwards(&probe()).await;
+    (connection.port, answers, after)
+}
