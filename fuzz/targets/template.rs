@@ -1,5 +1,5 @@
-//! Formats of access logs: what is parsed is what was written, a refusal names what, and a line in JSON is
-//! JSON.
+//! Formats of access logs and headers: what is parsed is what was written, a refusal names what, a line in
+//! JSON is JSON, and a header's value is one.
 //!
 //! A text, or the object of a `json_format`.
 
@@ -7,19 +7,24 @@
 
 use std::time::{Duration, SystemTime};
 
-use attache::model::ResponseFlag;
-use attache::model::access_log::{AccessLogFormat, FormatError, JsonTemplate, Piece, Template};
+use attache::http::header_mutation::{self, Side};
+use attache::model::access_log::{AccessLogFormat, FormatError, JsonTemplate, Operator, Piece, Template};
+use attache::model::route::{HeaderAppendAction, HeaderValueOption};
+use attache::model::{Downstream, Metadata, ResponseFlag};
 use attache::telemetry::access_log::render;
-use attache::telemetry::access_log::{Record, RecordKind, TlsSession};
+use attache::telemetry::access_log::request::{ConnectionFacts, RequestFacts};
+use attache::telemetry::access_log::{AddressText, Record, RecordKind, TlsSession};
+use hyper::header::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
 fuzz_target!(|text: &str| {
     plain(text);
+    with_request(|request| of_request(text, request));
     if let Ok(Value::Object(members)) = serde_json::from_str(text) {
         match JsonTemplate::parse(&members) {
             Ok(template) => {
-                let line = render::line(&AccessLogFormat::Json(template), &record());
+                let line = json_line(template, &record());
                 let ended = line.strip_suffix('\n').expect("a line ends");
                 assert!(!ended.contains('\n'), "{line}");
                 let read: Value = serde_json::from_str(ended).expect("a line is JSON");
@@ -73,9 +78,64 @@ fn plain(text: &str) {
         operators(twice.pieces()),
         [operators(pieces), operators(pieces)].concat()
     );
+    // A number at random is another each time.
+    if parsed.operators().any(|operator| *operator == Operator::UniqueId) {
+        return;
+    }
     let line = |template| render::line(&AccessLogFormat::Text(template), &record());
     let once = line(parsed);
     assert_eq!(line(twice), once.repeat(2));
+}
+
+fn json_line(template: JsonTemplate, record: &Record<'_>) -> String {
+    String::from_utf8(render::line(&AccessLogFormat::Json(template), record)).expect("a JSON line is text")
+}
+
+/// The same of a request, whose headers are no text, and as a header of its own.
+fn of_request(text: &str, request: &RequestFacts<'_>) {
+    let members = serde_json::Map::from_iter([("m".to_owned(), Value::from(text))]);
+    if let Ok(template) = JsonTemplate::parse(&members) {
+        let line = json_line(template, &request.record(RecordKind::DownstreamEnd));
+        serde_json::from_str::<Value>(&line).expect("a line is JSON");
+    }
+    match HeaderValueOption::new("x-new", text, HeaderAppendAction::AppendIfExistsOrAdd) {
+        Ok(option) => {
+            let mut headers = request.request_headers.cloned().unwrap_or_default();
+            let before = headers.len();
+            header_mutation::apply(&mut headers, Side::Request, &[option], request);
+            assert_eq!(headers.len(), before + usize::from(headers.contains_key("x-new")));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A request with everything that makes a line hard to read.
+fn with_request(run: impl FnOnce(&RequestFacts<'_>)) {
+    let mut headers = HeaderMap::new();
+    for value in [&b"\xff\"\\\t\xc3"[..], b"", b"a b"] {
+        headers.append("a", HeaderValue::from_bytes(value).expect("a value"));
+    }
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    let mut metadata = Metadata::default();
+    metadata.set("a", "b", serde_json::json!({"c": [1, 1e300, null, "\u{1}\n\""], "d": -0.5}));
+    metadata.set("a", "text", "x\ny".into());
+    let downstream = Downstream::default();
+    let connection = ConnectionFacts {
+        listener: "l\"",
+        filter_chain: None,
+        connection_id: 1,
+        downstream: &downstream,
+        tls: None,
+    };
+    run(&RequestFacts {
+        path: Some("/a?a=%&b=%zz&c=%ff&a"),
+        authority: Some("h:80"),
+        request_headers: Some(&headers),
+        response_headers: Some(&headers),
+        metadata: Some(&metadata),
+        status: Some(503),
+        ..RequestFacts::new(&connection, SystemTime::UNIX_EPOCH)
+    });
 }
 
 /// Whether a line has the format's members, and its fixed values where they have no operator.
@@ -111,7 +171,9 @@ fn record() -> Record<'static> {
         bytes_sent: 0,
         upstream_bytes_received: 1,
         upstream_bytes_sent: 2,
-        flags: &[ResponseFlag::NoRouteFound, ResponseFlag::NoClusterFound],
+        flags: [ResponseFlag::NoRouteFound, ResponseFlag::NoClusterFound]
+            .into_iter()
+            .collect(),
         response_code_details: None,
         termination_details: Some("a rule \"web\"\n\\"),
         local_close_reason: Some(""),
@@ -122,19 +184,22 @@ fn record() -> Record<'static> {
         connection_id: 7,
         stream_id: u128::MAX,
         hostname: "host",
-        downstream_remote: Some("[::1]:1"),
-        downstream_direct_remote: Some("/tmp/a:1"),
-        downstream_local: Some("127.0.0.1:80"),
+        downstream_remote: Some(AddressText::Text("[::1]:1")),
+        downstream_direct_remote: Some(AddressText::Text("/tmp/a:1")),
+        downstream_local: Some(AddressText::Text("127.0.0.1:80")),
         downstream_direct_local: None,
         server_name: Some("\u{2028}\"x"),
         downstream_peer: None,
         downstream_tls: Some(tls),
         cluster: Some("local_app"),
+        cluster_raw: None,
         endpoint_name: Some("name:x"),
-        upstream_remote: Some("@abstract"),
+        upstream_host: Some(AddressText::Text("[::1]")),
+        upstream_remote: Some(AddressText::Text("@abstract")),
         upstream_local: None,
         attempts: u32::MAX,
         upstream_peer: None,
         upstream_tls: None,
+        request: None,
     }
 }
