@@ -3,7 +3,7 @@
 use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};
 
 /// Sorted by name.
-pub(crate) static MESSAGES: [Message; 380] = [
+pub(crate) static MESSAGES: [Message; 385] = [
     m(0, 34, 0, 2, Special::Plain, 0), // envoy.admin.v3.BootstrapConfigDump
     m(55, 26, 2, 2, Special::Plain, 0), // envoy.admin.v3.Certificate
     m(98, 33, 4, 7, Special::Plain, 0), // envoy.admin.v3.CertificateDetails
@@ -192,205 +192,210 @@ pub(crate) static MESSAGES: [Message; 380] = [
     m(16180, 35, 673, 11, Special::Plain, 0), // envoy.config.route.v3.HeaderMatcher
     m(16357, 41, 684, 0, Special::Plain, 0), // envoy.config.route.v3.NonForwardingAction
     m(16398, 43, 684, 3, Special::Plain, 0), // envoy.config.route.v3.QueryParameterMatcher
-    m(16441, 36, 687, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
-    m(16608, 33, 697, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
-    m(16788, 46, 708, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    m(16834, 27, 710, 19, Special::Plain, 0), // envoy.config.route.v3.Route
-    m(17122, 53, 729, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
-    m(17175, 33, 731, 30, Special::Plain, 0), // envoy.config.route.v3.RouteAction
-    m(17633, 44, 761, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
-    m(17727, 65, 766, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
-    m(17792, 51, 767, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
-    m(17846, 51, 770, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    m(17908, 59, 772, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
-    m(17967, 53, 773, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
-    m(18020, 40, 773, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
-    m(18260, 66, 790, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
-    m(18326, 32, 792, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
-    m(18512, 47, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
-    m(18559, 54, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
-    m(18613, 55, 807, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
-    m(18668, 29, 807, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
-    m(18697, 33, 807, 20, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
-    m(18847, 59, 827, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
-    m(18906, 37, 829, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
-    m(18988, 51, 834, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
-    m(19039, 77, 844, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
-    m(19116, 29, 846, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
-    m(19149, 34, 847, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
-    m(19183, 34, 849, 9, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
-    m(19392, 53, 858, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
-    m(19468, 65, 863, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    m(19641, 78, 871, 14, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    m(19801, 57, 885, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
-    m(19858, 57, 886, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
-    m(19915, 52, 887, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
-    m(19967, 50, 888, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
-    m(20117, 63, 895, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    m(20209, 64, 897, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    m(20415, 57, 902, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    m(20523, 51, 905, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
-    m(21164, 54, 936, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    m(21295, 57, 942, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    m(21399, 56, 944, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    m(21547, 58, 948, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    m(21632, 71, 951, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    m(21746, 63, 957, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
-    m(21849, 71, 962, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    m(21946, 58, 963, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
-    m(22012, 72, 965, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
-    m(22084, 57, 967, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    m(22177, 60, 969, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    m(22322, 75, 976, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
-    m(22397, 80, 978, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
-    m(22477, 57, 980, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    m(22566, 59, 982, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    m(22645, 71, 985, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
-    m(22716, 52, 986, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
-    m(22780, 54, 988, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    m(23139, 71, 1009, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    m(23232, 57, 1010, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    m(23415, 64, 1017, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    m(23491, 63, 1018, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    m(23554, 57, 1019, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
-    m(23627, 64, 1021, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    m(23691, 53, 1023, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
-    m(23769, 58, 1027, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    m(23827, 40, 1030, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
-    m(23950, 57, 1038, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
-    m(24007, 42, 1040, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
-    m(24136, 50, 1047, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    m(24190, 46, 1048, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
-    m(24440, 42, 1057, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
-    m(24488, 65, 1058, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
-    m(24553, 61, 1058, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
-    m(24614, 65, 1058, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    m(24747, 78, 1064, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    m(24846, 70, 1067, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
-    m(24930, 63, 1069, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    m(25135, 68, 1074, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
-    m(25223, 54, 1078, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
-    m(25301, 81, 1090, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    m(26347, 109, 1141, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    m(26472, 89, 1148, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    m(26709, 95, 1159, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    m(26823, 70, 1162, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
-    m(26893, 63, 1167, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    m(26986, 45, 1169, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
-    m(27057, 58, 1177, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
-    m(27115, 54, 1177, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-    m(27514, 63, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
-    m(27577, 74, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
-    m(27651, 70, 1200, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
-    m(27721, 70, 1200, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    m(27791, 84, 1201, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
-    m(27875, 45, 1204, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
-    m(27920, 83, 1205, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    m(28043, 58, 1209, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-    m(28101, 75, 1209, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    m(28205, 70, 1211, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    m(28607, 86, 1227, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
-    m(28693, 58, 1227, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    m(29162, 78, 1242, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
-    m(29240, 86, 1244, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    m(29326, 95, 1246, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    m(29447, 62, 1250, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    m(29776, 55, 1261, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
-    m(29831, 68, 1263, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
-    m(29899, 60, 1265, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    m(29967, 67, 1268, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    m(30060, 79, 1270, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
-    m(30172, 57, 1273, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
-    m(30239, 48, 1275, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
-    m(30316, 63, 1280, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    m(30390, 56, 1283, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    m(30547, 51, 1292, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
-    m(30637, 55, 1295, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    m(30811, 62, 1301, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    m(30877, 60, 1302, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    m(31032, 54, 1309, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    m(31171, 69, 1320, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
-    m(31240, 73, 1323, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
-    m(31313, 71, 1326, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
-    m(31384, 78, 1326, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
-    m(31462, 52, 1329, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    m(31534, 77, 1330, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
-    m(31611, 45, 1332, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
-    m(31679, 60, 1334, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
-    m(31739, 37, 1336, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
-    m(31888, 43, 1344, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
-    m(31931, 33, 1344, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
-    m(32041, 48, 1352, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
-    m(32198, 77, 1359, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-    m(32275, 49, 1361, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    m(32409, 44, 1368, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
-    m(32459, 35, 1374, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
-    m(32522, 39, 1381, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
-    m(32561, 36, 1382, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
-    m(32603, 35, 1384, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
-    m(32648, 40, 1386, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
-    m(32701, 33, 1389, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
-    m(32740, 39, 1390, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
-    m(32787, 37, 1391, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
-    m(32830, 49, 1395, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
-    m(32879, 31, 1396, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
-    m(32924, 33, 1397, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
-    m(32957, 45, 1398, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    m(33021, 34, 1400, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
-    m(33065, 44, 1402, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    m(33125, 35, 1403, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
-    m(33185, 34, 1410, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
-    m(33269, 44, 1417, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
-    m(33313, 34, 1417, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
-    m(33347, 31, 1417, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
-    m(33413, 43, 1422, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
-    m(33456, 38, 1424, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
-    m(33494, 39, 1426, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
-    m(33533, 25, 1427, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
-    m(33566, 31, 1429, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
-    m(33617, 24, 1431, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
-    m(33641, 24, 1431, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
-    m(33665, 24, 1432, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
-    m(33689, 24, 1434, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
-    m(33713, 21, 1436, 1, Special::Plain, 0), // envoy.type.v3.Percent
-    m(33734, 29, 1437, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
-    m(33792, 36, 1440, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
-    m(33828, 29, 1440, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
-    m(33857, 19, 1440, 2, Special::Any, 0), // google.protobuf.Any
-    m(33876, 25, 1442, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
-    m(33901, 26, 1443, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
-    m(33927, 27, 1444, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
-    m(33954, 24, 1445, 2, Special::Duration, 0), // google.protobuf.Duration
-    m(33990, 21, 1447, 0, Special::Empty, 0), // google.protobuf.Empty
-    m(34011, 25, 1447, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
-    m(34041, 26, 1448, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
-    m(34067, 26, 1449, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
-    m(34093, 26, 1450, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
-    m(34119, 25, 1451, 1, Special::ListValue, 0), // google.protobuf.ListValue
-    m(34150, 27, 1452, 1, Special::StringValue, 0), // google.protobuf.StringValue
-    m(34177, 22, 1453, 1, Special::Struct, 0), // google.protobuf.Struct
-    m(34205, 34, 1454, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
-    m(34239, 25, 1456, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
-    m(34264, 27, 1458, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
-    m(34291, 27, 1459, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
-    m(34318, 21, 1460, 6, Special::Value, 0), // google.protobuf.Value
-    m(34405, 17, 1466, 3, Special::Plain, 0), // google.rpc.Status
-    m(34429, 38, 1469, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
-    m(34543, 40, 1477, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
-    m(34583, 38, 1478, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
-    m(34633, 42, 1481, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
-    m(34675, 21, 1482, 0, Special::Plain, 0), // xds.core.v3.CidrRange
-    m(34696, 25, 1482, 1, Special::Plain, 0), // xds.core.v3.ContextParams
-    m(34727, 37, 1483, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
-    m(34764, 32, 1485, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
-    m(34796, 27, 1485, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
+    m(16441, 31, 687, 0, Special::Plain, 0), // envoy.config.route.v3.RateLimit
+    m(16472, 36, 687, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
+    m(16639, 33, 697, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
+    m(16819, 46, 708, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
+    m(16865, 27, 710, 19, Special::Plain, 0), // envoy.config.route.v3.Route
+    m(17153, 53, 729, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
+    m(17206, 33, 731, 31, Special::Plain, 0), // envoy.config.route.v3.RouteAction
+    m(17675, 44, 762, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
+    m(17769, 65, 767, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
+    m(17834, 51, 768, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
+    m(17888, 51, 771, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
+    m(17950, 59, 773, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
+    m(18009, 53, 774, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
+    m(18062, 40, 774, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
+    m(18302, 66, 791, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
+    m(18368, 32, 793, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
+    m(18554, 47, 808, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
+    m(18601, 54, 808, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
+    m(18655, 55, 808, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
+    m(18710, 29, 808, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
+    m(18739, 33, 808, 21, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
+    m(18889, 59, 829, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
+    m(18948, 37, 831, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
+    m(19030, 51, 836, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
+    m(19081, 77, 846, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
+    m(19158, 29, 848, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
+    m(19191, 34, 849, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
+    m(19225, 34, 851, 9, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
+    m(19434, 53, 860, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
+    m(19510, 65, 865, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
+    m(19683, 78, 873, 14, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+    m(19843, 57, 887, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
+    m(19900, 57, 888, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+    m(19957, 52, 889, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
+    m(20009, 58, 890, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
+    m(20067, 61, 890, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
+    m(20128, 50, 890, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
+    m(20278, 63, 897, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
+    m(20370, 64, 899, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
+    m(20576, 57, 904, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
+    m(20684, 51, 907, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+    m(21325, 54, 938, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
+    m(21456, 57, 944, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
+    m(21560, 56, 946, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
+    m(21708, 58, 950, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
+    m(21793, 71, 953, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
+    m(21907, 63, 959, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
+    m(22010, 71, 964, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
+    m(22107, 58, 965, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
+    m(22173, 72, 967, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
+    m(22245, 57, 969, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
+    m(22338, 60, 971, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    m(22483, 75, 978, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
+    m(22558, 80, 980, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
+    m(22638, 57, 982, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
+    m(22727, 59, 984, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
+    m(22806, 71, 987, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
+    m(22877, 52, 988, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
+    m(22941, 54, 990, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
+    m(23300, 71, 1011, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
+    m(23393, 57, 1012, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
+    m(23576, 64, 1019, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
+    m(23652, 63, 1020, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
+    m(23715, 57, 1021, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
+    m(23788, 64, 1023, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
+    m(23852, 53, 1025, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
+    m(23930, 58, 1029, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
+    m(23988, 63, 1032, 18, Special::Plain, 0), // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    m(24357, 40, 1050, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
+    m(24480, 57, 1058, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
+    m(24537, 42, 1060, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
+    m(24666, 50, 1067, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
+    m(24720, 46, 1068, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
+    m(24970, 42, 1077, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
+    m(25018, 65, 1078, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
+    m(25083, 61, 1078, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+    m(25144, 65, 1078, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
+    m(25277, 78, 1084, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
+    m(25376, 70, 1087, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
+    m(25460, 63, 1089, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+    m(25665, 68, 1094, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
+    m(25753, 54, 1098, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
+    m(25831, 81, 1110, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+    m(26877, 109, 1161, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
+    m(27002, 89, 1168, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
+    m(27239, 95, 1179, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
+    m(27353, 70, 1182, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
+    m(27423, 63, 1187, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
+    m(27516, 45, 1189, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
+    m(27587, 58, 1197, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
+    m(27645, 54, 1197, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+    m(28044, 63, 1220, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
+    m(28107, 74, 1220, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
+    m(28181, 70, 1220, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
+    m(28251, 70, 1220, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
+    m(28321, 84, 1221, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
+    m(28405, 45, 1224, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
+    m(28450, 83, 1225, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+    m(28573, 58, 1229, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+    m(28631, 75, 1229, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
+    m(28735, 70, 1231, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
+    m(29137, 86, 1247, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
+    m(29223, 58, 1247, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
+    m(29692, 78, 1262, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
+    m(29770, 86, 1264, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
+    m(29856, 95, 1266, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
+    m(29977, 62, 1270, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+    m(30306, 55, 1281, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
+    m(30361, 68, 1283, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
+    m(30429, 60, 1285, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
+    m(30497, 67, 1288, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
+    m(30590, 79, 1290, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
+    m(30702, 57, 1293, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
+    m(30769, 48, 1295, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
+    m(30846, 63, 1300, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
+    m(30920, 56, 1303, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
+    m(31077, 51, 1312, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
+    m(31167, 55, 1315, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
+    m(31341, 62, 1321, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
+    m(31407, 60, 1322, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    m(31562, 54, 1329, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    m(31701, 69, 1340, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
+    m(31770, 73, 1343, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
+    m(31843, 71, 1346, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
+    m(31914, 78, 1346, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
+    m(31992, 52, 1349, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
+    m(32064, 77, 1350, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
+    m(32141, 45, 1352, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
+    m(32209, 60, 1354, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
+    m(32269, 37, 1356, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
+    m(32418, 43, 1364, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
+    m(32461, 33, 1364, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
+    m(32571, 48, 1372, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
+    m(32728, 77, 1379, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+    m(32805, 49, 1381, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
+    m(32939, 44, 1388, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
+    m(32989, 35, 1394, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
+    m(33052, 39, 1401, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
+    m(33091, 36, 1402, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
+    m(33133, 35, 1404, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
+    m(33178, 40, 1406, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
+    m(33231, 33, 1409, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
+    m(33270, 39, 1410, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
+    m(33317, 37, 1411, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
+    m(33360, 49, 1415, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
+    m(33409, 31, 1416, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
+    m(33454, 33, 1417, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
+    m(33487, 45, 1418, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
+    m(33551, 34, 1420, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
+    m(33595, 44, 1422, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
+    m(33655, 35, 1423, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
+    m(33715, 34, 1430, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
+    m(33799, 44, 1437, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
+    m(33843, 34, 1437, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
+    m(33877, 31, 1437, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
+    m(33943, 43, 1442, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
+    m(33986, 38, 1444, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
+    m(34024, 39, 1446, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
+    m(34063, 25, 1447, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
+    m(34096, 31, 1449, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
+    m(34147, 24, 1451, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
+    m(34171, 24, 1451, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
+    m(34195, 24, 1452, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
+    m(34219, 24, 1454, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
+    m(34243, 21, 1456, 1, Special::Plain, 0), // envoy.type.v3.Percent
+    m(34264, 29, 1457, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
+    m(34322, 25, 1460, 3, Special::Plain, 0), // envoy.type.v3.TokenBucket
+    m(34385, 36, 1463, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
+    m(34421, 29, 1463, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
+    m(34450, 19, 1463, 2, Special::Any, 0), // google.protobuf.Any
+    m(34469, 25, 1465, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
+    m(34494, 26, 1466, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
+    m(34520, 27, 1467, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
+    m(34547, 24, 1468, 2, Special::Duration, 0), // google.protobuf.Duration
+    m(34583, 21, 1470, 0, Special::Empty, 0), // google.protobuf.Empty
+    m(34604, 25, 1470, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
+    m(34634, 26, 1471, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
+    m(34660, 26, 1472, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
+    m(34686, 26, 1473, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
+    m(34712, 25, 1474, 1, Special::ListValue, 0), // google.protobuf.ListValue
+    m(34743, 27, 1475, 1, Special::StringValue, 0), // google.protobuf.StringValue
+    m(34770, 22, 1476, 1, Special::Struct, 0), // google.protobuf.Struct
+    m(34798, 34, 1477, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
+    m(34832, 25, 1479, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
+    m(34857, 27, 1481, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
+    m(34884, 27, 1482, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
+    m(34911, 21, 1483, 6, Special::Value, 0), // google.protobuf.Value
+    m(34998, 17, 1489, 3, Special::Plain, 0), // google.rpc.Status
+    m(35022, 38, 1492, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
+    m(35136, 40, 1500, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
+    m(35176, 38, 1501, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
+    m(35226, 42, 1504, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
+    m(35268, 21, 1505, 0, Special::Plain, 0), // xds.core.v3.CidrRange
+    m(35289, 25, 1505, 1, Special::Plain, 0), // xds.core.v3.ContextParams
+    m(35320, 37, 1506, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
+    m(35357, 32, 1508, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
+    m(35389, 27, 1508, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
 ];
 
 /// Of each message in turn, sorted by number.
-pub(crate) static FIELDS: [Field; 1485] = [
+pub(crate) static FIELDS: [Field; 1508] = [
     // envoy.admin.v3.BootstrapConfigDump
     f(34, 9, 1, Kind::Message, Label::Optional, 50, 0, 0), // bootstrap
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.Certificate
     f(81, 7, 1, Kind::Message, Label::Repeated, 2, 0, 0), // ca_cert
     f(88, 10, 2, Kind::Message, Label::Repeated, 2, 0, 0), // cert_chain
@@ -399,20 +404,20 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(135, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // serial_number
     f(148, 17, 3, Kind::Message, Label::Repeated, 32, 0, 0), // subject_alt_names
     f(165, 21, 4, Kind::Uint64, Label::Implicit, 0, 0, 0), // days_until_expiration
-    f(186, 10, 5, Kind::Message, Label::Optional, 366, 0, 0), // valid_from
-    f(196, 15, 6, Kind::Message, Label::Optional, 366, 0, 0), // expiration_time
+    f(186, 10, 5, Kind::Message, Label::Optional, 371, 0, 0), // valid_from
+    f(196, 15, 6, Kind::Message, Label::Optional, 371, 0, 0), // expiration_time
     f(211, 12, 7, Kind::Message, Label::Optional, 3, 0, 0), // ocsp_details
     // envoy.admin.v3.CertificateDetails.OcspDetails
-    f(186, 10, 1, Kind::Message, Label::Optional, 366, 0, 0), // valid_from
-    f(268, 10, 2, Kind::Message, Label::Optional, 366, 0, 0), // expiration
+    f(186, 10, 1, Kind::Message, Label::Optional, 371, 0, 0), // valid_from
+    f(268, 10, 2, Kind::Message, Label::Optional, 371, 0, 0), // expiration
     // envoy.admin.v3.Certificates
     f(305, 12, 1, Kind::Message, Label::Repeated, 1, 0, 0), // certificates
     // envoy.admin.v3.ClusterStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(349, 13, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // added_via_api
-    f(362, 31, 3, Kind::Message, Label::Optional, 348, 0, 0), // success_rate_ejection_threshold
+    f(362, 31, 3, Kind::Message, Label::Optional, 352, 0, 0), // success_rate_ejection_threshold
     f(393, 13, 4, Kind::Message, Label::Repeated, 16, 0, 0), // host_statuses
-    f(406, 44, 5, Kind::Message, Label::Optional, 348, 0, 0), // local_origin_success_rate_ejection_threshold
+    f(406, 44, 5, Kind::Message, Label::Optional, 352, 0, 0), // local_origin_success_rate_ejection_threshold
     f(450, 16, 6, Kind::Message, Label::Optional, 56, 0, 0), // circuit_breakers
     f(466, 18, 7, Kind::String, Label::Implicit, 0, 0, 0), // observability_name
     f(484, 16, 8, Kind::String, Label::Implicit, 0, 0, 0), // eds_service_name
@@ -425,13 +430,13 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(622, 24, 4, Kind::Message, Label::Repeated, 8, 0, 0), // dynamic_warming_clusters
     // envoy.admin.v3.ClustersConfigDump.DynamicCluster
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(694, 7, 2, Kind::Message, Label::Optional, 352, 0, 0), // cluster
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(694, 7, 2, Kind::Message, Label::Optional, 357, 0, 0), // cluster
+    f(43, 12, 3, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ClustersConfigDump.StaticCluster
-    f(694, 7, 1, Kind::Message, Label::Optional, 352, 0, 0), // cluster
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(694, 7, 1, Kind::Message, Label::Optional, 357, 0, 0), // cluster
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.CommandLineOptions
     f(805, 7, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // base_id
     f(812, 11, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // concurrency
@@ -447,9 +452,9 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(960, 15, 13, Kind::String, Label::Implicit, 0, 0, 0), // service_cluster
     f(975, 12, 14, Kind::String, Label::Implicit, 0, 0, 0), // service_node
     f(987, 12, 15, Kind::String, Label::Implicit, 0, 0, 0), // service_zone
-    f(999, 19, 16, Kind::Message, Label::Optional, 356, 0, 0), // file_flush_interval
-    f(1018, 10, 17, Kind::Message, Label::Optional, 356, 0, 0), // drain_time
-    f(1028, 20, 18, Kind::Message, Label::Optional, 356, 0, 0), // parent_shutdown_time
+    f(999, 19, 16, Kind::Message, Label::Optional, 361, 0, 0), // file_flush_interval
+    f(1018, 10, 17, Kind::Message, Label::Optional, 361, 0, 0), // drain_time
+    f(1028, 20, 18, Kind::Message, Label::Optional, 361, 0, 0), // parent_shutdown_time
     f(1048, 4, 19, Kind::Enum, Label::Implicit, 3, 0, 0), // mode
     f(1052, 19, 22, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_hot_restart
     f(1071, 20, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mutex_tracing
@@ -473,19 +478,19 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(1408, 19, 42, Kind::Uint32, Label::Implicit, 0, 0, 0), // file_flush_min_size
     f(1427, 27, 43, Kind::Bool, Label::Implicit, 0, 0, 0), // log_stacktrace_single_entry
     // envoy.admin.v3.ConfigDump
-    f(1479, 7, 1, Kind::Message, Label::Repeated, 352, 0, 0), // configs
+    f(1479, 7, 1, Kind::Message, Label::Repeated, 357, 0, 0), // configs
     // envoy.admin.v3.EndpointsConfigDump
     f(1520, 23, 2, Kind::Message, Label::Repeated, 14, 0, 0), // static_endpoint_configs
     f(1543, 24, 3, Kind::Message, Label::Repeated, 13, 0, 0), // dynamic_endpoint_configs
     // envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(1623, 15, 2, Kind::Message, Label::Optional, 352, 0, 0), // endpoint_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(1623, 15, 2, Kind::Message, Label::Optional, 357, 0, 0), // endpoint_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig
-    f(1623, 15, 1, Kind::Message, Label::Optional, 352, 0, 0), // endpoint_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(1623, 15, 1, Kind::Message, Label::Optional, 357, 0, 0), // endpoint_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.HostHealthStatus
     f(1724, 26, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_active_health_check
     f(1750, 20, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_outlier_check
@@ -500,11 +505,11 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(1960, 7, 1, Kind::Message, Label::Optional, 83, 0, 0), // address
     f(1967, 5, 2, Kind::Message, Label::Repeated, 31, 0, 0), // stats
     f(1972, 13, 3, Kind::Message, Label::Optional, 15, 0, 0), // health_status
-    f(1985, 12, 4, Kind::Message, Label::Optional, 348, 0, 0), // success_rate
+    f(1985, 12, 4, Kind::Message, Label::Optional, 352, 0, 0), // success_rate
     f(1997, 6, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
     f(2003, 8, 6, Kind::String, Label::Implicit, 0, 0, 0), // hostname
     f(2011, 8, 7, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(2019, 25, 8, Kind::Message, Label::Optional, 348, 0, 0), // local_origin_success_rate
+    f(2019, 25, 8, Kind::Message, Label::Optional, 352, 0, 0), // local_origin_success_rate
     f(2044, 8, 9, Kind::Message, Label::Optional, 110, 0, 0), // locality
     // envoy.admin.v3.ListenerStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -525,23 +530,23 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ListenersConfigDump.DynamicListenerState
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2372, 8, 2, Kind::Message, Label::Optional, 352, 0, 0), // listener
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2372, 8, 2, Kind::Message, Label::Optional, 357, 0, 0), // listener
+    f(43, 12, 3, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.ListenersConfigDump.StaticListener
-    f(2372, 8, 1, Kind::Message, Label::Optional, 352, 0, 0), // listener
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2372, 8, 1, Kind::Message, Label::Optional, 357, 0, 0), // listener
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.RoutesConfigDump
     f(2460, 20, 2, Kind::Message, Label::Repeated, 25, 0, 0), // static_route_configs
     f(2480, 21, 3, Kind::Message, Label::Repeated, 24, 0, 0), // dynamic_route_configs
     // envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2551, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // route_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2551, 12, 2, Kind::Message, Label::Optional, 357, 0, 0), // route_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.RoutesConfigDump.StaticRouteConfig
-    f(2551, 12, 1, Kind::Message, Label::Optional, 352, 0, 0), // route_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
+    f(2551, 12, 1, Kind::Message, Label::Optional, 357, 0, 0), // route_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
     // envoy.admin.v3.ScopedRoutesConfigDump
     // envoy.admin.v3.SecretsConfigDump
     f(2681, 14, 1, Kind::Message, Label::Repeated, 29, 0, 0), // static_secrets
@@ -550,19 +555,19 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.admin.v3.SecretsConfigDump.DynamicSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(572, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(43, 12, 3, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
-    f(2786, 6, 4, Kind::Message, Label::Optional, 352, 0, 0), // secret
+    f(43, 12, 3, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
+    f(2786, 6, 4, Kind::Message, Label::Optional, 357, 0, 0), // secret
     f(701, 11, 5, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.SecretsConfigDump.StaticSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(43, 12, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_updated
-    f(2786, 6, 3, Kind::Message, Label::Optional, 352, 0, 0), // secret
+    f(43, 12, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_updated
+    f(2786, 6, 3, Kind::Message, Label::Optional, 357, 0, 0), // secret
     // envoy.admin.v3.ServerInfo
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
     f(2869, 5, 2, Kind::Enum, Label::Implicit, 4, 0, 0), // state
-    f(2874, 20, 3, Kind::Message, Label::Optional, 356, 0, 0), // uptime_current_epoch
-    f(2894, 17, 4, Kind::Message, Label::Optional, 356, 0, 0), // uptime_all_epochs
+    f(2874, 20, 3, Kind::Message, Label::Optional, 361, 0, 0), // uptime_current_epoch
+    f(2894, 17, 4, Kind::Message, Label::Optional, 361, 0, 0), // uptime_all_epochs
     f(2911, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // hot_restart_version
     f(2930, 20, 6, Kind::Message, Label::Optional, 10, 0, 0), // command_line_options
     f(2950, 4, 7, Kind::Message, Label::Optional, 114, 0, 0), // node
@@ -576,14 +581,14 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(3052, 3, 2, Kind::String, Label::Optional, 0, 1, 0), // uri
     f(3055, 10, 3, Kind::String, Label::Optional, 0, 1, 0), // ip_address
     // envoy.admin.v3.UpdateFailureState
-    f(3098, 20, 1, Kind::Message, Label::Optional, 352, 0, 0), // failed_configuration
-    f(3118, 19, 2, Kind::Message, Label::Optional, 366, 0, 0), // last_update_attempt
+    f(3098, 20, 1, Kind::Message, Label::Optional, 357, 0, 0), // failed_configuration
+    f(3118, 19, 2, Kind::Message, Label::Optional, 371, 0, 0), // last_update_attempt
     f(3137, 7, 3, Kind::String, Label::Implicit, 0, 0, 0), // details
     f(572, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // version_info
     // envoy.config.accesslog.v3.AccessLog
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3179, 6, 2, Kind::Message, Label::Optional, 35, 0, 0), // filter
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     // envoy.config.accesslog.v3.AccessLogFilter
     f(3238, 18, 1, Kind::Message, Label::Optional, 47, 1, 0), // status_code_filter
     f(3256, 15, 2, Kind::Message, Label::Optional, 37, 1, 0), // duration_filter
@@ -619,14 +624,14 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(4024, 14, 4, Kind::Message, Label::Repeated, 128, 0, 0), // socket_options
     f(4038, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
     f(4048, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(4072, 11, 7, Kind::Message, Label::Repeated, 334, 0, 0), // allow_paths
+    f(4072, 11, 7, Kind::Message, Label::Repeated, 338, 0, 0), // allow_paths
     // envoy.config.bootstrap.v3.Bootstrap
     f(2950, 4, 1, Kind::Message, Label::Optional, 114, 0, 0), // node
     f(4118, 16, 2, Kind::Message, Label::Optional, 52, 0, 0), // static_resources
     f(4134, 17, 3, Kind::Message, Label::Optional, 51, 0, 0), // dynamic_resources
     f(4151, 11, 6, Kind::Message, Label::Repeated, 166, 0, 0), // stats_sinks
-    f(4162, 20, 7, Kind::Message, Label::Optional, 356, 0, 0), // stats_flush_interval
-    f(4182, 7, 9, Kind::Message, Label::Optional, 212, 0, 0), // tracing
+    f(4162, 20, 7, Kind::Message, Label::Optional, 361, 0, 0), // stats_flush_interval
+    f(4182, 7, 9, Kind::Message, Label::Optional, 213, 0, 0), // tracing
     f(4189, 5, 12, Kind::Message, Label::Optional, 49, 0, 0), // admin
     f(4194, 12, 13, Kind::Message, Label::Optional, 164, 0, 0), // stats_config
     f(4206, 15, 17, Kind::Message, Label::Optional, 53, 0, 0), // layered_runtime
@@ -640,12 +645,12 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.bootstrap.v3.Bootstrap.StaticResources
     f(4409, 9, 1, Kind::Message, Label::Repeated, 152, 0, 0), // listeners
     f(4418, 8, 2, Kind::Message, Label::Repeated, 59, 0, 0), // clusters
-    f(4426, 7, 3, Kind::Message, Label::Repeated, 297, 0, 0), // secrets
+    f(4426, 7, 3, Kind::Message, Label::Repeated, 301, 0, 0), // secrets
     // envoy.config.bootstrap.v3.LayeredRuntime
     f(4473, 6, 1, Kind::Message, Label::Repeated, 54, 0, 0), // layers
     // envoy.config.bootstrap.v3.RuntimeLayer
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4517, 12, 2, Kind::Message, Label::Optional, 364, 1, 0), // static_layer
+    f(4517, 12, 2, Kind::Message, Label::Optional, 369, 1, 0), // static_layer
     f(4529, 11, 4, Kind::Message, Label::Optional, 55, 1, 0), // admin_layer
     // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
     // envoy.config.cluster.v3.CircuitBreakers
@@ -653,34 +658,34 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(4638, 19, 2, Kind::Message, Label::Repeated, 57, 0, 0), // per_host_thresholds
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds
     f(2011, 8, 1, Kind::Enum, Label::Implicit, 18, 0, 0), // priority
-    f(4707, 15, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_connections
-    f(4722, 20, 3, Kind::Message, Label::Optional, 367, 0, 0), // max_pending_requests
-    f(4742, 12, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_requests
-    f(4754, 11, 5, Kind::Message, Label::Optional, 367, 0, 0), // max_retries
+    f(4707, 15, 2, Kind::Message, Label::Optional, 372, 0, 0), // max_connections
+    f(4722, 20, 3, Kind::Message, Label::Optional, 372, 0, 0), // max_pending_requests
+    f(4742, 12, 4, Kind::Message, Label::Optional, 372, 0, 0), // max_requests
+    f(4754, 11, 5, Kind::Message, Label::Optional, 372, 0, 0), // max_retries
     f(4765, 15, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // track_remaining
-    f(4780, 20, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_connection_pools
+    f(4780, 20, 7, Kind::Message, Label::Optional, 372, 0, 0), // max_connection_pools
     f(4800, 12, 8, Kind::Message, Label::Optional, 58, 0, 0), // retry_budget
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
-    f(4874, 14, 1, Kind::Message, Label::Optional, 348, 0, 0), // budget_percent
-    f(4888, 21, 2, Kind::Message, Label::Optional, 367, 0, 0), // min_retry_concurrency
-    f(4909, 15, 3, Kind::Message, Label::Optional, 356, 0, 0), // budget_interval
+    f(4874, 14, 1, Kind::Message, Label::Optional, 352, 0, 0), // budget_percent
+    f(4888, 21, 2, Kind::Message, Label::Optional, 372, 0, 0), // min_retry_concurrency
+    f(4909, 15, 3, Kind::Message, Label::Optional, 361, 0, 0), // budget_interval
     // envoy.config.cluster.v3.Cluster
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3005, 4, 2, Kind::Enum, Label::Optional, 7, 1, 0), // type
     f(4955, 18, 3, Kind::Message, Label::Optional, 65, 0, 0), // eds_cluster_config
-    f(4973, 15, 4, Kind::Message, Label::Optional, 356, 0, 0), // connect_timeout
-    f(4988, 33, 5, Kind::Message, Label::Optional, 367, 0, 0), // per_connection_buffer_limit_bytes
+    f(4973, 15, 4, Kind::Message, Label::Optional, 361, 0, 0), // connect_timeout
+    f(4988, 33, 5, Kind::Message, Label::Optional, 372, 0, 0), // per_connection_buffer_limit_bytes
     f(5021, 9, 6, Kind::Enum, Label::Implicit, 9, 0, 0), // lb_policy
     f(5030, 13, 8, Kind::Message, Label::Repeated, 102, 0, 0), // health_checks
-    f(5043, 27, 9, Kind::Message, Label::Optional, 367, 0, 0), // max_requests_per_connection
+    f(5043, 27, 9, Kind::Message, Label::Optional, 372, 0, 0), // max_requests_per_connection
     f(450, 16, 10, Kind::Message, Label::Optional, 56, 0, 0), // circuit_breakers
     f(5070, 21, 13, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
     f(5091, 22, 14, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(5113, 16, 16, Kind::Message, Label::Optional, 356, 0, 0), // dns_refresh_rate
+    f(5113, 16, 16, Kind::Message, Label::Optional, 361, 0, 0), // dns_refresh_rate
     f(5129, 17, 17, Kind::Enum, Label::Implicit, 8, 0, 0), // dns_lookup_family
     f(5146, 13, 18, Kind::Message, Label::Repeated, 83, 0, 0), // dns_resolvers
     f(5159, 17, 19, Kind::Message, Label::Optional, 80, 0, 0), // outlier_detection
-    f(5176, 16, 20, Kind::Message, Label::Optional, 356, 0, 0), // cleanup_interval
+    f(5176, 16, 20, Kind::Message, Label::Optional, 361, 0, 0), // cleanup_interval
     f(5192, 20, 21, Kind::Message, Label::Optional, 88, 0, 0), // upstream_bind_config
     f(5212, 16, 22, Kind::Message, Label::Optional, 66, 0, 0), // lb_subset_config
     f(5228, 19, 23, Kind::Message, Label::Optional, 73, 2, 0), // ring_hash_lb_config
@@ -713,20 +718,20 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(5772, 41, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // connection_pool_per_downstream_connection
     f(5813, 16, 52, Kind::Message, Label::Optional, 68, 2, 0), // maglev_lb_config
     f(5829, 21, 53, Kind::Message, Label::Optional, 95, 0, 0), // dns_resolution_config
-    f(5850, 21, 54, Kind::Message, Label::Optional, 353, 0, 0), // wait_for_warm_on_init
+    f(5850, 21, 54, Kind::Message, Label::Optional, 358, 0, 0), // wait_for_warm_on_init
     f(5871, 25, 55, Kind::Message, Label::Optional, 133, 0, 0), // typed_dns_resolver_config
     f(5896, 21, 56, Kind::Message, Label::Optional, 74, 2, 0), // round_robin_lb_config
     f(5917, 27, 57, Kind::String, Label::Repeated, 0, 0, 0), // lrs_report_endpoint_metrics
-    f(5944, 10, 58, Kind::Message, Label::Optional, 356, 0, 0), // dns_jitter
-    f(5954, 24, 59, Kind::Message, Label::Optional, 379, 0, 0), // transport_socket_matcher
-    f(5978, 44, 60, Kind::Message, Label::Optional, 356, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(5944, 10, 58, Kind::Message, Label::Optional, 361, 0, 0), // dns_jitter
+    f(5954, 24, 59, Kind::Message, Label::Optional, 384, 0, 0), // transport_socket_matcher
+    f(5978, 44, 60, Kind::Message, Label::Optional, 361, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6022, 13, 61, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
     f(6035, 16, 62, Kind::Message, Label::Optional, 71, 0, 0), // queuing_policies
     // envoy.config.cluster.v3.Cluster.CommonLbConfig
-    f(6097, 23, 1, Kind::Message, Label::Optional, 348, 0, 0), // healthy_panic_threshold
+    f(6097, 23, 1, Kind::Message, Label::Optional, 352, 0, 0), // healthy_panic_threshold
     f(6120, 20, 2, Kind::Message, Label::Optional, 63, 1, 0), // zone_aware_lb_config
     f(6140, 27, 3, Kind::Message, Label::Optional, 62, 1, 0), // locality_weighted_lb_config
-    f(6167, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // update_merge_window
+    f(6167, 19, 4, Kind::Message, Label::Optional, 361, 0, 0), // update_merge_window
     f(6186, 31, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_new_hosts_until_first_hc
     f(6217, 36, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_set_change
     f(6253, 28, 7, Kind::Message, Label::Optional, 61, 0, 0), // consistent_hashing_lb_config
@@ -736,67 +741,67 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
     // envoy.config.cluster.v3.Cluster.CustomClusterType
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 357, 0, 0), // typed_config
     // envoy.config.cluster.v3.Cluster.EdsClusterConfig
     f(6605, 10, 1, Kind::Message, Label::Optional, 92, 0, 0), // eds_config
     f(6615, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
     // envoy.config.cluster.v3.Cluster.LbSubsetConfig
     // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
-    f(6725, 12, 1, Kind::Message, Label::Optional, 367, 0, 0), // choice_count
+    f(6725, 12, 1, Kind::Message, Label::Optional, 372, 0, 0), // choice_count
     f(6737, 19, 2, Kind::Message, Label::Optional, 122, 0, 0), // active_request_bias
     f(6756, 17, 3, Kind::Message, Label::Optional, 75, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.MaglevLbConfig
-    f(6819, 10, 1, Kind::Message, Label::Optional, 368, 0, 0), // table_size
+    f(6819, 10, 1, Kind::Message, Label::Optional, 373, 0, 0), // table_size
     // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
     f(6880, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // use_http_header
     f(6895, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // http_header_name
-    f(6911, 22, 3, Kind::Message, Label::Optional, 367, 0, 0), // upstream_port_override
-    f(6933, 12, 4, Kind::Message, Label::Optional, 337, 0, 0), // metadata_key
+    f(6911, 22, 3, Kind::Message, Label::Optional, 372, 0, 0), // upstream_port_override
+    f(6933, 12, 4, Kind::Message, Label::Optional, 341, 0, 0), // metadata_key
     // envoy.config.cluster.v3.Cluster.PreconnectPolicy
     // envoy.config.cluster.v3.Cluster.QueuingPolicies
     // envoy.config.cluster.v3.Cluster.RefreshRate
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7083, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // base_interval
+    f(7096, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // max_interval
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig
-    f(7156, 17, 1, Kind::Message, Label::Optional, 368, 0, 0), // minimum_ring_size
+    f(7156, 17, 1, Kind::Message, Label::Optional, 373, 0, 0), // minimum_ring_size
     f(7173, 13, 3, Kind::Enum, Label::Implicit, 10, 0, 0), // hash_function
-    f(7186, 17, 4, Kind::Message, Label::Optional, 368, 0, 0), // maximum_ring_size
+    f(7186, 17, 4, Kind::Message, Label::Optional, 373, 0, 0), // maximum_ring_size
     // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
     f(6756, 17, 1, Kind::Message, Label::Optional, 75, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.SlowStartConfig
     // envoy.config.cluster.v3.Cluster.TransportSocketMatch
     // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.cluster.v3.Filter
     // envoy.config.cluster.v3.LoadBalancingPolicy
     // envoy.config.cluster.v3.OutlierDetection
-    f(7534, 15, 1, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_5xx
-    f(7549, 8, 2, Kind::Message, Label::Optional, 356, 0, 0), // interval
-    f(7557, 18, 3, Kind::Message, Label::Optional, 356, 0, 0), // base_ejection_time
-    f(7575, 20, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_ejection_percent
-    f(7595, 25, 5, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_5xx
-    f(7620, 22, 6, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_success_rate
-    f(7642, 26, 7, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_minimum_hosts
-    f(7668, 27, 8, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_request_volume
-    f(7695, 25, 9, Kind::Message, Label::Optional, 367, 0, 0), // success_rate_stdev_factor
-    f(7720, 27, 10, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_gateway_failure
-    f(7747, 37, 11, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_gateway_failure
+    f(7534, 15, 1, Kind::Message, Label::Optional, 372, 0, 0), // consecutive_5xx
+    f(7549, 8, 2, Kind::Message, Label::Optional, 361, 0, 0), // interval
+    f(7557, 18, 3, Kind::Message, Label::Optional, 361, 0, 0), // base_ejection_time
+    f(7575, 20, 4, Kind::Message, Label::Optional, 372, 0, 0), // max_ejection_percent
+    f(7595, 25, 5, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_consecutive_5xx
+    f(7620, 22, 6, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_success_rate
+    f(7642, 26, 7, Kind::Message, Label::Optional, 372, 0, 0), // success_rate_minimum_hosts
+    f(7668, 27, 8, Kind::Message, Label::Optional, 372, 0, 0), // success_rate_request_volume
+    f(7695, 25, 9, Kind::Message, Label::Optional, 372, 0, 0), // success_rate_stdev_factor
+    f(7720, 27, 10, Kind::Message, Label::Optional, 372, 0, 0), // consecutive_gateway_failure
+    f(7747, 37, 11, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_consecutive_gateway_failure
     f(7784, 34, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // split_external_local_origin_errors
-    f(7818, 32, 13, Kind::Message, Label::Optional, 367, 0, 0), // consecutive_local_origin_failure
-    f(7850, 42, 14, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_consecutive_local_origin_failure
-    f(7892, 35, 15, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_local_origin_success_rate
-    f(7927, 28, 16, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_threshold
-    f(7955, 28, 17, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_failure_percentage
-    f(7983, 41, 18, Kind::Message, Label::Optional, 367, 0, 0), // enforcing_failure_percentage_local_origin
-    f(8024, 32, 19, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_minimum_hosts
-    f(8056, 33, 20, Kind::Message, Label::Optional, 367, 0, 0), // failure_percentage_request_volume
-    f(8089, 17, 21, Kind::Message, Label::Optional, 356, 0, 0), // max_ejection_time
-    f(8106, 24, 22, Kind::Message, Label::Optional, 356, 0, 0), // max_ejection_time_jitter
-    f(8130, 43, 23, Kind::Message, Label::Optional, 353, 0, 0), // successful_active_health_check_uneject_host
+    f(7818, 32, 13, Kind::Message, Label::Optional, 372, 0, 0), // consecutive_local_origin_failure
+    f(7850, 42, 14, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_consecutive_local_origin_failure
+    f(7892, 35, 15, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_local_origin_success_rate
+    f(7927, 28, 16, Kind::Message, Label::Optional, 372, 0, 0), // failure_percentage_threshold
+    f(7955, 28, 17, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_failure_percentage
+    f(7983, 41, 18, Kind::Message, Label::Optional, 372, 0, 0), // enforcing_failure_percentage_local_origin
+    f(8024, 32, 19, Kind::Message, Label::Optional, 372, 0, 0), // failure_percentage_minimum_hosts
+    f(8056, 33, 20, Kind::Message, Label::Optional, 372, 0, 0), // failure_percentage_request_volume
+    f(8089, 17, 21, Kind::Message, Label::Optional, 361, 0, 0), // max_ejection_time
+    f(8106, 24, 22, Kind::Message, Label::Optional, 361, 0, 0), // max_ejection_time_jitter
+    f(8130, 43, 23, Kind::Message, Label::Optional, 358, 0, 0), // successful_active_health_check_uneject_host
     f(8173, 8, 24, Kind::Message, Label::Repeated, 133, 0, 0), // monitors
-    f(8181, 21, 25, Kind::Message, Label::Optional, 353, 0, 0), // always_eject_one_host
-    f(8202, 21, 26, Kind::Message, Label::Optional, 353, 0, 0), // detect_degraded_hosts
+    f(8181, 21, 25, Kind::Message, Label::Optional, 358, 0, 0), // always_eject_one_host
+    f(8202, 21, 26, Kind::Message, Label::Optional, 358, 0, 0), // detect_degraded_hosts
     // envoy.config.cluster.v3.TrackClusterStats
     // envoy.config.cluster.v3.UpstreamConnectionOptions
     f(8313, 13, 1, Kind::Message, Label::Optional, 130, 0, 0), // tcp_keepalive
@@ -808,9 +813,9 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.core.v3.ApiConfigSource
     f(8499, 8, 1, Kind::Enum, Label::Implicit, 11, 0, 0), // api_type
     f(8507, 13, 2, Kind::String, Label::Repeated, 0, 0, 0), // cluster_names
-    f(8520, 13, 3, Kind::Message, Label::Optional, 356, 0, 0), // refresh_delay
+    f(8520, 13, 3, Kind::Message, Label::Optional, 361, 0, 0), // refresh_delay
     f(8533, 13, 4, Kind::Message, Label::Repeated, 98, 0, 0), // grpc_services
-    f(8546, 15, 5, Kind::Message, Label::Optional, 356, 0, 0), // request_timeout
+    f(8546, 15, 5, Kind::Message, Label::Optional, 361, 0, 0), // request_timeout
     f(8561, 30, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // set_node_on_first_message_only
     f(8591, 21, 8, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
     f(8612, 17, 9, Kind::Message, Label::Repeated, 133, 0, 0), // config_validators
@@ -818,21 +823,21 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(8665, 5, 1, Kind::Message, Label::Optional, 94, 1, 0), // local
     f(8670, 6, 2, Kind::Message, Label::Optional, 120, 1, 0), // remote
     // envoy.config.core.v3.BackoffStrategy
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7083, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // base_interval
+    f(7096, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // max_interval
     // envoy.config.core.v3.BindConfig
     // envoy.config.core.v3.BuildVersion
-    f(2862, 7, 1, Kind::Message, Label::Optional, 349, 0, 0), // version
-    f(5263, 8, 2, Kind::Message, Label::Optional, 364, 0, 0), // metadata
+    f(2862, 7, 1, Kind::Message, Label::Optional, 353, 0, 0), // version
+    f(5263, 8, 2, Kind::Message, Label::Optional, 369, 0, 0), // metadata
     // envoy.config.core.v3.CelExpressionConfig
     // envoy.config.core.v3.CidrRange
     f(8846, 14, 1, Kind::String, Label::Implicit, 0, 0, 0), // address_prefix
-    f(8860, 10, 2, Kind::Message, Label::Optional, 367, 0, 0), // prefix_len
+    f(8860, 10, 2, Kind::Message, Label::Optional, 372, 0, 0), // prefix_len
     // envoy.config.core.v3.ConfigSource
     f(131, 4, 1, Kind::String, Label::Optional, 0, 1, 0), // path
     f(8903, 17, 2, Kind::Message, Label::Optional, 85, 1, 0), // api_config_source
     f(8920, 3, 3, Kind::Message, Label::Optional, 84, 1, 0), // ads
-    f(8923, 21, 4, Kind::Message, Label::Optional, 356, 0, 0), // initial_fetch_timeout
+    f(8923, 21, 4, Kind::Message, Label::Optional, 361, 0, 0), // initial_fetch_timeout
     f(8944, 4, 5, Kind::Message, Label::Optional, 126, 1, 0), // self
     f(8948, 20, 6, Kind::Enum, Label::Implicit, 12, 0, 0), // resource_api_version
     f(8968, 18, 8, Kind::Message, Label::Optional, 116, 1, 0), // path_config_source
@@ -855,14 +860,14 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.core.v3.ExtensionConfigSource
     // envoy.config.core.v3.GrpcService
     f(9314, 10, 1, Kind::Message, Label::Optional, 99, 1, 0), // envoy_grpc
-    f(9324, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // timeout
+    f(9324, 7, 3, Kind::Message, Label::Optional, 361, 0, 0), // timeout
     f(9331, 16, 5, Kind::Message, Label::Repeated, 100, 0, 1), // initial_metadata
     f(9347, 12, 6, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
     // envoy.config.core.v3.GrpcService.EnvoyGrpc
     f(9401, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
     f(9413, 9, 2, Kind::String, Label::Implicit, 0, 0, 0), // authority
     f(9347, 12, 3, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
-    f(9422, 26, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_receive_message_length
+    f(9422, 26, 4, Kind::Message, Label::Optional, 372, 0, 0), // max_receive_message_length
     f(9448, 18, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_envoy_headers
     // envoy.config.core.v3.HeaderValue
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 2), // key
@@ -870,57 +875,57 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(9498, 9, 3, Kind::Bytes, Label::Implicit, 0, 0, 0), // raw_value
     // envoy.config.core.v3.HeaderValueOption
     f(9545, 6, 1, Kind::Message, Label::Optional, 100, 0, 0), // header
-    f(9551, 6, 2, Kind::Message, Label::Optional, 353, 0, 0), // append
+    f(9551, 6, 2, Kind::Message, Label::Optional, 358, 0, 0), // append
     f(9557, 13, 3, Kind::Enum, Label::Implicit, 13, 0, 0), // append_action
     f(9570, 16, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // keep_empty_value
     // envoy.config.core.v3.HealthCheck
     // envoy.config.core.v3.HealthStatusSet
     // envoy.config.core.v3.Http1ProtocolOptions
-    f(9695, 18, 1, Kind::Message, Label::Optional, 353, 0, 0), // allow_absolute_url
+    f(9695, 18, 1, Kind::Message, Label::Optional, 358, 0, 0), // allow_absolute_url
     f(9713, 14, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // accept_http_10
     f(9727, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // default_host_for_http_10
     f(9751, 15, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_trailers
     f(9766, 20, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_chunked_length
-    f(9786, 45, 7, Kind::Message, Label::Optional, 353, 0, 0), // override_stream_error_on_invalid_http_message
+    f(9786, 45, 7, Kind::Message, Label::Optional, 358, 0, 0), // override_stream_error_on_invalid_http_message
     f(9831, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // send_fully_qualified_url
-    f(9855, 16, 9, Kind::Message, Label::Optional, 353, 0, 0), // use_balsa_parser
+    f(9855, 16, 9, Kind::Message, Label::Optional, 358, 0, 0), // use_balsa_parser
     f(9871, 20, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_custom_methods
-    f(9891, 22, 11, Kind::Message, Label::Repeated, 334, 0, 0), // ignore_http_11_upgrade
+    f(9891, 22, 11, Kind::Message, Label::Repeated, 338, 0, 0), // ignore_http_11_upgrade
     // envoy.config.core.v3.Http2ProtocolOptions
-    f(9954, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // hpack_table_size
-    f(9970, 22, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_concurrent_streams
-    f(9992, 26, 3, Kind::Message, Label::Optional, 367, 0, 0), // initial_stream_window_size
-    f(10018, 30, 4, Kind::Message, Label::Optional, 367, 0, 0), // initial_connection_window_size
+    f(9954, 16, 1, Kind::Message, Label::Optional, 372, 0, 0), // hpack_table_size
+    f(9970, 22, 2, Kind::Message, Label::Optional, 372, 0, 0), // max_concurrent_streams
+    f(9992, 26, 3, Kind::Message, Label::Optional, 372, 0, 0), // initial_stream_window_size
+    f(10018, 30, 4, Kind::Message, Label::Optional, 372, 0, 0), // initial_connection_window_size
     f(10048, 13, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_connect
     f(10061, 14, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_metadata
-    f(10075, 19, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_outbound_frames
-    f(10094, 27, 8, Kind::Message, Label::Optional, 367, 0, 0), // max_outbound_control_frames
-    f(10121, 49, 9, Kind::Message, Label::Optional, 367, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
-    f(10170, 38, 10, Kind::Message, Label::Optional, 367, 0, 0), // max_inbound_priority_frames_per_stream
-    f(10208, 52, 11, Kind::Message, Label::Optional, 367, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
+    f(10075, 19, 7, Kind::Message, Label::Optional, 372, 0, 0), // max_outbound_frames
+    f(10094, 27, 8, Kind::Message, Label::Optional, 372, 0, 0), // max_outbound_control_frames
+    f(10121, 49, 9, Kind::Message, Label::Optional, 372, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
+    f(10170, 38, 10, Kind::Message, Label::Optional, 372, 0, 0), // max_inbound_priority_frames_per_stream
+    f(10208, 52, 11, Kind::Message, Label::Optional, 372, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
     f(10260, 38, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // stream_error_on_invalid_http_messaging
-    f(9786, 45, 14, Kind::Message, Label::Optional, 353, 0, 0), // override_stream_error_on_invalid_http_message
-    f(10298, 17, 16, Kind::Message, Label::Optional, 353, 0, 0), // use_oghttp2_codec
-    f(10315, 17, 17, Kind::Message, Label::Optional, 368, 0, 0), // max_metadata_size
-    f(10332, 23, 18, Kind::Message, Label::Optional, 353, 0, 0), // enable_huffman_encoding
-    f(10355, 24, 19, Kind::Message, Label::Optional, 367, 0, 0), // max_header_field_size_kb
-    f(10379, 17, 20, Kind::Message, Label::Optional, 353, 0, 0), // disallow_obs_text
-    f(10396, 18, 21, Kind::Message, Label::Optional, 368, 0, 0), // stream_reset_burst
-    f(10414, 17, 22, Kind::Message, Label::Optional, 368, 0, 0), // stream_reset_rate
+    f(9786, 45, 14, Kind::Message, Label::Optional, 358, 0, 0), // override_stream_error_on_invalid_http_message
+    f(10298, 17, 16, Kind::Message, Label::Optional, 358, 0, 0), // use_oghttp2_codec
+    f(10315, 17, 17, Kind::Message, Label::Optional, 373, 0, 0), // max_metadata_size
+    f(10332, 23, 18, Kind::Message, Label::Optional, 358, 0, 0), // enable_huffman_encoding
+    f(10355, 24, 19, Kind::Message, Label::Optional, 372, 0, 0), // max_header_field_size_kb
+    f(10379, 17, 20, Kind::Message, Label::Optional, 358, 0, 0), // disallow_obs_text
+    f(10396, 18, 21, Kind::Message, Label::Optional, 373, 0, 0), // stream_reset_burst
+    f(10414, 17, 22, Kind::Message, Label::Optional, 373, 0, 0), // stream_reset_rate
     // envoy.config.core.v3.Http3ProtocolOptions
     // envoy.config.core.v3.HttpProtocolOptions
-    f(10512, 12, 1, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(10524, 17, 2, Kind::Message, Label::Optional, 367, 0, 0), // max_headers_count
-    f(10541, 23, 3, Kind::Message, Label::Optional, 356, 0, 0), // max_connection_duration
-    f(10564, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // max_stream_duration
+    f(10512, 12, 1, Kind::Message, Label::Optional, 361, 0, 0), // idle_timeout
+    f(10524, 17, 2, Kind::Message, Label::Optional, 372, 0, 0), // max_headers_count
+    f(10541, 23, 3, Kind::Message, Label::Optional, 361, 0, 0), // max_connection_duration
+    f(10564, 19, 4, Kind::Message, Label::Optional, 361, 0, 0), // max_stream_duration
     f(10583, 31, 5, Kind::Enum, Label::Implicit, 15, 0, 0), // headers_with_underscores_action
-    f(5043, 27, 6, Kind::Message, Label::Optional, 367, 0, 0), // max_requests_per_connection
-    f(10614, 23, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_response_headers_kb
-    f(10637, 30, 8, Kind::Message, Label::Optional, 348, 0, 0), // max_connection_duration_jitter
+    f(5043, 27, 6, Kind::Message, Label::Optional, 372, 0, 0), // max_requests_per_connection
+    f(10614, 23, 7, Kind::Message, Label::Optional, 372, 0, 0), // max_response_headers_kb
+    f(10637, 30, 8, Kind::Message, Label::Optional, 352, 0, 0), // max_connection_duration_jitter
     // envoy.config.core.v3.HttpUri
     f(3052, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // uri
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(9324, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // timeout
+    f(9324, 7, 3, Kind::Message, Label::Optional, 361, 0, 0), // timeout
     // envoy.config.core.v3.JsonFormatOptions
     f(10733, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // sort_properties
     // envoy.config.core.v3.Locality
@@ -932,14 +937,14 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(10839, 21, 2, Kind::Message, Label::Map, 113, 0, 0), // typed_filter_metadata
     // envoy.config.core.v3.Metadata.FilterMetadataEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 364, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 369, 0, 0), // value
     // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.core.v3.Node
     f(10988, 2, 1, Kind::String, Label::Implicit, 0, 0, 0), // id
     f(694, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // cluster
-    f(5263, 8, 3, Kind::Message, Label::Optional, 364, 0, 0), // metadata
+    f(5263, 8, 3, Kind::Message, Label::Optional, 369, 0, 0), // metadata
     f(2044, 8, 4, Kind::Message, Label::Optional, 110, 0, 0), // locality
     f(10990, 15, 6, Kind::String, Label::Implicit, 0, 0, 0), // user_agent_name
     f(11005, 18, 7, Kind::String, Label::Optional, 0, 1, 0), // user_agent_version
@@ -950,11 +955,11 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(11091, 18, 12, Kind::Message, Label::Map, 115, 0, 0), // dynamic_parameters
     // envoy.config.core.v3.Node.DynamicParametersEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 376, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 381, 0, 0), // value
     // envoy.config.core.v3.PathConfigSource
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(9113, 17, 2, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(11194, 13, 3, Kind::Message, Label::Optional, 356, 0, 0), // poll_interval
+    f(11194, 13, 3, Kind::Message, Label::Optional, 361, 0, 0), // poll_interval
     // envoy.config.core.v3.Pipe
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(1048, 4, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // mode
@@ -971,15 +976,15 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(9347, 12, 3, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
     // envoy.config.core.v3.RetryPolicy
     f(11449, 14, 1, Kind::Message, Label::Optional, 87, 0, 0), // retry_back_off
-    f(11463, 11, 2, Kind::Message, Label::Optional, 367, 0, 0), // num_retries
+    f(11463, 11, 2, Kind::Message, Label::Optional, 372, 0, 0), // num_retries
     f(11474, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
     f(11482, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
     // envoy.config.core.v3.RuntimeDouble
     // envoy.config.core.v3.RuntimeFeatureFlag
-    f(11588, 13, 1, Kind::Message, Label::Optional, 353, 0, 0), // default_value
+    f(11588, 13, 1, Kind::Message, Label::Optional, 358, 0, 0), // default_value
     f(11601, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeFractionalPercent
-    f(11588, 13, 1, Kind::Message, Label::Optional, 343, 0, 0), // default_value
+    f(11588, 13, 1, Kind::Message, Label::Optional, 347, 0, 0), // default_value
     f(11601, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeUInt32
     f(11588, 13, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // default_value
@@ -997,23 +1002,23 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.core.v3.SocketOption
     // envoy.config.core.v3.SubstitutionFormatString
     f(11918, 11, 1, Kind::String, Label::Optional, 0, 1, 0), // text_format
-    f(11929, 11, 2, Kind::Message, Label::Optional, 364, 1, 0), // json_format
+    f(11929, 11, 2, Kind::Message, Label::Optional, 369, 1, 0), // json_format
     f(11940, 17, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // omit_empty_values
     f(11957, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // content_type
     f(11969, 18, 5, Kind::Message, Label::Optional, 94, 1, 0), // text_format_source
     f(11987, 10, 6, Kind::Message, Label::Repeated, 133, 0, 0), // formatters
     f(11997, 19, 7, Kind::Message, Label::Optional, 109, 0, 0), // json_format_options
     // envoy.config.core.v3.TcpKeepalive
-    f(12049, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_probes
-    f(12065, 14, 2, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_time
-    f(12079, 18, 3, Kind::Message, Label::Optional, 367, 0, 0), // keepalive_interval
+    f(12049, 16, 1, Kind::Message, Label::Optional, 372, 0, 0), // keepalive_probes
+    f(12065, 14, 2, Kind::Message, Label::Optional, 372, 0, 0), // keepalive_time
+    f(12079, 18, 3, Kind::Message, Label::Optional, 372, 0, 0), // keepalive_interval
     // envoy.config.core.v3.TlvEntry
     // envoy.config.core.v3.TransportSocket
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     // envoy.config.core.v3.TypedExtensionConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 352, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 357, 0, 0), // typed_config
     // envoy.config.core.v3.UpstreamHttpProtocolOptions
     f(12251, 8, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni
     f(12259, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_san_validation
@@ -1031,8 +1036,8 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(3009, 5, 2, Kind::Message, Label::Optional, 140, 0, 0), // value
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
     f(12546, 14, 2, Kind::Message, Label::Repeated, 139, 0, 0), // drop_overloads
-    f(12560, 23, 3, Kind::Message, Label::Optional, 367, 0, 0), // overprovisioning_factor
-    f(12583, 20, 4, Kind::Message, Label::Optional, 356, 0, 0), // endpoint_stale_after
+    f(12560, 23, 3, Kind::Message, Label::Optional, 372, 0, 0), // overprovisioning_factor
+    f(12583, 20, 4, Kind::Message, Label::Optional, 361, 0, 0), // endpoint_stale_after
     f(12603, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // weighted_priority_health
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
     // envoy.config.endpoint.v3.Endpoint
@@ -1051,15 +1056,15 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(12929, 8, 1, Kind::Message, Label::Optional, 140, 1, 0), // endpoint
     f(1972, 13, 2, Kind::Enum, Label::Implicit, 14, 0, 0), // health_status
     f(5263, 8, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(12937, 21, 4, Kind::Message, Label::Optional, 367, 0, 0), // load_balancing_weight
+    f(12937, 21, 4, Kind::Message, Label::Optional, 372, 0, 0), // load_balancing_weight
     f(12958, 13, 5, Kind::String, Label::Optional, 0, 1, 0), // endpoint_name
     // envoy.config.endpoint.v3.LedsClusterLocalityConfig
     // envoy.config.endpoint.v3.LocalityLbEndpoints
     f(2044, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // locality
     f(13065, 12, 2, Kind::Message, Label::Repeated, 143, 0, 0), // lb_endpoints
-    f(12937, 21, 3, Kind::Message, Label::Optional, 367, 0, 0), // load_balancing_weight
+    f(12937, 21, 3, Kind::Message, Label::Optional, 372, 0, 0), // load_balancing_weight
     f(2011, 8, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(13077, 9, 6, Kind::Message, Label::Optional, 367, 0, 0), // proximity
+    f(13077, 9, 6, Kind::Message, Label::Optional, 372, 0, 0), // proximity
     f(13086, 23, 7, Kind::Message, Label::Optional, 146, 1, 0), // load_balancer_endpoints
     f(13109, 28, 8, Kind::Message, Label::Optional, 144, 1, 0), // leds_cluster_locality_config
     f(5263, 8, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata
@@ -1068,23 +1073,23 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.listener.v3.ApiListener
     // envoy.config.listener.v3.Filter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
     // envoy.config.listener.v3.FilterChain
     f(13357, 18, 1, Kind::Message, Label::Optional, 151, 0, 0), // filter_chain_match
     f(5561, 7, 3, Kind::Message, Label::Repeated, 149, 0, 0), // filters
-    f(13375, 15, 4, Kind::Message, Label::Optional, 353, 0, 0), // use_proxy_proto
+    f(13375, 15, 4, Kind::Message, Label::Optional, 358, 0, 0), // use_proxy_proto
     f(5263, 8, 5, Kind::Message, Label::Optional, 111, 0, 0), // metadata
     f(5247, 16, 6, Kind::Message, Label::Optional, 132, 0, 0), // transport_socket
     f(345, 4, 7, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(13390, 32, 9, Kind::Message, Label::Optional, 356, 0, 0), // transport_socket_connect_timeout
+    f(13390, 32, 9, Kind::Message, Label::Optional, 361, 0, 0), // transport_socket_connect_timeout
     // envoy.config.listener.v3.FilterChainMatch
     f(13463, 13, 3, Kind::Message, Label::Repeated, 91, 0, 0), // prefix_ranges
     f(13476, 14, 4, Kind::String, Label::Implicit, 0, 0, 0), // address_suffix
-    f(13490, 10, 5, Kind::Message, Label::Optional, 367, 0, 0), // suffix_len
+    f(13490, 10, 5, Kind::Message, Label::Optional, 372, 0, 0), // suffix_len
     f(13500, 20, 6, Kind::Message, Label::Repeated, 91, 0, 0), // source_prefix_ranges
     f(13520, 12, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // source_ports
-    f(13532, 16, 8, Kind::Message, Label::Optional, 367, 0, 0), // destination_port
+    f(13532, 16, 8, Kind::Message, Label::Optional, 372, 0, 0), // destination_port
     f(13548, 18, 9, Kind::String, Label::Implicit, 0, 0, 0), // transport_protocol
     f(13566, 21, 10, Kind::String, Label::Repeated, 0, 0, 0), // application_protocols
     f(13587, 12, 11, Kind::String, Label::Repeated, 0, 0, 0), // server_names
@@ -1094,17 +1099,17 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1960, 7, 2, Kind::Message, Label::Optional, 83, 0, 0), // address
     f(13670, 13, 3, Kind::Message, Label::Repeated, 150, 0, 0), // filter_chains
-    f(13683, 16, 4, Kind::Message, Label::Optional, 353, 0, 0), // use_original_dst
-    f(4988, 33, 5, Kind::Message, Label::Optional, 367, 0, 0), // per_connection_buffer_limit_bytes
+    f(13683, 16, 4, Kind::Message, Label::Optional, 358, 0, 0), // use_original_dst
+    f(4988, 33, 5, Kind::Message, Label::Optional, 372, 0, 0), // per_connection_buffer_limit_bytes
     f(5263, 8, 6, Kind::Message, Label::Optional, 111, 0, 0), // metadata
     f(13699, 13, 7, Kind::Message, Label::Optional, 155, 0, 0), // deprecated_v1
     f(13712, 10, 8, Kind::Enum, Label::Implicit, 22, 0, 0), // drain_type
     f(13722, 16, 9, Kind::Message, Label::Repeated, 158, 0, 0), // listener_filters
-    f(13738, 11, 10, Kind::Message, Label::Optional, 353, 0, 0), // transparent
-    f(13749, 8, 11, Kind::Message, Label::Optional, 353, 0, 0), // freebind
-    f(13757, 26, 12, Kind::Message, Label::Optional, 367, 0, 0), // tcp_fast_open_queue_length
+    f(13738, 11, 10, Kind::Message, Label::Optional, 358, 0, 0), // transparent
+    f(13749, 8, 11, Kind::Message, Label::Optional, 358, 0, 0), // freebind
+    f(13757, 26, 12, Kind::Message, Label::Optional, 372, 0, 0), // tcp_fast_open_queue_length
     f(4024, 14, 13, Kind::Message, Label::Repeated, 128, 0, 0), // socket_options
-    f(13783, 24, 15, Kind::Message, Label::Optional, 356, 0, 0), // listener_filters_timeout
+    f(13783, 24, 15, Kind::Message, Label::Optional, 361, 0, 0), // listener_filters_timeout
     f(13807, 17, 16, Kind::Enum, Label::Implicit, 20, 0, 0), // traffic_direction
     f(13824, 36, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // continue_on_listener_filters_timeout
     f(13860, 19, 18, Kind::Message, Label::Optional, 160, 0, 0), // udp_listener_config
@@ -1112,21 +1117,21 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(13891, 25, 20, Kind::Message, Label::Optional, 153, 0, 0), // connection_balance_config
     f(13916, 10, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // reuse_port
     f(4038, 10, 22, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(13926, 16, 24, Kind::Message, Label::Optional, 367, 0, 0), // tcp_backlog_size
+    f(13926, 16, 24, Kind::Message, Label::Optional, 372, 0, 0), // tcp_backlog_size
     f(13942, 20, 25, Kind::Message, Label::Optional, 150, 0, 0), // default_filter_chain
-    f(13962, 12, 26, Kind::Message, Label::Optional, 353, 0, 0), // bind_to_port
+    f(13962, 12, 26, Kind::Message, Label::Optional, 358, 0, 0), // bind_to_port
     f(13974, 17, 27, Kind::Message, Label::Optional, 157, 1, 0), // internal_listener
     f(13991, 11, 28, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(14002, 17, 29, Kind::Message, Label::Optional, 353, 0, 0), // enable_reuse_port
+    f(14002, 17, 29, Kind::Message, Label::Optional, 358, 0, 0), // enable_reuse_port
     f(14019, 12, 30, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mptcp
     f(4048, 24, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(14031, 20, 32, Kind::Message, Label::Optional, 379, 0, 0), // filter_chain_matcher
+    f(14031, 20, 32, Kind::Message, Label::Optional, 384, 0, 0), // filter_chain_matcher
     f(12745, 20, 33, Kind::Message, Label::Repeated, 147, 0, 0), // additional_addresses
-    f(14051, 42, 34, Kind::Message, Label::Optional, 367, 0, 0), // max_connections_to_accept_per_socket_event
+    f(14051, 42, 34, Kind::Message, Label::Optional, 372, 0, 0), // max_connections_to_accept_per_socket_event
     f(14093, 23, 35, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_overload_manager
     f(14116, 11, 36, Kind::Message, Label::Optional, 156, 0, 0), // fcds_config
     f(8313, 13, 37, Kind::Message, Label::Optional, 130, 0, 0), // tcp_keepalive
-    f(5978, 44, 38, Kind::Message, Label::Optional, 356, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(5978, 44, 38, Kind::Message, Label::Optional, 361, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6022, 13, 39, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
     // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
     f(14184, 13, 1, Kind::Message, Label::Optional, 154, 1, 0), // exact_balance
@@ -1137,7 +1142,7 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.listener.v3.Listener.InternalListenerConfig
     // envoy.config.listener.v3.ListenerFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     f(14466, 15, 4, Kind::Message, Label::Optional, 159, 0, 0), // filter_disabled
     f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
     // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
@@ -1145,31 +1150,31 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.metrics.v3.DogStatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 83, 1, 0), // address
     f(14618, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
-    f(14624, 22, 4, Kind::Message, Label::Optional, 368, 0, 0), // max_bytes_per_datagram
+    f(14624, 22, 4, Kind::Message, Label::Optional, 373, 0, 0), // max_bytes_per_datagram
     // envoy.config.metrics.v3.HistogramBucketSettings
-    f(14693, 5, 1, Kind::Message, Label::Optional, 334, 0, 0), // match
+    f(14693, 5, 1, Kind::Message, Label::Optional, 338, 0, 0), // match
     f(14698, 7, 2, Kind::Double, Label::Repeated, 0, 0, 0), // buckets
-    f(14705, 4, 3, Kind::Message, Label::Optional, 367, 0, 0), // bins
+    f(14705, 4, 3, Kind::Message, Label::Optional, 372, 0, 0), // bins
     // envoy.config.metrics.v3.MetricsServiceConfig
     f(14753, 12, 1, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(14765, 25, 2, Kind::Message, Label::Optional, 353, 0, 0), // report_counters_as_deltas
+    f(14765, 25, 2, Kind::Message, Label::Optional, 358, 0, 0), // report_counters_as_deltas
     f(8591, 21, 3, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
     f(14790, 19, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_tags_as_labels
     f(14809, 19, 5, Kind::Enum, Label::Implicit, 23, 0, 0), // histogram_emit_mode
     f(14828, 10, 6, Kind::Uint32, Label::Implicit, 0, 0, 0), // batch_size
     // envoy.config.metrics.v3.StatsConfig
     f(14873, 10, 1, Kind::Message, Label::Repeated, 168, 0, 0), // stats_tags
-    f(14883, 20, 2, Kind::Message, Label::Optional, 353, 0, 0), // use_all_default_tags
+    f(14883, 20, 2, Kind::Message, Label::Optional, 358, 0, 0), // use_all_default_tags
     f(6022, 13, 3, Kind::Message, Label::Optional, 165, 0, 0), // stats_matcher
     f(14903, 25, 4, Kind::Message, Label::Repeated, 162, 0, 0), // histogram_bucket_settings
-    f(14928, 27, 5, Kind::Message, Label::Optional, 353, 0, 0), // allow_default_tag_overrides
+    f(14928, 27, 5, Kind::Message, Label::Optional, 358, 0, 0), // allow_default_tag_overrides
     // envoy.config.metrics.v3.StatsMatcher
     f(14991, 10, 1, Kind::Bool, Label::Optional, 0, 1, 0), // reject_all
-    f(15001, 14, 2, Kind::Message, Label::Optional, 326, 1, 0), // exclusion_list
-    f(15015, 14, 3, Kind::Message, Label::Optional, 326, 1, 0), // inclusion_list
+    f(15001, 14, 2, Kind::Message, Label::Optional, 330, 1, 0), // exclusion_list
+    f(15015, 14, 3, Kind::Message, Label::Optional, 330, 1, 0), // inclusion_list
     // envoy.config.metrics.v3.StatsSink
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     // envoy.config.metrics.v3.StatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 83, 1, 0), // address
     f(15096, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // tcp_cluster_name
@@ -1188,11 +1193,11 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(9545, 6, 4, Kind::Message, Label::Optional, 185, 1, 0), // header
     f(15256, 14, 5, Kind::Message, Label::Optional, 91, 1, 0), // destination_ip
     f(13532, 16, 6, Kind::Uint32, Label::Optional, 0, 1, 0), // destination_port
-    f(5263, 8, 7, Kind::Message, Label::Optional, 327, 1, 0), // metadata
+    f(5263, 8, 7, Kind::Message, Label::Optional, 331, 1, 0), // metadata
     f(15270, 8, 8, Kind::Message, Label::Optional, 170, 1, 0), // not_rule
-    f(15278, 21, 9, Kind::Message, Label::Optional, 334, 1, 0), // requested_server_name
-    f(15299, 8, 10, Kind::Message, Label::Optional, 330, 1, 0), // url_path
-    f(15307, 22, 11, Kind::Message, Label::Optional, 346, 1, 0), // destination_port_range
+    f(15278, 21, 9, Kind::Message, Label::Optional, 338, 1, 0), // requested_server_name
+    f(15299, 8, 10, Kind::Message, Label::Optional, 334, 1, 0), // url_path
+    f(15307, 22, 11, Kind::Message, Label::Optional, 350, 1, 0), // destination_port_range
     f(15329, 7, 12, Kind::Message, Label::Optional, 133, 1, 0), // matcher
     f(15336, 12, 13, Kind::Message, Label::Optional, 133, 1, 0), // uri_template
     f(15348, 16, 14, Kind::Message, Label::Optional, 180, 1, 0), // sourced_metadata
@@ -1201,8 +1206,8 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.rbac.v3.Policy
     f(15431, 11, 1, Kind::Message, Label::Repeated, 170, 0, 0), // permissions
     f(15442, 10, 2, Kind::Message, Label::Repeated, 173, 0, 0), // principals
-    f(15452, 9, 3, Kind::Message, Label::Optional, 351, 0, 0), // condition
-    f(15461, 17, 4, Kind::Message, Label::Optional, 350, 0, 0), // checked_condition
+    f(15452, 9, 3, Kind::Message, Label::Optional, 356, 0, 0), // condition
+    f(15461, 17, 4, Kind::Message, Label::Optional, 355, 0, 0), // checked_condition
     f(15478, 10, 5, Kind::Message, Label::Optional, 90, 0, 0), // cel_config
     // envoy.config.rbac.v3.Principal
     f(15518, 7, 1, Kind::Message, Label::Optional, 175, 1, 0), // and_ids
@@ -1211,16 +1216,16 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(15531, 13, 4, Kind::Message, Label::Optional, 174, 1, 0), // authenticated
     f(15544, 9, 5, Kind::Message, Label::Optional, 91, 1, 0), // source_ip
     f(9545, 6, 6, Kind::Message, Label::Optional, 185, 1, 0), // header
-    f(5263, 8, 7, Kind::Message, Label::Optional, 327, 1, 0), // metadata
+    f(5263, 8, 7, Kind::Message, Label::Optional, 331, 1, 0), // metadata
     f(15553, 6, 8, Kind::Message, Label::Optional, 173, 1, 0), // not_id
-    f(15299, 8, 9, Kind::Message, Label::Optional, 330, 1, 0), // url_path
+    f(15299, 8, 9, Kind::Message, Label::Optional, 334, 1, 0), // url_path
     f(15559, 16, 10, Kind::Message, Label::Optional, 91, 1, 0), // direct_remote_ip
     f(15575, 9, 11, Kind::Message, Label::Optional, 91, 1, 0), // remote_ip
-    f(15584, 12, 12, Kind::Message, Label::Optional, 324, 1, 0), // filter_state
+    f(15584, 12, 12, Kind::Message, Label::Optional, 328, 1, 0), // filter_state
     f(15348, 16, 13, Kind::Message, Label::Optional, 180, 1, 0), // sourced_metadata
     f(15596, 6, 14, Kind::Message, Label::Optional, 133, 1, 0), // custom
     // envoy.config.rbac.v3.Principal.Authenticated
-    f(15646, 14, 2, Kind::Message, Label::Optional, 334, 0, 0), // principal_name
+    f(15646, 14, 2, Kind::Message, Label::Optional, 338, 0, 0), // principal_name
     // envoy.config.rbac.v3.Principal.Set
     f(15694, 3, 1, Kind::Message, Label::Repeated, 173, 0, 0), // ids
     // envoy.config.rbac.v3.RBAC
@@ -1237,7 +1242,7 @@ pub(crate) static FIELDS: [Field; 1485] = [
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 172, 0, 0), // value
     // envoy.config.rbac.v3.SourcedMetadata
-    f(15986, 16, 1, Kind::Message, Label::Optional, 327, 0, 0), // metadata_matcher
+    f(15986, 16, 1, Kind::Message, Label::Optional, 331, 0, 0), // metadata_matcher
     f(16002, 15, 2, Kind::Enum, Label::Implicit, 24, 0, 0), // metadata_source
     // envoy.config.route.v3.CookieMatcher
     // envoy.config.route.v3.Decorator
@@ -1249,905 +1254,929 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.config.route.v3.HeaderMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(16215, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // exact_match
-    f(16226, 11, 6, Kind::Message, Label::Optional, 347, 1, 0), // range_match
+    f(16226, 11, 6, Kind::Message, Label::Optional, 351, 1, 0), // range_match
     f(16237, 13, 7, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
     f(16250, 12, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     f(16262, 12, 9, Kind::String, Label::Optional, 0, 1, 0), // prefix_match
     f(16274, 12, 10, Kind::String, Label::Optional, 0, 1, 0), // suffix_match
-    f(16286, 16, 11, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex_match
+    f(16286, 16, 11, Kind::Message, Label::Optional, 336, 1, 0), // safe_regex_match
     f(16302, 14, 12, Kind::String, Label::Optional, 0, 1, 0), // contains_match
-    f(16316, 12, 13, Kind::Message, Label::Optional, 334, 1, 0), // string_match
+    f(16316, 12, 13, Kind::Message, Label::Optional, 338, 1, 0), // string_match
     f(16328, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // treat_missing_header_as_empty
     // envoy.config.route.v3.NonForwardingAction
     // envoy.config.route.v3.QueryParameterMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(16316, 12, 5, Kind::Message, Label::Optional, 334, 1, 0), // string_match
+    f(16316, 12, 5, Kind::Message, Label::Optional, 338, 1, 0), // string_match
     f(16237, 13, 6, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
+    // envoy.config.route.v3.RateLimit
     // envoy.config.route.v3.RedirectAction
-    f(16477, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
-    f(16490, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
-    f(16503, 13, 3, Kind::Enum, Label::Implicit, 27, 0, 0), // response_code
-    f(16516, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
-    f(16530, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
-    f(16544, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
-    f(16555, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
-    f(16570, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
-    f(16583, 13, 9, Kind::Message, Label::Optional, 331, 2, 0), // regex_rewrite
-    f(16596, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
+    f(16508, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
+    f(16521, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
+    f(16534, 13, 3, Kind::Enum, Label::Implicit, 27, 0, 0), // response_code
+    f(16547, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
+    f(16561, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
+    f(16575, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
+    f(16586, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
+    f(16601, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
+    f(16614, 13, 9, Kind::Message, Label::Optional, 335, 2, 0), // regex_rewrite
+    f(16627, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
     // envoy.config.route.v3.RetryPolicy
     f(11474, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
-    f(11463, 11, 2, Kind::Message, Label::Optional, 367, 0, 0), // num_retries
-    f(16641, 15, 3, Kind::Message, Label::Optional, 356, 0, 0), // per_try_timeout
+    f(11463, 11, 2, Kind::Message, Label::Optional, 372, 0, 0), // num_retries
+    f(16672, 15, 3, Kind::Message, Label::Optional, 361, 0, 0), // per_try_timeout
     f(11482, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
-    f(16656, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
-    f(11449, 14, 8, Kind::Message, Label::Optional, 190, 0, 0), // retry_back_off
-    f(16678, 17, 9, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_headers
-    f(16695, 25, 10, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_request_headers
-    f(16720, 24, 12, Kind::Message, Label::Repeated, 133, 0, 0), // retry_options_predicates
-    f(16744, 20, 13, Kind::Message, Label::Optional, 356, 0, 0), // per_try_idle_timeout
-    f(16764, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
+    f(16687, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
+    f(11449, 14, 8, Kind::Message, Label::Optional, 191, 0, 0), // retry_back_off
+    f(16709, 17, 9, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_headers
+    f(16726, 25, 10, Kind::Message, Label::Repeated, 185, 0, 0), // retriable_request_headers
+    f(16751, 24, 12, Kind::Message, Label::Repeated, 133, 0, 0), // retry_options_predicates
+    f(16775, 20, 13, Kind::Message, Label::Optional, 361, 0, 0), // per_try_idle_timeout
+    f(16795, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
     // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    f(7083, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // base_interval
-    f(7096, 12, 2, Kind::Message, Label::Optional, 356, 0, 0), // max_interval
+    f(7083, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // base_interval
+    f(7096, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // max_interval
     // envoy.config.route.v3.Route
-    f(14693, 5, 1, Kind::Message, Label::Optional, 202, 0, 0), // match
-    f(16861, 5, 2, Kind::Message, Label::Optional, 193, 1, 0), // route
-    f(16866, 8, 3, Kind::Message, Label::Optional, 188, 1, 0), // redirect
+    f(14693, 5, 1, Kind::Message, Label::Optional, 203, 0, 0), // match
+    f(16892, 5, 2, Kind::Message, Label::Optional, 194, 1, 0), // route
+    f(16897, 8, 3, Kind::Message, Label::Optional, 189, 1, 0), // redirect
     f(5263, 8, 4, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(16874, 9, 5, Kind::Message, Label::Optional, 182, 0, 0), // decorator
-    f(16883, 15, 7, Kind::Message, Label::Optional, 183, 1, 0), // direct_response
-    f(16898, 22, 9, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(16994, 23, 13, Kind::Message, Label::Map, 192, 0, 0), // typed_per_filter_config
+    f(16905, 9, 5, Kind::Message, Label::Optional, 182, 0, 0), // decorator
+    f(16914, 15, 7, Kind::Message, Label::Optional, 183, 1, 0), // direct_response
+    f(16929, 22, 9, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
+    f(16951, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
+    f(16974, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17000, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17025, 23, 13, Kind::Message, Label::Map, 193, 0, 0), // typed_per_filter_config
     f(345, 4, 14, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4182, 7, 15, Kind::Message, Label::Optional, 206, 0, 0), // tracing
-    f(17017, 30, 16, Kind::Message, Label::Optional, 367, 0, 0), // per_request_buffer_limit_bytes
-    f(17047, 13, 17, Kind::Message, Label::Optional, 184, 1, 0), // filter_action
-    f(17060, 21, 18, Kind::Message, Label::Optional, 186, 1, 0), // non_forwarding_action
+    f(4182, 7, 15, Kind::Message, Label::Optional, 207, 0, 0), // tracing
+    f(17048, 30, 16, Kind::Message, Label::Optional, 372, 0, 0), // per_request_buffer_limit_bytes
+    f(17078, 13, 17, Kind::Message, Label::Optional, 184, 1, 0), // filter_action
+    f(17091, 21, 18, Kind::Message, Label::Optional, 186, 1, 0), // non_forwarding_action
     f(13991, 11, 19, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(17081, 25, 20, Kind::Message, Label::Optional, 368, 0, 0), // request_body_buffer_limit
-    f(17106, 16, 21, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(17112, 25, 20, Kind::Message, Label::Optional, 373, 0, 0), // request_body_buffer_limit
+    f(17137, 16, 21, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
     // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.route.v3.RouteAction
     f(694, 7, 1, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(17208, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
-    f(17222, 17, 3, Kind::Message, Label::Optional, 209, 1, 0), // weighted_clusters
-    f(17239, 14, 4, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(16530, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
-    f(17253, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
-    f(17273, 17, 7, Kind::Message, Label::Optional, 353, 2, 0), // auto_host_rewrite
-    f(9324, 7, 8, Kind::Message, Label::Optional, 356, 0, 0), // timeout
-    f(9347, 12, 9, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
+    f(17239, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
+    f(17253, 17, 3, Kind::Message, Label::Optional, 210, 1, 0), // weighted_clusters
+    f(17270, 14, 4, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
+    f(16561, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
+    f(17284, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
+    f(17304, 17, 7, Kind::Message, Label::Optional, 358, 2, 0), // auto_host_rewrite
+    f(9324, 7, 8, Kind::Message, Label::Optional, 361, 0, 0), // timeout
+    f(9347, 12, 9, Kind::Message, Label::Optional, 190, 0, 0), // retry_policy
     f(2011, 8, 11, Kind::Enum, Label::Implicit, 18, 0, 0), // priority
-    f(17290, 22, 14, Kind::Message, Label::Optional, 353, 0, 0), // include_vh_rate_limits
-    f(17312, 11, 15, Kind::Message, Label::Repeated, 194, 0, 0), // hash_policy
-    f(17323, 31, 20, Kind::Enum, Label::Implicit, 28, 0, 0), // cluster_not_found_response_code
-    f(17354, 16, 23, Kind::Message, Label::Optional, 356, 0, 0), // max_grpc_timeout
-    f(10512, 12, 24, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(17370, 24, 26, Kind::Enum, Label::Implicit, 29, 0, 0), // internal_redirect_action
-    f(17394, 19, 28, Kind::Message, Label::Optional, 356, 0, 0), // grpc_timeout_offset
-    f(17413, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
-    f(17432, 23, 30, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(17455, 22, 31, Kind::Message, Label::Optional, 367, 0, 0), // max_internal_redirects
-    f(16583, 13, 32, Kind::Message, Label::Optional, 331, 0, 0), // regex_rewrite
-    f(17477, 25, 33, Kind::Message, Label::Optional, 352, 0, 0), // retry_policy_typed_config
-    f(17502, 23, 35, Kind::Message, Label::Optional, 331, 2, 0), // host_rewrite_path_regex
-    f(17525, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
-    f(17549, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
-    f(17572, 17, 40, Kind::Message, Label::Optional, 133, 0, 0), // early_data_policy
-    f(17589, 19, 41, Kind::Message, Label::Optional, 133, 0, 0), // path_rewrite_policy
-    f(17608, 13, 42, Kind::Message, Label::Optional, 356, 0, 0), // flush_timeout
-    f(17621, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
-    f(16596, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
+    f(17321, 11, 13, Kind::Message, Label::Repeated, 188, 0, 0), // rate_limits
+    f(17332, 22, 14, Kind::Message, Label::Optional, 358, 0, 0), // include_vh_rate_limits
+    f(17354, 11, 15, Kind::Message, Label::Repeated, 195, 0, 0), // hash_policy
+    f(17365, 31, 20, Kind::Enum, Label::Implicit, 28, 0, 0), // cluster_not_found_response_code
+    f(17396, 16, 23, Kind::Message, Label::Optional, 361, 0, 0), // max_grpc_timeout
+    f(10512, 12, 24, Kind::Message, Label::Optional, 361, 0, 0), // idle_timeout
+    f(17412, 24, 26, Kind::Enum, Label::Implicit, 29, 0, 0), // internal_redirect_action
+    f(17436, 19, 28, Kind::Message, Label::Optional, 361, 0, 0), // grpc_timeout_offset
+    f(17455, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
+    f(17474, 23, 30, Kind::Message, Label::Repeated, 200, 0, 0), // request_mirror_policies
+    f(17497, 22, 31, Kind::Message, Label::Optional, 372, 0, 0), // max_internal_redirects
+    f(16614, 13, 32, Kind::Message, Label::Optional, 335, 0, 0), // regex_rewrite
+    f(17519, 25, 33, Kind::Message, Label::Optional, 357, 0, 0), // retry_policy_typed_config
+    f(17544, 23, 35, Kind::Message, Label::Optional, 335, 2, 0), // host_rewrite_path_regex
+    f(17567, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
+    f(17591, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
+    f(17614, 17, 40, Kind::Message, Label::Optional, 133, 0, 0), // early_data_policy
+    f(17631, 19, 41, Kind::Message, Label::Optional, 133, 0, 0), // path_rewrite_policy
+    f(17650, 13, 42, Kind::Message, Label::Optional, 361, 0, 0), // flush_timeout
+    f(17663, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
+    f(16627, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy
-    f(9545, 6, 1, Kind::Message, Label::Optional, 197, 1, 0), // header
-    f(17677, 6, 2, Kind::Message, Label::Optional, 196, 1, 0), // cookie
-    f(17683, 21, 3, Kind::Message, Label::Optional, 195, 1, 0), // connection_properties
-    f(17704, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
-    f(17712, 15, 5, Kind::Message, Label::Optional, 198, 1, 0), // query_parameter
+    f(9545, 6, 1, Kind::Message, Label::Optional, 198, 1, 0), // header
+    f(17719, 6, 2, Kind::Message, Label::Optional, 197, 1, 0), // cookie
+    f(17725, 21, 3, Kind::Message, Label::Optional, 196, 1, 0), // connection_properties
+    f(17746, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
+    f(17754, 15, 5, Kind::Message, Label::Optional, 199, 1, 0), // query_parameter
     // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
     f(15544, 9, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // source_ip
     // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(17843, 3, 2, Kind::Message, Label::Optional, 356, 0, 0), // ttl
+    f(17885, 3, 2, Kind::Message, Label::Optional, 361, 0, 0), // ttl
     f(131, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // path
     // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    f(17897, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(16583, 13, 2, Kind::Message, Label::Optional, 331, 0, 0), // regex_rewrite
+    f(17939, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(16614, 13, 2, Kind::Message, Label::Optional, 335, 0, 0), // regex_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
     // envoy.config.route.v3.RouteConfiguration
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18060, 13, 2, Kind::Message, Label::Repeated, 207, 0, 0), // virtual_hosts
-    f(18073, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
-    f(16920, 23, 4, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16898, 22, 6, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(18094, 17, 7, Kind::Message, Label::Optional, 353, 0, 0), // validate_clusters
-    f(16969, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18111, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
-    f(18146, 35, 11, Kind::Message, Label::Optional, 367, 0, 0), // max_direct_response_body_size_bytes
-    f(17432, 23, 13, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(18181, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
-    f(18209, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
-    f(16994, 23, 16, Kind::Message, Label::Map, 201, 0, 0), // typed_per_filter_config
+    f(18102, 13, 2, Kind::Message, Label::Repeated, 208, 0, 0), // virtual_hosts
+    f(18115, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
+    f(16951, 23, 4, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
+    f(16974, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(16929, 22, 6, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
+    f(18136, 17, 7, Kind::Message, Label::Optional, 358, 0, 0), // validate_clusters
+    f(17000, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18153, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
+    f(18188, 35, 11, Kind::Message, Label::Optional, 372, 0, 0), // max_direct_response_body_size_bytes
+    f(17474, 23, 13, Kind::Message, Label::Repeated, 200, 0, 0), // request_mirror_policies
+    f(18223, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
+    f(18251, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
+    f(17025, 23, 16, Kind::Message, Label::Map, 202, 0, 0), // typed_per_filter_config
     f(5263, 8, 17, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(18248, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
-    f(17106, 16, 19, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(18290, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
+    f(17137, 16, 19, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
     // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.route.v3.RouteMatch
     f(14618, 6, 1, Kind::String, Label::Optional, 0, 1, 0), // prefix
     f(131, 4, 2, Kind::String, Label::Optional, 0, 1, 0), // path
-    f(18358, 14, 4, Kind::Message, Label::Optional, 353, 0, 0), // case_sensitive
-    f(18372, 7, 6, Kind::Message, Label::Repeated, 185, 0, 0), // headers
-    f(18379, 16, 7, Kind::Message, Label::Repeated, 187, 0, 0), // query_parameters
-    f(18395, 4, 8, Kind::Message, Label::Optional, 204, 0, 0), // grpc
-    f(18399, 16, 9, Kind::Message, Label::Optional, 124, 0, 0), // runtime_fraction
-    f(18415, 10, 10, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex
-    f(18425, 11, 11, Kind::Message, Label::Optional, 205, 0, 0), // tls_context
-    f(18436, 15, 12, Kind::Message, Label::Optional, 203, 1, 0), // connect_matcher
-    f(18451, 16, 13, Kind::Message, Label::Repeated, 327, 0, 0), // dynamic_metadata
-    f(18467, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
-    f(18488, 17, 15, Kind::Message, Label::Optional, 133, 1, 0), // path_match_policy
-    f(15584, 12, 16, Kind::Message, Label::Repeated, 324, 0, 0), // filter_state
-    f(18505, 7, 17, Kind::Message, Label::Repeated, 181, 0, 0), // cookies
+    f(18400, 14, 4, Kind::Message, Label::Optional, 358, 0, 0), // case_sensitive
+    f(18414, 7, 6, Kind::Message, Label::Repeated, 185, 0, 0), // headers
+    f(18421, 16, 7, Kind::Message, Label::Repeated, 187, 0, 0), // query_parameters
+    f(18437, 4, 8, Kind::Message, Label::Optional, 205, 0, 0), // grpc
+    f(18441, 16, 9, Kind::Message, Label::Optional, 124, 0, 0), // runtime_fraction
+    f(18457, 10, 10, Kind::Message, Label::Optional, 336, 1, 0), // safe_regex
+    f(18467, 11, 11, Kind::Message, Label::Optional, 206, 0, 0), // tls_context
+    f(18478, 15, 12, Kind::Message, Label::Optional, 204, 1, 0), // connect_matcher
+    f(18493, 16, 13, Kind::Message, Label::Repeated, 331, 0, 0), // dynamic_metadata
+    f(18509, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
+    f(18530, 17, 15, Kind::Message, Label::Optional, 133, 1, 0), // path_match_policy
+    f(15584, 12, 16, Kind::Message, Label::Repeated, 328, 0, 0), // filter_state
+    f(18547, 7, 17, Kind::Message, Label::Repeated, 181, 0, 0), // cookies
     // envoy.config.route.v3.RouteMatch.ConnectMatcher
     // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
     // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
     // envoy.config.route.v3.Tracing
     // envoy.config.route.v3.VirtualHost
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18730, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
-    f(18737, 6, 3, Kind::Message, Label::Repeated, 191, 0, 0), // routes
-    f(18743, 11, 4, Kind::Enum, Label::Implicit, 30, 0, 0), // require_tls
-    f(16898, 22, 7, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18754, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
-    f(16994, 23, 15, Kind::Message, Label::Map, 208, 0, 0), // typed_per_filter_config
-    f(9347, 12, 16, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
-    f(17017, 30, 18, Kind::Message, Label::Optional, 367, 0, 0), // per_request_buffer_limit_bytes
-    f(18783, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
-    f(17477, 25, 20, Kind::Message, Label::Optional, 352, 0, 0), // retry_policy_typed_config
-    f(15329, 7, 21, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(17432, 23, 22, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(18816, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
+    f(18772, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
+    f(18779, 6, 3, Kind::Message, Label::Repeated, 192, 0, 0), // routes
+    f(18785, 11, 4, Kind::Enum, Label::Implicit, 30, 0, 0), // require_tls
+    f(17321, 11, 6, Kind::Message, Label::Repeated, 188, 0, 0), // rate_limits
+    f(16929, 22, 7, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
+    f(16951, 23, 10, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
+    f(16974, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17000, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18796, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
+    f(17025, 23, 15, Kind::Message, Label::Map, 209, 0, 0), // typed_per_filter_config
+    f(9347, 12, 16, Kind::Message, Label::Optional, 190, 0, 0), // retry_policy
+    f(17048, 30, 18, Kind::Message, Label::Optional, 372, 0, 0), // per_request_buffer_limit_bytes
+    f(18825, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
+    f(17519, 25, 20, Kind::Message, Label::Optional, 357, 0, 0), // retry_policy_typed_config
+    f(15329, 7, 21, Kind::Message, Label::Optional, 384, 0, 0), // matcher
+    f(17474, 23, 22, Kind::Message, Label::Repeated, 200, 0, 0), // request_mirror_policies
+    f(18858, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
     f(5263, 8, 24, Kind::Message, Label::Optional, 111, 0, 0), // metadata
-    f(17081, 25, 25, Kind::Message, Label::Optional, 368, 0, 0), // request_body_buffer_limit
-    f(17106, 16, 26, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
+    f(17112, 25, 25, Kind::Message, Label::Optional, 373, 0, 0), // request_body_buffer_limit
+    f(17137, 16, 26, Kind::Message, Label::Repeated, 133, 0, 0), // route_specifiers
     // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.route.v3.WeightedCluster
-    f(4418, 8, 1, Kind::Message, Label::Repeated, 210, 0, 0), // clusters
-    f(18943, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
-    f(18961, 12, 3, Kind::Message, Label::Optional, 367, 0, 0), // total_weight
-    f(17897, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
-    f(18973, 15, 5, Kind::Message, Label::Optional, 353, 1, 0), // use_hash_policy
+    f(4418, 8, 1, Kind::Message, Label::Repeated, 211, 0, 0), // clusters
+    f(18985, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
+    f(19003, 12, 3, Kind::Message, Label::Optional, 372, 0, 0), // total_weight
+    f(17939, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
+    f(19015, 15, 5, Kind::Message, Label::Optional, 358, 1, 0), // use_hash_policy
     // envoy.config.route.v3.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(1997, 6, 2, Kind::Message, Label::Optional, 367, 0, 0), // weight
-    f(17239, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(16898, 22, 4, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
-    f(16920, 23, 5, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
-    f(16943, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(16969, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(16994, 23, 10, Kind::Message, Label::Map, 211, 0, 0), // typed_per_filter_config
-    f(17253, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
-    f(17208, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
+    f(1997, 6, 2, Kind::Message, Label::Optional, 372, 0, 0), // weight
+    f(17270, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
+    f(16929, 22, 4, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add
+    f(16951, 23, 5, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
+    f(16974, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17000, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17025, 23, 10, Kind::Message, Label::Map, 212, 0, 0), // typed_per_filter_config
+    f(17284, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
+    f(17239, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
     // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 352, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 357, 0, 0), // value
     // envoy.config.trace.v3.Tracing
-    f(19145, 4, 1, Kind::Message, Label::Optional, 213, 0, 0), // http
+    f(19187, 4, 1, Kind::Message, Label::Optional, 214, 0, 0), // http
     // envoy.config.trace.v3.Tracing.Http
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     // envoy.config.trace.v3.ZipkinConfig
-    f(19217, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
-    f(19234, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
-    f(19252, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
-    f(19267, 19, 4, Kind::Message, Label::Optional, 353, 0, 0), // shared_span_context
-    f(19286, 26, 5, Kind::Enum, Label::Implicit, 31, 0, 0), // collector_endpoint_version
-    f(19312, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
-    f(19330, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
-    f(19353, 20, 8, Kind::Enum, Label::Implicit, 32, 0, 0), // trace_context_option
-    f(19373, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
+    f(19259, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
+    f(19276, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
+    f(19294, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
+    f(19309, 19, 4, Kind::Message, Label::Optional, 358, 0, 0), // shared_span_context
+    f(19328, 26, 5, Kind::Enum, Label::Implicit, 31, 0, 0), // collector_endpoint_version
+    f(19354, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
+    f(19372, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
+    f(19395, 20, 8, Kind::Enum, Label::Implicit, 32, 0, 0), // trace_context_option
+    f(19415, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
     // envoy.extensions.access_loggers.file.v3.FileAccessLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(19445, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
-    f(11929, 11, 3, Kind::Message, Label::Optional, 364, 1, 0), // json_format
-    f(19451, 17, 4, Kind::Message, Label::Optional, 364, 1, 0), // typed_json_format
+    f(19487, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
+    f(11929, 11, 3, Kind::Message, Label::Optional, 369, 1, 0), // json_format
+    f(19493, 17, 4, Kind::Message, Label::Optional, 369, 1, 0), // typed_json_format
     f(942, 10, 5, Kind::Message, Label::Optional, 129, 1, 0), // log_format
     // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    f(19533, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(19575, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
     f(14753, 12, 2, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(19541, 21, 3, Kind::Message, Label::Optional, 356, 0, 0), // buffer_flush_interval
-    f(19562, 17, 4, Kind::Message, Label::Optional, 367, 0, 0), // buffer_size_bytes
-    f(19579, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(19583, 21, 3, Kind::Message, Label::Optional, 361, 0, 0), // buffer_flush_interval
+    f(19604, 17, 4, Kind::Message, Label::Optional, 372, 0, 0), // buffer_size_bytes
+    f(19621, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
     f(8591, 21, 6, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(19606, 24, 7, Kind::Message, Label::Optional, 121, 0, 0), // grpc_stream_retry_policy
-    f(19630, 11, 8, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
+    f(19648, 24, 7, Kind::Message, Label::Optional, 121, 0, 0), // grpc_stream_retry_policy
+    f(19672, 11, 8, Kind::Message, Label::Repeated, 342, 0, 0), // custom_tags
     // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    f(19719, 13, 1, Kind::Message, Label::Optional, 216, 0, 0), // common_config
-    f(16131, 4, 2, Kind::Message, Label::Optional, 371, 0, 0), // body
-    f(19732, 10, 3, Kind::Message, Label::Optional, 374, 0, 0), // attributes
-    f(19742, 19, 4, Kind::Message, Label::Optional, 374, 0, 0), // resource_attributes
-    f(19761, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
+    f(19761, 13, 1, Kind::Message, Label::Optional, 217, 0, 0), // common_config
+    f(16131, 4, 2, Kind::Message, Label::Optional, 376, 0, 0), // body
+    f(19774, 10, 3, Kind::Message, Label::Optional, 379, 0, 0), // attributes
+    f(19784, 19, 4, Kind::Message, Label::Optional, 379, 0, 0), // resource_attributes
+    f(19803, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
     f(13991, 11, 6, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(11987, 10, 7, Kind::Message, Label::Repeated, 133, 0, 0), // formatters
     f(14753, 12, 9, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(19533, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
-    f(19541, 21, 11, Kind::Message, Label::Optional, 356, 0, 0), // buffer_flush_interval
-    f(19562, 17, 12, Kind::Message, Label::Optional, 367, 0, 0), // buffer_size_bytes
-    f(19579, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
-    f(19630, 11, 14, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
-    f(19783, 18, 15, Kind::Message, Label::Repeated, 133, 0, 0), // resource_detectors
+    f(19575, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(19583, 21, 11, Kind::Message, Label::Optional, 361, 0, 0), // buffer_flush_interval
+    f(19604, 17, 12, Kind::Message, Label::Optional, 372, 0, 0), // buffer_size_bytes
+    f(19621, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(19672, 11, 14, Kind::Message, Label::Repeated, 342, 0, 0), // custom_tags
+    f(19825, 18, 15, Kind::Message, Label::Repeated, 133, 0, 0), // resource_detectors
     // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
     f(942, 10, 1, Kind::Message, Label::Optional, 129, 1, 0), // log_format
     // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
     f(942, 10, 1, Kind::Message, Label::Optional, 129, 1, 0), // log_format
     // envoy.extensions.clusters.aggregate.v3.ClusterConfig
     f(4418, 8, 1, Kind::String, Label::Repeated, 0, 0, 0), // clusters
+    // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
+    // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
     // envoy.extensions.filters.http.aws_lambda.v3.Config
-    f(20017, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
-    f(20020, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
-    f(20039, 15, 3, Kind::Enum, Label::Implicit, 33, 0, 0), // invocation_mode
-    f(17621, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
-    f(20054, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
-    f(20073, 22, 7, Kind::Message, Label::Repeated, 334, 0, 0), // match_excluded_headers
-    f(20095, 22, 8, Kind::Message, Label::Repeated, 334, 0, 0), // match_included_headers
+    f(20178, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
+    f(20181, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
+    f(20200, 15, 3, Kind::Enum, Label::Implicit, 35, 0, 0), // invocation_mode
+    f(17663, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
+    f(20215, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
+    f(20234, 22, 7, Kind::Message, Label::Repeated, 338, 0, 0), // match_excluded_headers
+    f(20256, 22, 8, Kind::Message, Label::Repeated, 338, 0, 0), // match_included_headers
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    f(20180, 15, 1, Kind::Message, Label::Optional, 326, 0, 0), // allowed_headers
-    f(20195, 14, 2, Kind::Message, Label::Repeated, 100, 0, 0), // headers_to_add
+    f(20341, 15, 1, Kind::Message, Label::Optional, 330, 0, 0), // allowed_headers
+    f(20356, 14, 2, Kind::Message, Label::Repeated, 100, 0, 0), // headers_to_add
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    f(20273, 24, 1, Kind::Message, Label::Optional, 326, 0, 0), // allowed_upstream_headers
-    f(20297, 22, 2, Kind::Message, Label::Optional, 326, 0, 0), // allowed_client_headers
-    f(20319, 34, 3, Kind::Message, Label::Optional, 326, 0, 0), // allowed_upstream_headers_to_append
-    f(20353, 33, 4, Kind::Message, Label::Optional, 326, 0, 0), // allowed_client_headers_on_success
-    f(20386, 29, 5, Kind::Message, Label::Optional, 326, 0, 0), // dynamic_metadata_from_headers
+    f(20434, 24, 1, Kind::Message, Label::Optional, 330, 0, 0), // allowed_upstream_headers
+    f(20458, 22, 2, Kind::Message, Label::Optional, 330, 0, 0), // allowed_client_headers
+    f(20480, 34, 3, Kind::Message, Label::Optional, 330, 0, 0), // allowed_upstream_headers_to_append
+    f(20514, 33, 4, Kind::Message, Label::Optional, 330, 0, 0), // allowed_client_headers_on_success
+    f(20547, 29, 5, Kind::Message, Label::Optional, 330, 0, 0), // dynamic_metadata_from_headers
     // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    f(20472, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
-    f(20489, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
-    f(20510, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
+    f(20633, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
+    f(20650, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
+    f(20671, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
     // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
     f(14753, 12, 1, Kind::Message, Label::Optional, 98, 1, 0), // grpc_service
-    f(20574, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(20592, 12, 3, Kind::Message, Label::Optional, 226, 1, 0), // http_service
-    f(20604, 17, 5, Kind::Message, Label::Optional, 224, 0, 0), // with_request_body
-    f(20621, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(20638, 15, 7, Kind::Message, Label::Optional, 345, 0, 0), // status_on_error
-    f(20653, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(20680, 14, 9, Kind::Message, Label::Optional, 124, 0, 0), // filter_enabled
-    f(20694, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
-    f(20718, 15, 11, Kind::Message, Label::Optional, 123, 0, 0), // deny_at_disable
+    f(20735, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(20753, 12, 3, Kind::Message, Label::Optional, 229, 1, 0), // http_service
+    f(20765, 17, 5, Kind::Message, Label::Optional, 227, 0, 0), // with_request_body
+    f(20782, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(20799, 15, 7, Kind::Message, Label::Optional, 349, 0, 0), // status_on_error
+    f(20814, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(20841, 14, 9, Kind::Message, Label::Optional, 124, 0, 0), // filter_enabled
+    f(20855, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(20879, 15, 11, Kind::Message, Label::Optional, 123, 0, 0), // deny_at_disable
     f(8591, 21, 12, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
     f(13991, 11, 13, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(20733, 23, 14, Kind::Message, Label::Optional, 327, 0, 0), // filter_enabled_metadata
-    f(20756, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(20785, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(20180, 15, 17, Kind::Message, Label::Optional, 326, 0, 0), // allowed_headers
-    f(20818, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(20837, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
-    f(20866, 29, 20, Kind::Message, Label::Optional, 353, 0, 0), // charge_cluster_response_stats
-    f(20895, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
-    f(20928, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
-    f(20967, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
-    f(20985, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
-    f(21003, 18, 25, Kind::Message, Label::Optional, 326, 0, 0), // disallowed_headers
-    f(21021, 33, 27, Kind::Message, Label::Optional, 353, 0, 0), // enable_dynamic_metadata_ingestion
-    f(10824, 15, 28, Kind::Message, Label::Optional, 364, 0, 0), // filter_metadata
-    f(21054, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
-    f(21077, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
-    f(21107, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
-    f(21137, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
-    f(21148, 16, 33, Kind::Message, Label::Optional, 353, 0, 0), // emit_client_span
+    f(20894, 23, 14, Kind::Message, Label::Optional, 331, 0, 0), // filter_enabled_metadata
+    f(20917, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(20946, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(20341, 15, 17, Kind::Message, Label::Optional, 330, 0, 0), // allowed_headers
+    f(20979, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(20998, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
+    f(21027, 29, 20, Kind::Message, Label::Optional, 358, 0, 0), // charge_cluster_response_stats
+    f(21056, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
+    f(21089, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
+    f(21128, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
+    f(21146, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
+    f(21164, 18, 25, Kind::Message, Label::Optional, 330, 0, 0), // disallowed_headers
+    f(21182, 33, 27, Kind::Message, Label::Optional, 358, 0, 0), // enable_dynamic_metadata_ingestion
+    f(10824, 15, 28, Kind::Message, Label::Optional, 369, 0, 0), // filter_metadata
+    f(21215, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
+    f(21238, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
+    f(21268, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
+    f(21298, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21309, 16, 33, Kind::Message, Label::Optional, 358, 0, 0), // emit_client_span
     // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    f(21218, 10, 1, Kind::Message, Label::Optional, 108, 0, 0), // server_uri
-    f(21228, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
-    f(21239, 21, 7, Kind::Message, Label::Optional, 222, 0, 0), // authorization_request
-    f(21260, 22, 8, Kind::Message, Label::Optional, 223, 0, 0), // authorization_response
+    f(21379, 10, 1, Kind::Message, Label::Optional, 108, 0, 0), // server_uri
+    f(21389, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
+    f(21400, 21, 7, Kind::Message, Label::Optional, 225, 0, 0), // authorization_request
+    f(21421, 22, 8, Kind::Message, Label::Optional, 226, 0, 0), // authorization_response
     f(9347, 12, 9, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
-    f(21282, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
+    f(21443, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
     // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    f(21352, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
-    f(21376, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
+    f(21513, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
+    f(21537, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
     // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    f(21455, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
-    f(21472, 21, 3, Kind::Message, Label::Optional, 353, 1, 0), // stats_for_all_methods
-    f(21493, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
-    f(21514, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
+    f(21616, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
+    f(21633, 21, 3, Kind::Message, Label::Optional, 358, 1, 0), // stats_for_all_methods
+    f(21654, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
+    f(21675, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
     // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    f(21605, 13, 1, Kind::Message, Label::Repeated, 231, 0, 0), // request_rules
-    f(21618, 14, 2, Kind::Message, Label::Repeated, 231, 0, 0), // response_rules
+    f(21766, 13, 1, Kind::Message, Label::Repeated, 234, 0, 0), // request_rules
+    f(21779, 14, 2, Kind::Message, Label::Repeated, 234, 0, 0), // response_rules
     f(13991, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    f(21703, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(21864, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7418, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 3, Kind::String, Label::Implicit, 0, 0, 0), // value
-    f(3005, 4, 4, Kind::Enum, Label::Implicit, 35, 0, 0), // type
-    f(21721, 6, 5, Kind::Enum, Label::Implicit, 34, 0, 0), // encode
-    f(21727, 19, 6, Kind::Message, Label::Optional, 331, 0, 0), // regex_value_rewrite
+    f(3005, 4, 4, Kind::Enum, Label::Implicit, 37, 0, 0), // type
+    f(21882, 6, 5, Kind::Enum, Label::Implicit, 36, 0, 0), // encode
+    f(21888, 19, 6, Kind::Message, Label::Optional, 335, 0, 0), // regex_value_rewrite
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
     f(9545, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // header
-    f(21809, 17, 2, Kind::Message, Label::Optional, 230, 0, 0), // on_header_present
-    f(21826, 17, 3, Kind::Message, Label::Optional, 230, 0, 0), // on_header_missing
-    f(21843, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
-    f(17677, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
+    f(21970, 17, 2, Kind::Message, Label::Optional, 233, 0, 0), // on_header_present
+    f(21987, 17, 3, Kind::Message, Label::Optional, 233, 0, 0), // on_header_missing
+    f(22004, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
+    f(17719, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
     // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    f(21920, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
+    f(22081, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22004, 8, 3, Kind::Message, Label::Map, 234, 0, 0), // requires
+    f(22165, 8, 3, Kind::Message, Label::Map, 237, 0, 0), // requires
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 245, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    f(22141, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
-    f(22154, 23, 2, Kind::Message, Label::Optional, 356, 0, 0), // failed_refetch_duration
+    f(22302, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
+    f(22315, 23, 2, Kind::Message, Label::Optional, 361, 0, 0), // failed_refetch_duration
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    f(22237, 9, 1, Kind::Message, Label::Map, 237, 0, 0), // providers
-    f(15399, 5, 2, Kind::Message, Label::Repeated, 251, 0, 0), // rules
-    f(22246, 18, 3, Kind::Message, Label::Optional, 233, 0, 0), // filter_state_rules
-    f(22264, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
-    f(22285, 15, 5, Kind::Message, Label::Map, 238, 0, 0), // requirement_map
-    f(22300, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
+    f(22398, 9, 1, Kind::Message, Label::Map, 240, 0, 0), // providers
+    f(15399, 5, 2, Kind::Message, Label::Repeated, 254, 0, 0), // rules
+    f(22407, 18, 3, Kind::Message, Label::Optional, 236, 0, 0), // filter_state_rules
+    f(22425, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
+    f(22446, 15, 5, Kind::Message, Label::Map, 241, 0, 0), // requirement_map
+    f(22461, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
     f(13991, 11, 7, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 243, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 246, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 245, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    f(22534, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
-    f(22548, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
+    f(22695, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
+    f(22709, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    f(17897, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(22625, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
-    f(22635, 10, 3, Kind::Message, Label::Repeated, 241, 0, 0), // claim_path
+    f(17939, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(22786, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
+    f(22796, 10, 3, Kind::Message, Label::Repeated, 244, 0, 0), // claim_path
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22768, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
+    f(22929, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    f(22834, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
-    f(22840, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
-    f(22849, 11, 3, Kind::Message, Label::Optional, 250, 1, 0), // remote_jwks
-    f(22860, 10, 4, Kind::Message, Label::Optional, 94, 1, 0), // local_jwks
-    f(22870, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
-    f(22877, 12, 6, Kind::Message, Label::Repeated, 242, 0, 0), // from_headers
-    f(22889, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
-    f(22900, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
-    f(22922, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
-    f(22941, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
-    f(22959, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
-    f(22985, 16, 12, Kind::Message, Label::Optional, 239, 0, 0), // jwt_cache_config
-    f(23001, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
-    f(23013, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
-    f(23031, 16, 15, Kind::Message, Label::Repeated, 240, 0, 0), // claim_to_headers
-    f(23047, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
-    f(20621, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(23072, 29, 18, Kind::Message, Label::Optional, 244, 0, 0), // normalize_payload_in_metadata
-    f(23101, 8, 19, Kind::Message, Label::Optional, 334, 0, 0), // subjects
-    f(23109, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
-    f(23127, 12, 21, Kind::Message, Label::Optional, 356, 0, 0), // max_lifetime
+    f(22995, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
+    f(23001, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23010, 11, 3, Kind::Message, Label::Optional, 253, 1, 0), // remote_jwks
+    f(23021, 10, 4, Kind::Message, Label::Optional, 94, 1, 0), // local_jwks
+    f(23031, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
+    f(23038, 12, 6, Kind::Message, Label::Repeated, 245, 0, 0), // from_headers
+    f(23050, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
+    f(23061, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
+    f(23083, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
+    f(23102, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
+    f(23120, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
+    f(23146, 16, 12, Kind::Message, Label::Optional, 242, 0, 0), // jwt_cache_config
+    f(23162, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
+    f(23174, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
+    f(23192, 16, 15, Kind::Message, Label::Repeated, 243, 0, 0), // claim_to_headers
+    f(23208, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
+    f(20782, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(23233, 29, 18, Kind::Message, Label::Optional, 247, 0, 0), // normalize_payload_in_metadata
+    f(23262, 8, 19, Kind::Message, Label::Optional, 338, 0, 0), // subjects
+    f(23270, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
+    f(23288, 12, 21, Kind::Message, Label::Optional, 361, 0, 0), // max_lifetime
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    f(23210, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
+    f(23371, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    f(23289, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
-    f(23302, 22, 2, Kind::Message, Label::Optional, 249, 1, 0), // provider_and_audiences
-    f(23324, 12, 3, Kind::Message, Label::Optional, 247, 1, 0), // requires_any
-    f(23336, 12, 4, Kind::Message, Label::Optional, 246, 1, 0), // requires_all
-    f(23348, 23, 5, Kind::Message, Label::Optional, 357, 1, 0), // allow_missing_or_failed
-    f(23371, 13, 6, Kind::Message, Label::Optional, 357, 1, 0), // allow_missing
-    f(23384, 31, 7, Kind::Message, Label::Optional, 232, 1, 0), // extract_only_without_validation
+    f(23450, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
+    f(23463, 22, 2, Kind::Message, Label::Optional, 252, 1, 0), // provider_and_audiences
+    f(23485, 12, 3, Kind::Message, Label::Optional, 250, 1, 0), // requires_any
+    f(23497, 12, 4, Kind::Message, Label::Optional, 249, 1, 0), // requires_all
+    f(23509, 23, 5, Kind::Message, Label::Optional, 362, 1, 0), // allow_missing_or_failed
+    f(23532, 13, 6, Kind::Message, Label::Optional, 362, 1, 0), // allow_missing
+    f(23545, 31, 7, Kind::Message, Label::Optional, 235, 1, 0), // extract_only_without_validation
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    f(23479, 12, 1, Kind::Message, Label::Repeated, 245, 0, 0), // requirements
+    f(23640, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    f(23479, 12, 1, Kind::Message, Label::Repeated, 245, 0, 0), // requirements
+    f(23640, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
     f(9223, 8, 1, Kind::Bool, Label::Optional, 0, 1, 0), // disabled
-    f(23611, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(23772, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    f(23289, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(22840, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23450, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(23001, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
     // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
     f(11403, 8, 1, Kind::Message, Label::Optional, 108, 0, 0), // http_uri
-    f(23744, 14, 2, Kind::Message, Label::Optional, 356, 0, 0), // cache_duration
-    f(23758, 11, 3, Kind::Message, Label::Optional, 235, 0, 0), // async_fetch
+    f(23905, 14, 2, Kind::Message, Label::Optional, 361, 0, 0), // cache_duration
+    f(23919, 11, 3, Kind::Message, Label::Optional, 238, 0, 0), // async_fetch
     f(9347, 12, 4, Kind::Message, Label::Optional, 121, 0, 0), // retry_policy
     // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    f(14693, 5, 1, Kind::Message, Label::Optional, 202, 0, 0), // match
-    f(22004, 8, 2, Kind::Message, Label::Optional, 245, 1, 0), // requires
-    f(23611, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(14693, 5, 1, Kind::Message, Label::Optional, 203, 0, 0), // match
+    f(22165, 8, 2, Kind::Message, Label::Optional, 248, 1, 0), // requires
+    f(23772, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(16125, 6, 2, Kind::Message, Label::Optional, 349, 0, 0), // status
+    f(24051, 12, 3, Kind::Message, Label::Optional, 354, 0, 0), // token_bucket
+    f(20841, 14, 4, Kind::Message, Label::Optional, 124, 0, 0), // filter_enabled
+    f(24063, 15, 5, Kind::Message, Label::Optional, 124, 0, 0), // filter_enforced
+    f(16951, 23, 6, Kind::Message, Label::Repeated, 101, 0, 0), // response_headers_to_add
+    f(24078, 11, 8, Kind::Message, Label::Repeated, 223, 0, 0), // descriptors
+    f(24089, 5, 9, Kind::Uint32, Label::Implicit, 0, 0, 0), // stage
+    f(24094, 40, 10, Kind::Message, Label::Repeated, 101, 0, 0), // request_headers_to_add_when_not_enforced
+    f(24134, 42, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // local_rate_limit_per_downstream_connection
+    f(24176, 26, 12, Kind::Enum, Label::Implicit, 34, 0, 0), // enable_x_ratelimit_headers
+    f(24202, 14, 13, Kind::Enum, Label::Implicit, 33, 0, 0), // vh_rate_limits
+    f(24216, 35, 14, Kind::Message, Label::Optional, 358, 0, 0), // always_consume_default_token_bucket
+    f(24251, 34, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // rate_limited_as_resource_exhausted
+    f(24285, 24, 16, Kind::Message, Label::Optional, 222, 0, 0), // local_cluster_rate_limit
+    f(17321, 11, 17, Kind::Message, Label::Repeated, 188, 0, 0), // rate_limits
+    f(24309, 23, 18, Kind::Message, Label::Optional, 372, 0, 0), // max_dynamic_descriptors
+    f(24332, 25, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_retry_after_header
     // envoy.extensions.filters.http.lua.v3.Lua
-    f(23867, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
-    f(23878, 12, 2, Kind::Message, Label::Map, 253, 0, 0), // source_codes
-    f(23890, 19, 3, Kind::Message, Label::Optional, 94, 0, 0), // default_source_code
+    f(24397, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
+    f(24408, 12, 2, Kind::Message, Label::Map, 257, 0, 0), // source_codes
+    f(24420, 19, 3, Kind::Message, Label::Optional, 94, 0, 0), // default_source_code
     f(13991, 11, 4, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(20621, 17, 5, Kind::Message, Label::Optional, 353, 0, 0), // clear_route_cache
-    f(23909, 14, 6, Kind::Message, Label::Optional, 364, 0, 0), // filter_context
-    f(23923, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
-    f(23936, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
+    f(20782, 17, 5, Kind::Message, Label::Optional, 358, 0, 0), // clear_route_cache
+    f(24439, 14, 6, Kind::Message, Label::Optional, 369, 0, 0), // filter_context
+    f(24453, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
+    f(24466, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
     // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 94, 0, 0), // value
     // envoy.extensions.filters.http.rbac.v3.RBAC
     f(15399, 5, 1, Kind::Message, Label::Optional, 176, 0, 0), // rules
-    f(24049, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
-    f(24061, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(15329, 7, 4, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(24085, 14, 5, Kind::Message, Label::Optional, 379, 0, 0), // shadow_matcher
-    f(24099, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
-    f(24116, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
+    f(24579, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
+    f(24591, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(15329, 7, 4, Kind::Message, Label::Optional, 384, 0, 0), // matcher
+    f(24615, 14, 5, Kind::Message, Label::Optional, 384, 0, 0), // shadow_matcher
+    f(24629, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
+    f(24646, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
     // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    f(24186, 4, 2, Kind::Message, Label::Optional, 254, 0, 0), // rbac
+    f(24716, 4, 2, Kind::Message, Label::Optional, 258, 0, 0), // rbac
     // envoy.extensions.filters.http.router.v3.Router
-    f(24236, 13, 1, Kind::Message, Label::Optional, 353, 0, 0), // dynamic_stats
-    f(24249, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
-    f(24265, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
-    f(24277, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
-    f(24299, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
-    f(24319, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
-    f(24346, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
-    f(24386, 21, 8, Kind::Message, Label::Repeated, 270, 0, 0), // upstream_http_filters
-    f(24407, 33, 10, Kind::Message, Label::Optional, 353, 0, 0), // reject_connect_request_early_data
+    f(24766, 13, 1, Kind::Message, Label::Optional, 358, 0, 0), // dynamic_stats
+    f(24779, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
+    f(24795, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
+    f(24807, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
+    f(24829, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
+    f(24849, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
+    f(24876, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
+    f(24916, 21, 8, Kind::Message, Label::Repeated, 274, 0, 0), // upstream_http_filters
+    f(24937, 33, 10, Kind::Message, Label::Optional, 358, 0, 0), // reject_connect_request_early_data
     // envoy.extensions.filters.http.wasm.v3.Wasm
-    f(24482, 6, 1, Kind::Message, Label::Optional, 313, 0, 0), // config
+    f(25012, 6, 1, Kind::Message, Label::Optional, 317, 0, 0), // config
     // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
     // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    f(15399, 5, 1, Kind::Message, Label::Repeated, 262, 0, 0), // rules
-    f(24679, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
+    f(15399, 5, 1, Kind::Message, Label::Repeated, 266, 0, 0), // rules
+    f(25209, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
     f(11272, 17, 3, Kind::Message, Label::Optional, 119, 0, 0), // pass_through_tlvs
-    f(24716, 19, 4, Kind::Enum, Label::Repeated, 16, 0, 0), // disallowed_versions
+    f(25246, 19, 4, Kind::Enum, Label::Repeated, 16, 0, 0), // disallowed_versions
     f(13991, 11, 5, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(24735, 12, 6, Kind::Enum, Label::Implicit, 37, 0, 0), // tlv_location
+    f(25265, 12, 6, Kind::Enum, Label::Implicit, 39, 0, 0), // tlv_location
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    f(21703, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(21864, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7418, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(24825, 21, 3, Kind::Enum, Label::Implicit, 36, 0, 0), // value_string_encoding
+    f(25355, 21, 3, Kind::Enum, Label::Implicit, 38, 0, 0), // value_string_encoding
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
     f(11358, 8, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // tlv_type
-    f(24916, 14, 2, Kind::Message, Label::Optional, 261, 0, 0), // on_tlv_present
+    f(25446, 14, 2, Kind::Message, Label::Optional, 265, 0, 0), // on_tlv_present
     // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    f(24993, 25, 1, Kind::Message, Label::Optional, 353, 0, 0), // enable_ja3_fingerprinting
-    f(25018, 24, 2, Kind::Message, Label::Optional, 367, 0, 0), // initial_read_buffer_size
-    f(25042, 25, 3, Kind::Message, Label::Optional, 353, 0, 0), // enable_ja4_fingerprinting
-    f(25067, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
-    f(25114, 21, 5, Kind::Message, Label::Optional, 367, 0, 0), // max_client_hello_size
+    f(25523, 25, 1, Kind::Message, Label::Optional, 358, 0, 0), // enable_ja3_fingerprinting
+    f(25548, 24, 2, Kind::Message, Label::Optional, 372, 0, 0), // initial_read_buffer_size
+    f(25572, 25, 3, Kind::Message, Label::Optional, 358, 0, 0), // enable_ja4_fingerprinting
+    f(25597, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
+    f(25644, 21, 5, Kind::Message, Label::Optional, 372, 0, 0), // max_client_hello_size
     // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
     f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(4707, 15, 2, Kind::Message, Label::Optional, 368, 0, 0), // max_connections
-    f(25203, 5, 3, Kind::Message, Label::Optional, 356, 0, 0), // delay
-    f(25208, 15, 4, Kind::Message, Label::Optional, 123, 0, 0), // runtime_enabled
+    f(4707, 15, 2, Kind::Message, Label::Optional, 373, 0, 0), // max_connections
+    f(25733, 5, 3, Kind::Message, Label::Optional, 361, 0, 0), // delay
+    f(25738, 15, 4, Kind::Message, Label::Optional, 123, 0, 0), // runtime_enabled
     // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
     f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(14753, 12, 2, Kind::Message, Label::Optional, 98, 0, 0), // grpc_service
-    f(20574, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(20694, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(20735, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(20855, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
     f(8591, 21, 5, Kind::Enum, Label::Implicit, 12, 0, 0), // transport_api_version
-    f(20733, 23, 6, Kind::Message, Label::Optional, 327, 0, 0), // filter_enabled_metadata
-    f(20756, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(20818, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(25277, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
-    f(20653, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(20785, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(21137, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(20894, 23, 6, Kind::Message, Label::Optional, 331, 0, 0), // filter_enabled_metadata
+    f(20917, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(20979, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(25807, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
+    f(20814, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(20946, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(21298, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    f(25382, 10, 1, Kind::Enum, Label::Implicit, 38, 0, 0), // codec_type
+    f(25912, 10, 1, Kind::Enum, Label::Implicit, 40, 0, 0), // codec_type
     f(13991, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(25392, 3, 3, Kind::Message, Label::Optional, 271, 1, 0), // rds
-    f(2551, 12, 4, Kind::Message, Label::Optional, 200, 1, 0), // route_config
-    f(25395, 12, 5, Kind::Message, Label::Repeated, 270, 0, 0), // http_filters
-    f(25407, 14, 6, Kind::Message, Label::Optional, 353, 0, 0), // add_user_agent
-    f(4182, 7, 7, Kind::Message, Label::Optional, 268, 0, 0), // tracing
+    f(25922, 3, 3, Kind::Message, Label::Optional, 275, 1, 0), // rds
+    f(2551, 12, 4, Kind::Message, Label::Optional, 201, 1, 0), // route_config
+    f(25925, 12, 5, Kind::Message, Label::Repeated, 274, 0, 0), // http_filters
+    f(25937, 14, 6, Kind::Message, Label::Optional, 358, 0, 0), // add_user_agent
+    f(4182, 7, 7, Kind::Message, Label::Optional, 272, 0, 0), // tracing
     f(5070, 21, 8, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
     f(5091, 22, 9, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25421, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
-    f(25432, 13, 12, Kind::Message, Label::Optional, 356, 0, 0), // drain_timeout
+    f(25951, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
+    f(25962, 13, 12, Kind::Message, Label::Optional, 361, 0, 0), // drain_timeout
     f(4038, 10, 13, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(25445, 18, 14, Kind::Message, Label::Optional, 353, 0, 0), // use_remote_address
-    f(25463, 19, 15, Kind::Message, Label::Optional, 353, 0, 0), // generate_request_id
-    f(25482, 27, 16, Kind::Enum, Label::Implicit, 39, 0, 0), // forward_client_cert_details
-    f(25509, 31, 17, Kind::Message, Label::Optional, 267, 0, 0), // set_current_client_cert_details
-    f(25540, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
-    f(25558, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
-    f(25578, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
-    f(25627, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
-    f(25642, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
-    f(25645, 15, 23, Kind::Message, Label::Repeated, 269, 0, 0), // upgrade_configs
-    f(25660, 19, 24, Kind::Message, Label::Optional, 356, 0, 0), // stream_idle_timeout
-    f(25679, 21, 26, Kind::Message, Label::Optional, 356, 0, 0), // delayed_close_timeout
-    f(8546, 15, 28, Kind::Message, Label::Optional, 356, 0, 0), // request_timeout
-    f(25700, 22, 29, Kind::Message, Label::Optional, 367, 0, 0), // max_request_headers_kb
-    f(25722, 14, 30, Kind::Message, Label::Optional, 353, 0, 0), // normalize_path
-    f(25736, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
-    f(25764, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
-    f(25777, 28, 34, Kind::Enum, Label::Implicit, 42, 0, 0), // server_header_transformation
+    f(25975, 18, 14, Kind::Message, Label::Optional, 358, 0, 0), // use_remote_address
+    f(25993, 19, 15, Kind::Message, Label::Optional, 358, 0, 0), // generate_request_id
+    f(26012, 27, 16, Kind::Enum, Label::Implicit, 41, 0, 0), // forward_client_cert_details
+    f(26039, 31, 17, Kind::Message, Label::Optional, 271, 0, 0), // set_current_client_cert_details
+    f(26070, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
+    f(26088, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
+    f(26108, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
+    f(26157, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
+    f(26172, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
+    f(26175, 15, 23, Kind::Message, Label::Repeated, 273, 0, 0), // upgrade_configs
+    f(26190, 19, 24, Kind::Message, Label::Optional, 361, 0, 0), // stream_idle_timeout
+    f(26209, 21, 26, Kind::Message, Label::Optional, 361, 0, 0), // delayed_close_timeout
+    f(8546, 15, 28, Kind::Message, Label::Optional, 361, 0, 0), // request_timeout
+    f(26230, 22, 29, Kind::Message, Label::Optional, 372, 0, 0), // max_request_headers_kb
+    f(26252, 14, 30, Kind::Message, Label::Optional, 358, 0, 0), // normalize_path
+    f(26266, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
+    f(26294, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
+    f(26307, 28, 34, Kind::Enum, Label::Implicit, 44, 0, 0), // server_header_transformation
     f(5318, 28, 35, Kind::Message, Label::Optional, 107, 0, 0), // common_http_protocol_options
-    f(25805, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
-    f(25838, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
-    f(25862, 36, 40, Kind::Message, Label::Optional, 353, 0, 0), // stream_error_on_invalid_http_message
-    f(25898, 23, 41, Kind::Message, Label::Optional, 356, 0, 0), // request_headers_timeout
-    f(25921, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
-    f(25940, 22, 44, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
-    f(25962, 32, 45, Kind::Enum, Label::Implicit, 41, 0, 0), // path_with_escaped_slashes_action
-    f(25994, 32, 46, Kind::Message, Label::Repeated, 133, 0, 0), // original_ip_detection_extensions
-    f(26026, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
-    f(26049, 30, 50, Kind::Message, Label::Optional, 133, 0, 0), // typed_header_validation_config
-    f(26079, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
-    f(26102, 32, 52, Kind::Message, Label::Repeated, 133, 0, 0), // early_header_mutation_extensions
-    f(26134, 35, 53, Kind::Message, Label::Optional, 353, 0, 0), // add_proxy_protocol_connection_state
-    f(26169, 25, 54, Kind::Message, Label::Optional, 356, 0, 0), // access_log_flush_interval
-    f(26194, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
-    f(26225, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
-    f(26246, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
-    f(26280, 20, 59, Kind::Message, Label::Optional, 356, 0, 0), // stream_flush_timeout
-    f(26300, 27, 60, Kind::Message, Label::Optional, 379, 0, 0), // forward_client_cert_matcher
-    f(26327, 20, 62, Kind::Message, Label::Optional, 348, 0, 0), // drain_timeout_jitter
+    f(26335, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
+    f(26368, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
+    f(26392, 36, 40, Kind::Message, Label::Optional, 358, 0, 0), // stream_error_on_invalid_http_message
+    f(26428, 23, 41, Kind::Message, Label::Optional, 361, 0, 0), // request_headers_timeout
+    f(26451, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
+    f(26470, 22, 44, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
+    f(26492, 32, 45, Kind::Enum, Label::Implicit, 43, 0, 0), // path_with_escaped_slashes_action
+    f(26524, 32, 46, Kind::Message, Label::Repeated, 133, 0, 0), // original_ip_detection_extensions
+    f(26556, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
+    f(26579, 30, 50, Kind::Message, Label::Optional, 133, 0, 0), // typed_header_validation_config
+    f(26609, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
+    f(26632, 32, 52, Kind::Message, Label::Repeated, 133, 0, 0), // early_header_mutation_extensions
+    f(26664, 35, 53, Kind::Message, Label::Optional, 358, 0, 0), // add_proxy_protocol_connection_state
+    f(26699, 25, 54, Kind::Message, Label::Optional, 361, 0, 0), // access_log_flush_interval
+    f(26724, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
+    f(26755, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
+    f(26776, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
+    f(26810, 20, 59, Kind::Message, Label::Optional, 361, 0, 0), // stream_flush_timeout
+    f(26830, 27, 60, Kind::Message, Label::Optional, 384, 0, 0), // forward_client_cert_matcher
+    f(26857, 20, 62, Kind::Message, Label::Optional, 352, 0, 0), // drain_timeout_jitter
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    f(26456, 7, 1, Kind::Message, Label::Optional, 353, 0, 0), // subject
-    f(26463, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
+    f(26986, 7, 1, Kind::Message, Label::Optional, 358, 0, 0), // subject
+    f(26993, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
     f(3049, 3, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // dns
     f(3052, 3, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // uri
-    f(26467, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
-    f(19445, 6, 7, Kind::Enum, Label::Implicit, 40, 0, 0), // format
-    f(22834, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
+    f(26997, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
+    f(19487, 6, 7, Kind::Enum, Label::Implicit, 42, 0, 0), // format
+    f(22995, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    f(26561, 15, 3, Kind::Message, Label::Optional, 348, 0, 0), // client_sampling
-    f(26576, 15, 4, Kind::Message, Label::Optional, 348, 0, 0), // random_sampling
-    f(26591, 16, 5, Kind::Message, Label::Optional, 348, 0, 0), // overall_sampling
-    f(26607, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
-    f(26614, 19, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_path_tag_length
-    f(19630, 11, 8, Kind::Message, Label::Repeated, 338, 0, 0), // custom_tags
-    f(26633, 8, 9, Kind::Message, Label::Optional, 213, 0, 0), // provider
-    f(26641, 19, 10, Kind::Message, Label::Optional, 353, 0, 0), // spawn_upstream_span
-    f(26660, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
-    f(26669, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
-    f(26687, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
+    f(27091, 15, 3, Kind::Message, Label::Optional, 352, 0, 0), // client_sampling
+    f(27106, 15, 4, Kind::Message, Label::Optional, 352, 0, 0), // random_sampling
+    f(27121, 16, 5, Kind::Message, Label::Optional, 352, 0, 0), // overall_sampling
+    f(27137, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
+    f(27144, 19, 7, Kind::Message, Label::Optional, 372, 0, 0), // max_path_tag_length
+    f(19672, 11, 8, Kind::Message, Label::Repeated, 342, 0, 0), // custom_tags
+    f(27163, 8, 9, Kind::Message, Label::Optional, 214, 0, 0), // provider
+    f(27171, 19, 10, Kind::Message, Label::Optional, 358, 0, 0), // spawn_upstream_span
+    f(27190, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
+    f(27199, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
+    f(27217, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    f(26804, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
-    f(5561, 7, 2, Kind::Message, Label::Repeated, 270, 0, 0), // filters
-    f(26816, 7, 3, Kind::Message, Label::Optional, 353, 0, 0), // enabled
+    f(27334, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
+    f(5561, 7, 2, Kind::Message, Label::Repeated, 274, 0, 0), // filters
+    f(27346, 7, 3, Kind::Message, Label::Optional, 358, 0, 0), // enabled
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 352, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 357, 1, 0), // typed_config
     f(13305, 16, 5, Kind::Message, Label::Optional, 97, 1, 0), // config_discovery
     f(15900, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
     f(9223, 8, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
     // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    f(26956, 13, 1, Kind::Message, Label::Optional, 92, 0, 0), // config_source
-    f(26969, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
+    f(27486, 13, 1, Kind::Message, Label::Optional, 92, 0, 0), // config_source
+    f(27499, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
     // envoy.extensions.filters.network.rbac.v3.RBAC
     f(15399, 5, 1, Kind::Message, Label::Optional, 176, 0, 0), // rules
-    f(24049, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
+    f(24579, 12, 2, Kind::Message, Label::Optional, 176, 0, 0), // shadow_rules
     f(13991, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(27031, 16, 4, Kind::Enum, Label::Implicit, 43, 0, 0), // enforcement_type
-    f(24061, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(15329, 7, 6, Kind::Message, Label::Optional, 379, 0, 0), // matcher
-    f(24085, 14, 7, Kind::Message, Label::Optional, 379, 0, 0), // shadow_matcher
-    f(27047, 10, 8, Kind::Message, Label::Optional, 356, 0, 0), // delay_deny
+    f(27561, 16, 4, Kind::Enum, Label::Implicit, 45, 0, 0), // enforcement_type
+    f(24591, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(15329, 7, 6, Kind::Message, Label::Optional, 384, 0, 0), // matcher
+    f(24615, 14, 7, Kind::Message, Label::Optional, 384, 0, 0), // shadow_matcher
+    f(27577, 10, 8, Kind::Message, Label::Optional, 361, 0, 0), // delay_deny
     // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
     f(13991, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(27169, 23, 3, Kind::Message, Label::Optional, 356, 0, 0), // downstream_idle_timeout
-    f(27192, 21, 4, Kind::Message, Label::Optional, 356, 0, 0), // upstream_idle_timeout
+    f(27699, 23, 3, Kind::Message, Label::Optional, 361, 0, 0), // downstream_idle_timeout
+    f(27722, 21, 4, Kind::Message, Label::Optional, 361, 0, 0), // upstream_idle_timeout
     f(4038, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(27213, 20, 7, Kind::Message, Label::Optional, 367, 0, 0), // max_connect_attempts
-    f(10512, 12, 8, Kind::Message, Label::Optional, 356, 0, 0), // idle_timeout
-    f(17239, 14, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
-    f(17222, 17, 10, Kind::Message, Label::Optional, 278, 1, 0), // weighted_clusters
-    f(17312, 11, 11, Kind::Message, Label::Repeated, 344, 0, 0), // hash_policy
-    f(27233, 16, 12, Kind::Message, Label::Optional, 277, 0, 0), // tunneling_config
-    f(27249, 34, 13, Kind::Message, Label::Optional, 356, 0, 0), // max_downstream_connection_duration
-    f(27283, 9, 14, Kind::Message, Label::Optional, 275, 0, 0), // on_demand
-    f(26169, 25, 15, Kind::Message, Label::Optional, 356, 0, 0), // access_log_flush_interval
-    f(27292, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
-    f(27321, 18, 17, Kind::Message, Label::Optional, 276, 0, 0), // access_log_options
-    f(27339, 15, 18, Kind::Message, Label::Optional, 87, 0, 0), // backoff_options
-    f(27354, 19, 19, Kind::Message, Label::Repeated, 131, 0, 0), // proxy_protocol_tlvs
-    f(27373, 52, 20, Kind::Message, Label::Optional, 348, 0, 0), // max_downstream_connection_duration_jitter_percentage
-    f(27425, 21, 21, Kind::Enum, Label::Implicit, 45, 0, 0), // upstream_connect_mode
-    f(27446, 20, 22, Kind::Message, Label::Optional, 367, 0, 0), // max_early_data_bytes
-    f(27466, 31, 23, Kind::Enum, Label::Implicit, 44, 0, 0), // proxy_protocol_tlv_merge_policy
-    f(27497, 17, 24, Kind::Message, Label::Optional, 353, 0, 0), // check_drain_close
+    f(27743, 20, 7, Kind::Message, Label::Optional, 372, 0, 0), // max_connect_attempts
+    f(10512, 12, 8, Kind::Message, Label::Optional, 361, 0, 0), // idle_timeout
+    f(17270, 14, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
+    f(17253, 17, 10, Kind::Message, Label::Optional, 282, 1, 0), // weighted_clusters
+    f(17354, 11, 11, Kind::Message, Label::Repeated, 348, 0, 0), // hash_policy
+    f(27763, 16, 12, Kind::Message, Label::Optional, 281, 0, 0), // tunneling_config
+    f(27779, 34, 13, Kind::Message, Label::Optional, 361, 0, 0), // max_downstream_connection_duration
+    f(27813, 9, 14, Kind::Message, Label::Optional, 279, 0, 0), // on_demand
+    f(26699, 25, 15, Kind::Message, Label::Optional, 361, 0, 0), // access_log_flush_interval
+    f(27822, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
+    f(27851, 18, 17, Kind::Message, Label::Optional, 280, 0, 0), // access_log_options
+    f(27869, 15, 18, Kind::Message, Label::Optional, 87, 0, 0), // backoff_options
+    f(27884, 19, 19, Kind::Message, Label::Repeated, 131, 0, 0), // proxy_protocol_tlvs
+    f(27903, 52, 20, Kind::Message, Label::Optional, 352, 0, 0), // max_downstream_connection_duration_jitter_percentage
+    f(27955, 21, 21, Kind::Enum, Label::Implicit, 47, 0, 0), // upstream_connect_mode
+    f(27976, 20, 22, Kind::Message, Label::Optional, 372, 0, 0), // max_early_data_bytes
+    f(27996, 31, 23, Kind::Enum, Label::Implicit, 46, 0, 0), // proxy_protocol_tlv_merge_policy
+    f(28027, 17, 24, Kind::Message, Label::Optional, 358, 0, 0), // check_drain_close
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    f(4418, 8, 1, Kind::Message, Label::Repeated, 279, 0, 0), // clusters
+    f(4418, 8, 1, Kind::Message, Label::Repeated, 283, 0, 0), // clusters
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1997, 6, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
-    f(17239, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
+    f(17270, 14, 3, Kind::Message, Label::Optional, 111, 0, 0), // metadata_match
     // envoy.extensions.filters.network.wasm.v3.Wasm
-    f(24482, 6, 1, Kind::Message, Label::Optional, 313, 0, 0), // config
+    f(25012, 6, 1, Kind::Message, Label::Optional, 317, 0, 0), // config
     // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    f(24482, 6, 1, Kind::Message, Label::Optional, 118, 0, 0), // config
+    f(25012, 6, 1, Kind::Message, Label::Optional, 118, 0, 0), // config
     f(5247, 16, 2, Kind::Message, Label::Optional, 132, 0, 0), // transport_socket
-    f(28003, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
-    f(28028, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
+    f(28533, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
+    f(28558, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
     // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
     // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    f(28176, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28189, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(28706, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(28719, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    f(28275, 10, 1, Kind::Message, Label::Optional, 94, 0, 0), // trusted_ca
-    f(28285, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
-    f(28308, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
-    f(28331, 36, 6, Kind::Message, Label::Optional, 353, 0, 0), // require_signed_certificate_timestamp
-    f(28367, 3, 7, Kind::Message, Label::Optional, 94, 0, 0), // crl
-    f(28370, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
-    f(28395, 23, 9, Kind::Message, Label::Repeated, 334, 0, 0), // match_subject_alt_names
-    f(28418, 24, 10, Kind::Enum, Label::Implicit, 46, 0, 0), // trust_chain_verification
+    f(28805, 10, 1, Kind::Message, Label::Optional, 94, 0, 0), // trusted_ca
+    f(28815, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
+    f(28838, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
+    f(28861, 36, 6, Kind::Message, Label::Optional, 358, 0, 0), // require_signed_certificate_timestamp
+    f(28897, 3, 7, Kind::Message, Label::Optional, 94, 0, 0), // crl
+    f(28900, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
+    f(28925, 23, 9, Kind::Message, Label::Repeated, 338, 0, 0), // match_subject_alt_names
+    f(28948, 24, 10, Kind::Enum, Label::Implicit, 48, 0, 0), // trust_chain_verification
     f(9113, 17, 11, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(28442, 23, 12, Kind::Message, Label::Optional, 133, 0, 0), // custom_validator_config
-    f(28465, 32, 13, Kind::Message, Label::Optional, 283, 0, 0), // ca_certificate_provider_instance
-    f(28497, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
-    f(28522, 29, 15, Kind::Message, Label::Repeated, 298, 0, 0), // match_typed_subject_alt_names
-    f(28551, 16, 16, Kind::Message, Label::Optional, 367, 0, 0), // max_verify_depth
-    f(28567, 17, 17, Kind::Message, Label::Optional, 285, 0, 0), // system_root_certs
-    f(28584, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
+    f(28972, 23, 12, Kind::Message, Label::Optional, 133, 0, 0), // custom_validator_config
+    f(28995, 32, 13, Kind::Message, Label::Optional, 287, 0, 0), // ca_certificate_provider_instance
+    f(29027, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
+    f(29052, 29, 15, Kind::Message, Label::Repeated, 302, 0, 0), // match_typed_subject_alt_names
+    f(29081, 16, 16, Kind::Message, Label::Optional, 372, 0, 0), // max_verify_depth
+    f(29097, 17, 17, Kind::Message, Label::Optional, 289, 0, 0), // system_root_certs
+    f(29114, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    f(28751, 10, 1, Kind::Message, Label::Optional, 301, 0, 0), // tls_params
-    f(28761, 16, 2, Kind::Message, Label::Repeated, 299, 0, 0), // tls_certificates
-    f(28777, 18, 3, Kind::Message, Label::Optional, 284, 1, 0), // validation_context
-    f(28795, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
-    f(28809, 34, 6, Kind::Message, Label::Repeated, 296, 0, 0), // tls_certificate_sds_secret_configs
-    f(28843, 36, 7, Kind::Message, Label::Optional, 296, 1, 0), // validation_context_sds_secret_config
-    f(28879, 27, 8, Kind::Message, Label::Optional, 289, 1, 0), // combined_validation_context
-    f(28906, 36, 9, Kind::Message, Label::Optional, 287, 0, 0), // tls_certificate_certificate_provider
-    f(28942, 39, 10, Kind::Message, Label::Optional, 287, 1, 0), // validation_context_certificate_provider
-    f(28981, 45, 11, Kind::Message, Label::Optional, 288, 0, 0), // tls_certificate_certificate_provider_instance
-    f(29026, 48, 12, Kind::Message, Label::Optional, 288, 1, 0), // validation_context_certificate_provider_instance
-    f(29074, 17, 13, Kind::Message, Label::Optional, 133, 0, 0), // custom_handshaker
-    f(29091, 33, 14, Kind::Message, Label::Optional, 283, 0, 0), // tls_certificate_provider_instance
-    f(29124, 7, 15, Kind::Message, Label::Optional, 300, 0, 0), // key_log
-    f(29131, 31, 16, Kind::Message, Label::Optional, 133, 0, 0), // custom_tls_certificate_selector
+    f(29281, 10, 1, Kind::Message, Label::Optional, 305, 0, 0), // tls_params
+    f(29291, 16, 2, Kind::Message, Label::Repeated, 303, 0, 0), // tls_certificates
+    f(29307, 18, 3, Kind::Message, Label::Optional, 288, 1, 0), // validation_context
+    f(29325, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
+    f(29339, 34, 6, Kind::Message, Label::Repeated, 300, 0, 0), // tls_certificate_sds_secret_configs
+    f(29373, 36, 7, Kind::Message, Label::Optional, 300, 1, 0), // validation_context_sds_secret_config
+    f(29409, 27, 8, Kind::Message, Label::Optional, 293, 1, 0), // combined_validation_context
+    f(29436, 36, 9, Kind::Message, Label::Optional, 291, 0, 0), // tls_certificate_certificate_provider
+    f(29472, 39, 10, Kind::Message, Label::Optional, 291, 1, 0), // validation_context_certificate_provider
+    f(29511, 45, 11, Kind::Message, Label::Optional, 292, 0, 0), // tls_certificate_certificate_provider_instance
+    f(29556, 48, 12, Kind::Message, Label::Optional, 292, 1, 0), // validation_context_certificate_provider_instance
+    f(29604, 17, 13, Kind::Message, Label::Optional, 133, 0, 0), // custom_handshaker
+    f(29621, 33, 14, Kind::Message, Label::Optional, 287, 0, 0), // tls_certificate_provider_instance
+    f(29654, 7, 15, Kind::Message, Label::Optional, 304, 0, 0), // key_log
+    f(29661, 31, 16, Kind::Message, Label::Optional, 133, 0, 0), // custom_tls_certificate_selector
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3185, 12, 2, Kind::Message, Label::Optional, 133, 1, 0), // typed_config
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    f(28176, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28189, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(28706, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(28719, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    f(29421, 26, 1, Kind::Message, Label::Optional, 284, 0, 0), // default_validation_context
-    f(28843, 36, 2, Kind::Message, Label::Optional, 296, 0, 0), // validation_context_sds_secret_config
-    f(28942, 39, 3, Kind::Message, Label::Optional, 287, 0, 0), // validation_context_certificate_provider
-    f(29026, 48, 4, Kind::Message, Label::Optional, 288, 0, 0), // validation_context_certificate_provider_instance
+    f(29951, 26, 1, Kind::Message, Label::Optional, 288, 0, 0), // default_validation_context
+    f(29373, 36, 2, Kind::Message, Label::Optional, 300, 0, 0), // validation_context_sds_secret_config
+    f(29472, 39, 3, Kind::Message, Label::Optional, 291, 0, 0), // validation_context_certificate_provider
+    f(29556, 48, 4, Kind::Message, Label::Optional, 292, 0, 0), // validation_context_certificate_provider_instance
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    f(29509, 18, 1, Kind::Message, Label::Optional, 286, 0, 0), // common_tls_context
-    f(29527, 26, 2, Kind::Message, Label::Optional, 353, 0, 0), // require_client_certificate
-    f(29553, 11, 3, Kind::Message, Label::Optional, 353, 0, 0), // require_sni
-    f(29564, 19, 4, Kind::Message, Label::Optional, 302, 1, 0), // session_ticket_keys
-    f(29583, 37, 5, Kind::Message, Label::Optional, 296, 1, 0), // session_ticket_keys_sds_secret_config
-    f(29620, 15, 6, Kind::Message, Label::Optional, 356, 0, 0), // session_timeout
-    f(29635, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
-    f(29671, 18, 8, Kind::Enum, Label::Implicit, 47, 0, 0), // ocsp_staple_policy
-    f(29689, 31, 9, Kind::Message, Label::Optional, 353, 0, 0), // full_scan_certs_on_sni_mismatch
-    f(29720, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
-    f(29755, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
+    f(30039, 18, 1, Kind::Message, Label::Optional, 290, 0, 0), // common_tls_context
+    f(30057, 26, 2, Kind::Message, Label::Optional, 358, 0, 0), // require_client_certificate
+    f(30083, 11, 3, Kind::Message, Label::Optional, 358, 0, 0), // require_sni
+    f(30094, 19, 4, Kind::Message, Label::Optional, 306, 1, 0), // session_ticket_keys
+    f(30113, 37, 5, Kind::Message, Label::Optional, 300, 1, 0), // session_ticket_keys_sds_secret_config
+    f(30150, 15, 6, Kind::Message, Label::Optional, 361, 0, 0), // session_timeout
+    f(30165, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
+    f(30201, 18, 8, Kind::Enum, Label::Implicit, 49, 0, 0), // ocsp_staple_policy
+    f(30219, 31, 9, Kind::Message, Label::Optional, 358, 0, 0), // full_scan_certs_on_sni_mismatch
+    f(30250, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
+    f(30285, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret
     f(2786, 6, 1, Kind::Message, Label::Optional, 94, 0, 1), // secret
-    f(4426, 7, 2, Kind::Message, Label::Map, 292, 0, 1), // secrets
+    f(4426, 7, 2, Kind::Message, Label::Map, 296, 0, 1), // secrets
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 94, 0, 0), // value
     // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    f(23289, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 352, 1, 1), // typed_config
-    f(29959, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
+    f(23450, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(3185, 12, 3, Kind::Message, Label::Optional, 357, 1, 1), // typed_config
+    f(30489, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    f(30034, 13, 1, Kind::Message, Label::Repeated, 295, 0, 0), // trust_domains
-    f(30047, 13, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundles
+    f(30564, 13, 1, Kind::Message, Label::Repeated, 299, 0, 0), // trust_domains
+    f(30577, 13, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundles
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30139, 12, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundle
-    f(30151, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
+    f(30669, 12, 2, Kind::Message, Label::Optional, 94, 0, 0), // trust_bundle
+    f(30681, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
     // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30229, 10, 2, Kind::Message, Label::Optional, 92, 0, 0), // sds_config
+    f(30759, 10, 2, Kind::Message, Label::Optional, 92, 0, 0), // sds_config
     // envoy.extensions.transport_sockets.tls.v3.Secret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30287, 15, 2, Kind::Message, Label::Optional, 299, 1, 0), // tls_certificate
-    f(29564, 19, 3, Kind::Message, Label::Optional, 302, 1, 0), // session_ticket_keys
-    f(28777, 18, 4, Kind::Message, Label::Optional, 284, 1, 0), // validation_context
-    f(30302, 14, 5, Kind::Message, Label::Optional, 291, 1, 0), // generic_secret
+    f(30817, 15, 2, Kind::Message, Label::Optional, 303, 1, 0), // tls_certificate
+    f(30094, 19, 3, Kind::Message, Label::Optional, 306, 1, 0), // session_ticket_keys
+    f(29307, 18, 4, Kind::Message, Label::Optional, 288, 1, 0), // validation_context
+    f(30832, 14, 5, Kind::Message, Label::Optional, 295, 1, 0), // generic_secret
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    f(30379, 8, 1, Kind::Enum, Label::Implicit, 48, 0, 0), // san_type
-    f(15329, 7, 2, Kind::Message, Label::Optional, 334, 0, 0), // matcher
-    f(30387, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
+    f(30909, 8, 1, Kind::Enum, Label::Implicit, 50, 0, 0), // san_type
+    f(15329, 7, 2, Kind::Message, Label::Optional, 338, 0, 0), // matcher
+    f(30917, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
     // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    f(30446, 17, 1, Kind::Message, Label::Optional, 94, 0, 0), // certificate_chain
-    f(30463, 11, 2, Kind::Message, Label::Optional, 94, 0, 1), // private_key
-    f(30474, 8, 3, Kind::Message, Label::Optional, 94, 0, 1), // password
-    f(30482, 11, 4, Kind::Message, Label::Optional, 94, 0, 0), // ocsp_staple
-    f(30493, 28, 5, Kind::Message, Label::Repeated, 94, 0, 0), // signed_certificate_timestamp
-    f(30521, 20, 6, Kind::Message, Label::Optional, 293, 0, 0), // private_key_provider
+    f(30976, 17, 1, Kind::Message, Label::Optional, 94, 0, 0), // certificate_chain
+    f(30993, 11, 2, Kind::Message, Label::Optional, 94, 0, 1), // private_key
+    f(31004, 8, 3, Kind::Message, Label::Optional, 94, 0, 1), // password
+    f(31012, 11, 4, Kind::Message, Label::Optional, 94, 0, 0), // ocsp_staple
+    f(31023, 28, 5, Kind::Message, Label::Repeated, 94, 0, 0), // signed_certificate_timestamp
+    f(31051, 20, 6, Kind::Message, Label::Optional, 297, 0, 0), // private_key_provider
     f(9113, 17, 7, Kind::Message, Label::Optional, 135, 0, 0), // watched_directory
-    f(30541, 6, 8, Kind::Message, Label::Optional, 94, 0, 1), // pkcs12
-    f(28751, 10, 9, Kind::Message, Label::Optional, 301, 0, 0), // tls_params
+    f(31071, 6, 8, Kind::Message, Label::Optional, 94, 0, 1), // pkcs12
+    f(29281, 10, 9, Kind::Message, Label::Optional, 305, 0, 0), // tls_params
     // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(30598, 19, 2, Kind::Message, Label::Repeated, 91, 0, 0), // local_address_range
-    f(30617, 20, 3, Kind::Message, Label::Repeated, 91, 0, 0), // remote_address_range
+    f(31128, 19, 2, Kind::Message, Label::Repeated, 91, 0, 0), // local_address_range
+    f(31147, 20, 3, Kind::Message, Label::Repeated, 91, 0, 0), // remote_address_range
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    f(30692, 28, 1, Kind::Enum, Label::Implicit, 50, 0, 0), // tls_minimum_protocol_version
-    f(30720, 28, 2, Kind::Enum, Label::Implicit, 50, 0, 0), // tls_maximum_protocol_version
-    f(30748, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
-    f(30761, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
-    f(30772, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
-    f(30792, 19, 6, Kind::Enum, Label::Repeated, 49, 0, 0), // compliance_policies
+    f(31222, 28, 1, Kind::Enum, Label::Implicit, 52, 0, 0), // tls_minimum_protocol_version
+    f(31250, 28, 2, Kind::Enum, Label::Implicit, 52, 0, 0), // tls_maximum_protocol_version
+    f(31278, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
+    f(31291, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
+    f(31302, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
+    f(31322, 19, 6, Kind::Enum, Label::Repeated, 51, 0, 0), // compliance_policies
     // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    f(30873, 4, 1, Kind::Message, Label::Repeated, 94, 0, 1), // keys
+    f(31403, 4, 1, Kind::Message, Label::Repeated, 94, 0, 1), // keys
     // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    f(29509, 18, 1, Kind::Message, Label::Optional, 286, 0, 0), // common_tls_context
-    f(30937, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
-    f(30940, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
-    f(30959, 16, 4, Kind::Message, Label::Optional, 367, 0, 0), // max_session_keys
-    f(30975, 21, 5, Kind::Message, Label::Optional, 353, 0, 0), // enforce_rsa_key_usage
-    f(30996, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
-    f(31009, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
+    f(30039, 18, 1, Kind::Message, Label::Optional, 290, 0, 0), // common_tls_context
+    f(31467, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
+    f(31470, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
+    f(31489, 16, 4, Kind::Message, Label::Optional, 372, 0, 0), // max_session_keys
+    f(31505, 21, 5, Kind::Message, Label::Optional, 358, 0, 0), // enforce_rsa_key_usage
+    f(31526, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
+    f(31539, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     f(5318, 28, 1, Kind::Message, Label::Optional, 107, 0, 0), // common_http_protocol_options
     f(5670, 30, 2, Kind::Message, Label::Optional, 134, 0, 0), // upstream_http_protocol_options
-    f(31086, 20, 3, Kind::Message, Label::Optional, 306, 1, 0), // explicit_http_config
-    f(31106, 30, 4, Kind::Message, Label::Optional, 308, 1, 0), // use_downstream_protocol_config
-    f(31136, 11, 5, Kind::Message, Label::Optional, 305, 1, 0), // auto_config
-    f(25395, 12, 6, Kind::Message, Label::Repeated, 270, 0, 0), // http_filters
-    f(31147, 24, 7, Kind::Message, Label::Optional, 133, 0, 0), // header_validation_config
-    f(5159, 17, 8, Kind::Message, Label::Optional, 307, 0, 0), // outlier_detection
-    f(17432, 23, 9, Kind::Message, Label::Repeated, 199, 0, 0), // request_mirror_policies
-    f(17312, 11, 10, Kind::Message, Label::Repeated, 194, 0, 0), // hash_policy
-    f(9347, 12, 11, Kind::Message, Label::Optional, 189, 0, 0), // retry_policy
+    f(31616, 20, 3, Kind::Message, Label::Optional, 310, 1, 0), // explicit_http_config
+    f(31636, 30, 4, Kind::Message, Label::Optional, 312, 1, 0), // use_downstream_protocol_config
+    f(31666, 11, 5, Kind::Message, Label::Optional, 309, 1, 0), // auto_config
+    f(25925, 12, 6, Kind::Message, Label::Repeated, 274, 0, 0), // http_filters
+    f(31677, 24, 7, Kind::Message, Label::Optional, 133, 0, 0), // header_validation_config
+    f(5159, 17, 8, Kind::Message, Label::Optional, 311, 0, 0), // outlier_detection
+    f(17474, 23, 9, Kind::Message, Label::Repeated, 200, 0, 0), // request_mirror_policies
+    f(17354, 11, 10, Kind::Message, Label::Repeated, 195, 0, 0), // hash_policy
+    f(9347, 12, 11, Kind::Message, Label::Optional, 190, 0, 0), // retry_policy
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
     f(5070, 21, 1, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
     f(5091, 22, 2, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
+    f(26470, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
     f(5070, 21, 1, Kind::Message, Label::Optional, 104, 1, 0), // http_protocol_options
     f(5091, 22, 2, Kind::Message, Label::Optional, 105, 1, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 1, 0), // http3_protocol_options
+    f(26470, 22, 3, Kind::Message, Label::Optional, 106, 1, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
     f(5070, 21, 1, Kind::Message, Label::Optional, 104, 0, 0), // http_protocol_options
     f(5091, 22, 2, Kind::Message, Label::Optional, 105, 0, 0), // http2_protocol_options
-    f(25940, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
+    f(26470, 22, 3, Kind::Message, Label::Optional, 106, 0, 0), // http3_protocol_options
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    f(31514, 20, 1, Kind::Message, Label::Map, 310, 0, 0), // allowed_capabilities
+    f(32044, 20, 1, Kind::Message, Label::Map, 314, 0, 0), // allowed_capabilities
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 314, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 318, 0, 0), // value
     // envoy.extensions.wasm.v3.EnvironmentVariables
-    f(31656, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
-    f(31669, 10, 2, Kind::Message, Label::Map, 312, 0, 0), // key_values
+    f(32186, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
+    f(32199, 10, 2, Kind::Message, Label::Map, 316, 0, 0), // key_values
     // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.extensions.wasm.v3.PluginConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(31776, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
-    f(31783, 9, 3, Kind::Message, Label::Optional, 315, 1, 0), // vm_config
-    f(31792, 13, 4, Kind::Message, Label::Optional, 352, 0, 0), // configuration
-    f(31805, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
-    f(31814, 29, 6, Kind::Message, Label::Optional, 309, 0, 0), // capability_restriction_config
-    f(31843, 14, 7, Kind::Enum, Label::Implicit, 51, 0, 0), // failure_policy
-    f(31857, 31, 9, Kind::Message, Label::Optional, 353, 0, 0), // allow_on_headers_stop_iteration
+    f(32306, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
+    f(32313, 9, 3, Kind::Message, Label::Optional, 319, 1, 0), // vm_config
+    f(32322, 13, 4, Kind::Message, Label::Optional, 357, 0, 0), // configuration
+    f(32335, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
+    f(32344, 29, 6, Kind::Message, Label::Optional, 313, 0, 0), // capability_restriction_config
+    f(32373, 14, 7, Kind::Enum, Label::Implicit, 53, 0, 0), // failure_policy
+    f(32387, 31, 9, Kind::Message, Label::Optional, 358, 0, 0), // allow_on_headers_stop_iteration
     // envoy.extensions.wasm.v3.SanitizationConfig
     // envoy.extensions.wasm.v3.VmConfig
-    f(31964, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
-    f(31969, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
-    f(31976, 4, 3, Kind::Message, Label::Optional, 86, 0, 0), // code
-    f(31792, 13, 4, Kind::Message, Label::Optional, 352, 0, 0), // configuration
-    f(31980, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
-    f(31997, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
-    f(32020, 21, 7, Kind::Message, Label::Optional, 311, 0, 0), // environment_variables
-    f(31814, 29, 8, Kind::Message, Label::Optional, 309, 0, 0), // capability_restriction_config
+    f(32494, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
+    f(32499, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
+    f(32506, 4, 3, Kind::Message, Label::Optional, 86, 0, 0), // code
+    f(32322, 13, 4, Kind::Message, Label::Optional, 357, 0, 0), // configuration
+    f(32510, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
+    f(32527, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
+    f(32550, 21, 7, Kind::Message, Label::Optional, 315, 0, 0), // environment_variables
+    f(32344, 29, 8, Kind::Message, Label::Optional, 313, 0, 0), // capability_restriction_config
     // envoy.service.discovery.v3.DeltaDiscoveryRequest
     f(2950, 4, 1, Kind::Message, Label::Optional, 114, 0, 0), // node
-    f(32089, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32097, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
-    f(32121, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
-    f(32147, 25, 5, Kind::Message, Label::Map, 317, 0, 0), // initial_resource_versions
-    f(32172, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
-    f(32186, 12, 7, Kind::Message, Label::Optional, 370, 0, 0), // error_detail
+    f(32619, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32627, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
+    f(32651, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
+    f(32677, 25, 5, Kind::Message, Label::Map, 321, 0, 0), // initial_resource_versions
+    f(32702, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
+    f(32716, 12, 7, Kind::Message, Label::Optional, 375, 0, 0), // error_detail
     // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    f(32324, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
-    f(32343, 9, 2, Kind::Message, Label::Repeated, 320, 0, 0), // resources
-    f(32089, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32352, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32357, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
-    f(32374, 13, 7, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
-    f(32387, 22, 8, Kind::Message, Label::Repeated, 321, 0, 0), // removed_resource_names
+    f(32854, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
+    f(32873, 9, 2, Kind::Message, Label::Repeated, 324, 0, 0), // resources
+    f(32619, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32882, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(32887, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
+    f(32904, 13, 7, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
+    f(32917, 22, 8, Kind::Message, Label::Repeated, 325, 0, 0), // removed_resource_names
     // envoy.service.discovery.v3.DiscoveryResponse
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(32343, 9, 2, Kind::Message, Label::Repeated, 352, 0, 0), // resources
-    f(32453, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
-    f(32089, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32352, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32374, 13, 6, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
+    f(32873, 9, 2, Kind::Message, Label::Repeated, 357, 0, 0), // resources
+    f(32983, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
+    f(32619, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32882, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(32904, 13, 6, Kind::Message, Label::Optional, 93, 0, 0), // control_plane
     // envoy.service.discovery.v3.Resource
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
-    f(32494, 8, 2, Kind::Message, Label::Optional, 352, 0, 0), // resource
+    f(33024, 8, 2, Kind::Message, Label::Optional, 357, 0, 0), // resource
     f(345, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(32502, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
-    f(17843, 3, 6, Kind::Message, Label::Optional, 356, 0, 0), // ttl
-    f(32509, 13, 8, Kind::Message, Label::Optional, 321, 0, 0), // resource_name
+    f(33032, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
+    f(17885, 3, 6, Kind::Message, Label::Optional, 361, 0, 0), // ttl
+    f(33039, 13, 8, Kind::Message, Label::Optional, 325, 0, 0), // resource_name
     f(5263, 8, 9, Kind::Message, Label::Optional, 111, 0, 0), // metadata
     // envoy.service.discovery.v3.ResourceName
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.type.matcher.v3.AddressMatcher
-    f(32597, 6, 1, Kind::Message, Label::Repeated, 375, 0, 0), // ranges
+    f(33127, 6, 1, Kind::Message, Label::Repeated, 380, 0, 0), // ranges
     f(16250, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     // envoy.type.matcher.v3.DoubleMatcher
-    f(32638, 5, 1, Kind::Message, Label::Optional, 342, 1, 0), // range
-    f(32643, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
+    f(33168, 5, 1, Kind::Message, Label::Optional, 346, 1, 0), // range
+    f(33173, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
     // envoy.type.matcher.v3.FilterStateMatcher
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(16316, 12, 2, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(32688, 13, 3, Kind::Message, Label::Optional, 322, 1, 0), // address_match
+    f(16316, 12, 2, Kind::Message, Label::Optional, 338, 1, 0), // string_match
+    f(33218, 13, 3, Kind::Message, Label::Optional, 326, 1, 0), // address_match
     // envoy.type.matcher.v3.ListMatcher
-    f(32734, 6, 1, Kind::Message, Label::Optional, 335, 1, 0), // one_of
+    f(33264, 6, 1, Kind::Message, Label::Optional, 339, 1, 0), // one_of
     // envoy.type.matcher.v3.ListStringMatcher
-    f(32779, 8, 1, Kind::Message, Label::Repeated, 334, 0, 0), // patterns
+    f(33309, 8, 1, Kind::Message, Label::Repeated, 338, 0, 0), // patterns
     // envoy.type.matcher.v3.MetadataMatcher
     f(3179, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // filter
-    f(131, 4, 2, Kind::Message, Label::Repeated, 328, 0, 0), // path
-    f(3009, 5, 3, Kind::Message, Label::Optional, 335, 0, 0), // value
-    f(32824, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
+    f(131, 4, 2, Kind::Message, Label::Repeated, 332, 0, 0), // path
+    f(3009, 5, 3, Kind::Message, Label::Optional, 339, 0, 0), // value
+    f(33354, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
     // envoy.type.matcher.v3.MetadataMatcher.PathSegment
     f(7418, 3, 1, Kind::String, Label::Optional, 0, 1, 0), // key
     // envoy.type.matcher.v3.OrMatcher
-    f(32910, 14, 1, Kind::Message, Label::Repeated, 335, 0, 0), // value_matchers
+    f(33440, 14, 1, Kind::Message, Label::Repeated, 339, 0, 0), // value_matchers
     // envoy.type.matcher.v3.PathMatcher
-    f(131, 4, 1, Kind::Message, Label::Optional, 334, 1, 0), // path
+    f(131, 4, 1, Kind::Message, Label::Optional, 338, 1, 0), // path
     // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    f(33002, 7, 1, Kind::Message, Label::Optional, 332, 0, 0), // pattern
-    f(33009, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
+    f(33532, 7, 1, Kind::Message, Label::Optional, 336, 0, 0), // pattern
+    f(33539, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
     // envoy.type.matcher.v3.RegexMatcher
-    f(33055, 10, 1, Kind::Message, Label::Optional, 333, 1, 0), // google_re2
+    f(33585, 10, 1, Kind::Message, Label::Optional, 337, 1, 0), // google_re2
     f(15156, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // regex
     // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    f(33109, 16, 1, Kind::Message, Label::Optional, 367, 0, 0), // max_program_size
+    f(33639, 16, 1, Kind::Message, Label::Optional, 372, 0, 0), // max_program_size
     // envoy.type.matcher.v3.StringMatcher
-    f(32643, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
+    f(33173, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
     f(14618, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // prefix
-    f(33160, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
-    f(18415, 10, 5, Kind::Message, Label::Optional, 332, 1, 0), // safe_regex
-    f(33166, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
-    f(33177, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
-    f(15596, 6, 8, Kind::Message, Label::Optional, 378, 1, 0), // custom
+    f(33690, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
+    f(18457, 10, 5, Kind::Message, Label::Optional, 336, 1, 0), // safe_regex
+    f(33696, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
+    f(33707, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
+    f(15596, 6, 8, Kind::Message, Label::Optional, 383, 1, 0), // custom
     // envoy.type.matcher.v3.ValueMatcher
-    f(33219, 10, 1, Kind::Message, Label::Optional, 336, 1, 0), // null_match
-    f(33229, 12, 2, Kind::Message, Label::Optional, 323, 1, 0), // double_match
-    f(16316, 12, 3, Kind::Message, Label::Optional, 334, 1, 0), // string_match
-    f(33241, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
+    f(33749, 10, 1, Kind::Message, Label::Optional, 340, 1, 0), // null_match
+    f(33759, 12, 2, Kind::Message, Label::Optional, 327, 1, 0), // double_match
+    f(16316, 12, 3, Kind::Message, Label::Optional, 338, 1, 0), // string_match
+    f(33771, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
     f(16237, 13, 5, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
-    f(33251, 10, 6, Kind::Message, Label::Optional, 325, 1, 0), // list_match
-    f(33261, 8, 7, Kind::Message, Label::Optional, 329, 1, 0), // or_match
+    f(33781, 10, 6, Kind::Message, Label::Optional, 329, 1, 0), // list_match
+    f(33791, 8, 7, Kind::Message, Label::Optional, 333, 1, 0), // or_match
     // envoy.type.matcher.v3.ValueMatcher.NullMatch
     // envoy.type.metadata.v3.MetadataKey
     // envoy.type.tracing.v3.CustomTag
-    f(33378, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
-    f(33381, 7, 2, Kind::Message, Label::Optional, 341, 1, 0), // literal
-    f(33388, 11, 3, Kind::Message, Label::Optional, 339, 1, 0), // environment
-    f(33399, 14, 4, Kind::Message, Label::Optional, 340, 1, 0), // request_header
+    f(33908, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
+    f(33911, 7, 2, Kind::Message, Label::Optional, 345, 1, 0), // literal
+    f(33918, 11, 3, Kind::Message, Label::Optional, 343, 1, 0), // environment
+    f(33929, 14, 4, Kind::Message, Label::Optional, 344, 1, 0), // request_header
     f(3009, 5, 6, Kind::String, Label::Optional, 0, 1, 0), // value
     // envoy.type.tracing.v3.CustomTag.Environment
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -2158,30 +2187,34 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // envoy.type.tracing.v3.CustomTag.Literal
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.DoubleRange
-    f(33558, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
+    f(34088, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
+    f(34093, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.FractionalPercent
-    f(33597, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
-    f(33606, 11, 2, Kind::Enum, Label::Implicit, 52, 0, 0), // denominator
+    f(34127, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
+    f(34136, 11, 2, Kind::Enum, Label::Implicit, 54, 0, 0), // denominator
     // envoy.type.v3.HashPolicy
     // envoy.type.v3.HttpStatus
-    f(31976, 4, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // code
+    f(32506, 4, 1, Kind::Enum, Label::Implicit, 55, 0, 0), // code
     // envoy.type.v3.Int32Range
-    f(33558, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
+    f(34088, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
+    f(34093, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Int64Range
-    f(33558, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
-    f(33563, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
+    f(34088, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
+    f(34093, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Percent
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.SemanticVersion
-    f(33763, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
-    f(33775, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
-    f(33787, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    f(34293, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
+    f(34305, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
+    f(34317, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    // envoy.type.v3.TokenBucket
+    f(34347, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_tokens
+    f(34357, 15, 2, Kind::Message, Label::Optional, 372, 0, 0), // tokens_per_fill
+    f(34372, 13, 3, Kind::Message, Label::Optional, 361, 0, 0), // fill_interval
     // google.api.expr.v1alpha1.CheckedExpr
     // google.api.expr.v1alpha1.Expr
     // google.protobuf.Any
-    f(32089, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32619, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
     f(3009, 5, 2, Kind::Bytes, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.BoolValue
     f(3009, 5, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // value
@@ -2190,11 +2223,11 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // google.protobuf.DoubleValue
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Duration
-    f(33978, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(33985, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34571, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34578, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.Empty
     // google.protobuf.FieldMask
-    f(34036, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
+    f(34629, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
     // google.protobuf.FloatValue
     f(3009, 5, 1, Kind::Float, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Int32Value
@@ -2202,52 +2235,52 @@ pub(crate) static FIELDS: [Field; 1485] = [
     // google.protobuf.Int64Value
     f(3009, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.ListValue
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 369, 0, 0), // values
+    f(34737, 6, 1, Kind::Message, Label::Repeated, 374, 0, 0), // values
     // google.protobuf.StringValue
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Struct
-    f(34199, 6, 1, Kind::Message, Label::Map, 365, 0, 0), // fields
+    f(34792, 6, 1, Kind::Message, Label::Map, 370, 0, 0), // fields
     // google.protobuf.Struct.FieldsEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 369, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 374, 0, 0), // value
     // google.protobuf.Timestamp
-    f(33978, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(33985, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34571, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34578, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.UInt32Value
     f(3009, 5, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.UInt64Value
     f(3009, 5, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Value
-    f(34339, 10, 1, Kind::Enum, Label::Optional, 54, 1, 0), // null_value
-    f(34349, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
-    f(34361, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34373, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34383, 12, 5, Kind::Message, Label::Optional, 364, 1, 0), // struct_value
-    f(34395, 10, 6, Kind::Message, Label::Optional, 362, 1, 0), // list_value
+    f(34932, 10, 1, Kind::Enum, Label::Optional, 56, 1, 0), // null_value
+    f(34942, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
+    f(34954, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(34966, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(34976, 12, 5, Kind::Message, Label::Optional, 369, 1, 0), // struct_value
+    f(34988, 10, 6, Kind::Message, Label::Optional, 367, 1, 0), // list_value
     // google.rpc.Status
-    f(31976, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
-    f(34422, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
-    f(3137, 7, 3, Kind::Message, Label::Repeated, 352, 0, 0), // details
+    f(32506, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
+    f(35015, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
+    f(3137, 7, 3, Kind::Message, Label::Repeated, 357, 0, 0), // details
     // opentelemetry.proto.common.v1.AnyValue
-    f(34361, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34373, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34467, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
-    f(34476, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
-    f(34488, 11, 5, Kind::Message, Label::Optional, 372, 1, 0), // array_value
-    f(34499, 12, 6, Kind::Message, Label::Optional, 374, 1, 0), // kvlist_value
-    f(34511, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
-    f(34522, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
+    f(34954, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(34966, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(35060, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
+    f(35069, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
+    f(35081, 11, 5, Kind::Message, Label::Optional, 377, 1, 0), // array_value
+    f(35092, 12, 6, Kind::Message, Label::Optional, 379, 1, 0), // kvlist_value
+    f(35104, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
+    f(35115, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
     // opentelemetry.proto.common.v1.ArrayValue
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 371, 0, 0), // values
+    f(34737, 6, 1, Kind::Message, Label::Repeated, 376, 0, 0), // values
     // opentelemetry.proto.common.v1.KeyValue
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 371, 0, 0), // value
-    f(34621, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
+    f(3009, 5, 2, Kind::Message, Label::Optional, 376, 0, 0), // value
+    f(35214, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
     // opentelemetry.proto.common.v1.KeyValueList
-    f(34144, 6, 1, Kind::Message, Label::Repeated, 373, 0, 0), // values
+    f(34737, 6, 1, Kind::Message, Label::Repeated, 378, 0, 0), // values
     // xds.core.v3.CidrRange
     // xds.core.v3.ContextParams
-    f(34721, 6, 1, Kind::Message, Label::Map, 377, 0, 0), // params
+    f(35314, 6, 1, Kind::Message, Label::Map, 382, 0, 0), // params
     // xds.core.v3.ContextParams.ParamsEntry
     f(7418, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
@@ -2256,7 +2289,7 @@ pub(crate) static FIELDS: [Field; 1485] = [
 ];
 
 /// Each one's part of the values.
-pub(crate) static ENUMS: [Enum; 55] = [
+pub(crate) static ENUMS: [Enum; 57] = [
     e(0, 7), // envoy.admin.v3.ClientResourceStatus
     e(7, 2), // envoy.admin.v3.CommandLineOptions.DrainStrategy
     e(9, 2), // envoy.admin.v3.CommandLineOptions.IpVersion
@@ -2290,320 +2323,329 @@ pub(crate) static ENUMS: [Enum; 55] = [
     e(101, 3), // envoy.config.route.v3.VirtualHost.TlsRequirementType
     e(104, 4), // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
     e(108, 2), // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    e(110, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    e(112, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    e(114, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    e(117, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    e(120, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    e(122, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    e(126, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    e(131, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    e(133, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    e(138, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    e(141, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    e(143, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    e(146, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    e(149, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    e(151, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    e(154, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    e(160, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    e(163, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    e(168, 4), // envoy.extensions.wasm.v3.FailurePolicy
-    e(172, 3), // envoy.type.v3.FractionalPercent.DenominatorType
-    e(175, 57), // envoy.type.v3.StatusCode
-    e(232, 1), // google.protobuf.NullValue
+    e(110, 3), // envoy.extensions.common.ratelimit.v3.VhRateLimitsOptions
+    e(113, 2), // envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRFCVersion
+    e(115, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
+    e(117, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
+    e(119, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
+    e(122, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
+    e(125, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
+    e(127, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
+    e(131, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
+    e(136, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
+    e(138, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
+    e(143, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
+    e(146, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
+    e(148, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
+    e(151, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
+    e(154, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
+    e(156, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
+    e(159, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
+    e(165, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
+    e(168, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
+    e(173, 4), // envoy.extensions.wasm.v3.FailurePolicy
+    e(177, 3), // envoy.type.v3.FractionalPercent.DenominatorType
+    e(180, 57), // envoy.type.v3.StatusCode
+    e(237, 1), // google.protobuf.NullValue
 ];
 
 /// Of each enum in turn.
-pub(crate) static VALUES: [EnumValue; 233] = [
+pub(crate) static VALUES: [EnumValue; 238] = [
     // envoy.admin.v3.ClientResourceStatus
-    v(34823, 7, 0), // UNKNOWN
-    v(34830, 9, 1), // REQUESTED
-    v(34839, 14, 2), // DOES_NOT_EXIST
-    v(34853, 5, 3), // ACKED
-    v(34858, 6, 4), // NACKED
-    v(34864, 14, 5), // RECEIVED_ERROR
-    v(34878, 7, 6), // TIMEOUT
+    v(35416, 7, 0), // UNKNOWN
+    v(35423, 9, 1), // REQUESTED
+    v(35432, 14, 2), // DOES_NOT_EXIST
+    v(35446, 5, 3), // ACKED
+    v(35451, 6, 4), // NACKED
+    v(35457, 14, 5), // RECEIVED_ERROR
+    v(35471, 7, 6), // TIMEOUT
     // envoy.admin.v3.CommandLineOptions.DrainStrategy
-    v(34885, 7, 0), // Gradual
-    v(34892, 9, 1), // Immediate
+    v(35478, 7, 0), // Gradual
+    v(35485, 9, 1), // Immediate
     // envoy.admin.v3.CommandLineOptions.IpVersion
-    v(34901, 2, 0), // v4
-    v(34903, 2, 1), // v6
+    v(35494, 2, 0), // v4
+    v(35496, 2, 1), // v6
     // envoy.admin.v3.CommandLineOptions.Mode
-    v(34905, 5, 0), // Serve
-    v(34910, 8, 1), // Validate
-    v(34918, 8, 2), // InitOnly
+    v(35498, 5, 0), // Serve
+    v(35503, 8, 1), // Validate
+    v(35511, 8, 2), // InitOnly
     // envoy.admin.v3.ServerInfo.State
-    v(34926, 4, 0), // LIVE
-    v(34930, 8, 1), // DRAINING
-    v(34938, 16, 2), // PRE_INITIALIZING
-    v(34954, 12, 3), // INITIALIZING
+    v(35519, 4, 0), // LIVE
+    v(35523, 8, 1), // DRAINING
+    v(35531, 16, 2), // PRE_INITIALIZING
+    v(35547, 12, 3), // INITIALIZING
     // envoy.admin.v3.SimpleMetric.Type
-    v(34966, 7, 0), // COUNTER
-    v(34973, 5, 1), // GAUGE
+    v(35559, 7, 0), // COUNTER
+    v(35566, 5, 1), // GAUGE
     // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
-    v(34978, 23, 0), // USE_CONFIGURED_PROTOCOL
-    v(35001, 23, 1), // USE_DOWNSTREAM_PROTOCOL
+    v(35571, 23, 0), // USE_CONFIGURED_PROTOCOL
+    v(35594, 23, 1), // USE_DOWNSTREAM_PROTOCOL
     // envoy.config.cluster.v3.Cluster.DiscoveryType
-    v(35024, 6, 0), // STATIC
-    v(35030, 10, 1), // STRICT_DNS
-    v(35040, 11, 2), // LOGICAL_DNS
-    v(35051, 3, 3), // EDS
-    v(35054, 12, 4), // ORIGINAL_DST
+    v(35617, 6, 0), // STATIC
+    v(35623, 10, 1), // STRICT_DNS
+    v(35633, 11, 2), // LOGICAL_DNS
+    v(35644, 3, 3), // EDS
+    v(35647, 12, 4), // ORIGINAL_DST
     // envoy.config.cluster.v3.Cluster.DnsLookupFamily
-    v(35066, 4, 0), // AUTO
-    v(35070, 7, 1), // V4_ONLY
-    v(35077, 7, 2), // V6_ONLY
-    v(35084, 12, 3), // V4_PREFERRED
-    v(35096, 3, 4), // ALL
+    v(35659, 4, 0), // AUTO
+    v(35663, 7, 1), // V4_ONLY
+    v(35670, 7, 2), // V6_ONLY
+    v(35677, 12, 3), // V4_PREFERRED
+    v(35689, 3, 4), // ALL
     // envoy.config.cluster.v3.Cluster.LbPolicy
-    v(35099, 11, 0), // ROUND_ROBIN
-    v(35110, 13, 1), // LEAST_REQUEST
-    v(35123, 9, 2), // RING_HASH
-    v(35132, 6, 3), // RANDOM
-    v(35138, 6, 5), // MAGLEV
-    v(35144, 16, 6), // CLUSTER_PROVIDED
-    v(35160, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
+    v(35692, 11, 0), // ROUND_ROBIN
+    v(35703, 13, 1), // LEAST_REQUEST
+    v(35716, 9, 2), // RING_HASH
+    v(35725, 6, 3), // RANDOM
+    v(35731, 6, 5), // MAGLEV
+    v(35737, 16, 6), // CLUSTER_PROVIDED
+    v(35753, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
-    v(35188, 7, 0), // XX_HASH
-    v(35195, 13, 1), // MURMUR_HASH_2
+    v(35781, 7, 0), // XX_HASH
+    v(35788, 13, 1), // MURMUR_HASH_2
     // envoy.config.core.v3.ApiConfigSource.ApiType
-    v(35208, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(35245, 4, 1), // REST
-    v(35249, 4, 2), // GRPC
-    v(35253, 10, 3), // DELTA_GRPC
-    v(35263, 15, 5), // AGGREGATED_GRPC
-    v(35278, 21, 6), // AGGREGATED_DELTA_GRPC
+    v(35801, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(35838, 4, 1), // REST
+    v(35842, 4, 2), // GRPC
+    v(35846, 10, 3), // DELTA_GRPC
+    v(35856, 15, 5), // AGGREGATED_GRPC
+    v(35871, 21, 6), // AGGREGATED_DELTA_GRPC
     // envoy.config.core.v3.ApiVersion
-    v(35066, 4, 0), // AUTO
-    v(35299, 2, 1), // V2
-    v(35301, 2, 2), // V3
+    v(35659, 4, 0), // AUTO
+    v(35892, 2, 1), // V2
+    v(35894, 2, 2), // V3
     // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
-    v(35303, 23, 0), // APPEND_IF_EXISTS_OR_ADD
-    v(35326, 13, 1), // ADD_IF_ABSENT
-    v(35339, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
-    v(35365, 19, 3), // OVERWRITE_IF_EXISTS
+    v(35896, 23, 0), // APPEND_IF_EXISTS_OR_ADD
+    v(35919, 13, 1), // ADD_IF_ABSENT
+    v(35932, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
+    v(35958, 19, 3), // OVERWRITE_IF_EXISTS
     // envoy.config.core.v3.HealthStatus
-    v(34823, 7, 0), // UNKNOWN
-    v(35384, 7, 1), // HEALTHY
-    v(35391, 9, 2), // UNHEALTHY
-    v(34930, 8, 3), // DRAINING
-    v(34878, 7, 4), // TIMEOUT
-    v(35400, 8, 5), // DEGRADED
+    v(35416, 7, 0), // UNKNOWN
+    v(35977, 7, 1), // HEALTHY
+    v(35984, 9, 2), // UNHEALTHY
+    v(35523, 8, 3), // DRAINING
+    v(35471, 7, 4), // TIMEOUT
+    v(35993, 8, 5), // DEGRADED
     // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
-    v(35408, 5, 0), // ALLOW
-    v(35413, 14, 1), // REJECT_REQUEST
-    v(35427, 11, 2), // DROP_HEADER
+    v(36001, 5, 0), // ALLOW
+    v(36006, 14, 1), // REJECT_REQUEST
+    v(36020, 11, 2), // DROP_HEADER
     // envoy.config.core.v3.ProxyProtocolConfig.Version
-    v(35438, 2, 0), // V1
-    v(35299, 2, 1), // V2
+    v(36031, 2, 0), // V1
+    v(35892, 2, 1), // V2
     // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
-    v(35440, 11, 0), // INCLUDE_ALL
-    v(35451, 7, 1), // INCLUDE
+    v(36033, 11, 0), // INCLUDE_ALL
+    v(36044, 7, 1), // INCLUDE
     // envoy.config.core.v3.RoutingPriority
-    v(35458, 7, 0), // DEFAULT
-    v(35465, 4, 1), // HIGH
+    v(36051, 7, 0), // DEFAULT
+    v(36058, 4, 1), // HIGH
     // envoy.config.core.v3.SocketAddress.Protocol
-    v(35469, 3, 0), // TCP
-    v(35472, 3, 1), // UDP
+    v(36062, 3, 0), // TCP
+    v(36065, 3, 1), // UDP
     // envoy.config.core.v3.TrafficDirection
-    v(35475, 11, 0), // UNSPECIFIED
-    v(35486, 7, 1), // INBOUND
-    v(35493, 8, 2), // OUTBOUND
+    v(36068, 11, 0), // UNSPECIFIED
+    v(36079, 7, 1), // INBOUND
+    v(36086, 8, 2), // OUTBOUND
     // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
-    v(35501, 3, 0), // ANY
-    v(35504, 19, 1), // SAME_IP_OR_LOOPBACK
-    v(35523, 8, 2), // EXTERNAL
+    v(36094, 3, 0), // ANY
+    v(36097, 19, 1), // SAME_IP_OR_LOOPBACK
+    v(36116, 8, 2), // EXTERNAL
     // envoy.config.listener.v3.Listener.DrainType
-    v(35458, 7, 0), // DEFAULT
-    v(35531, 11, 1), // MODIFY_ONLY
+    v(36051, 7, 0), // DEFAULT
+    v(36124, 11, 1), // MODIFY_ONLY
     // envoy.config.metrics.v3.HistogramEmitMode
-    v(35542, 21, 0), // SUMMARY_AND_HISTOGRAM
-    v(35563, 7, 1), // SUMMARY
-    v(35570, 9, 2), // HISTOGRAM
+    v(36135, 21, 0), // SUMMARY_AND_HISTOGRAM
+    v(36156, 7, 1), // SUMMARY
+    v(36163, 9, 2), // HISTOGRAM
     // envoy.config.rbac.v3.MetadataSource
-    v(35579, 7, 0), // DYNAMIC
-    v(35586, 5, 1), // ROUTE
+    v(36172, 7, 0), // DYNAMIC
+    v(36179, 5, 1), // ROUTE
     // envoy.config.rbac.v3.RBAC.Action
-    v(35408, 5, 0), // ALLOW
-    v(35591, 4, 1), // DENY
-    v(35595, 3, 2), // LOG
+    v(36001, 5, 0), // ALLOW
+    v(36184, 4, 1), // DENY
+    v(36188, 3, 2), // LOG
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
-    v(35598, 4, 0), // NONE
-    v(35602, 7, 1), // ON_DENY
-    v(35609, 8, 2), // ON_ALLOW
-    v(35617, 17, 3), // ON_DENY_AND_ALLOW
+    v(36191, 4, 0), // NONE
+    v(36195, 7, 1), // ON_DENY
+    v(36202, 8, 2), // ON_ALLOW
+    v(36210, 17, 3), // ON_DENY_AND_ALLOW
     // envoy.config.route.v3.RedirectAction.RedirectResponseCode
-    v(35634, 17, 0), // MOVED_PERMANENTLY
-    v(35651, 5, 1), // FOUND
-    v(35656, 9, 2), // SEE_OTHER
-    v(35665, 18, 3), // TEMPORARY_REDIRECT
-    v(35683, 18, 4), // PERMANENT_REDIRECT
+    v(36227, 17, 0), // MOVED_PERMANENTLY
+    v(36244, 5, 1), // FOUND
+    v(36249, 9, 2), // SEE_OTHER
+    v(36258, 18, 3), // TEMPORARY_REDIRECT
+    v(36276, 18, 4), // PERMANENT_REDIRECT
     // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
-    v(35701, 19, 0), // SERVICE_UNAVAILABLE
-    v(35720, 9, 1), // NOT_FOUND
-    v(35729, 21, 2), // INTERNAL_SERVER_ERROR
+    v(36294, 19, 0), // SERVICE_UNAVAILABLE
+    v(36313, 9, 1), // NOT_FOUND
+    v(36322, 21, 2), // INTERNAL_SERVER_ERROR
     // envoy.config.route.v3.RouteAction.InternalRedirectAction
-    v(35750, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
-    v(35780, 24, 1), // HANDLE_INTERNAL_REDIRECT
+    v(36343, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
+    v(36373, 24, 1), // HANDLE_INTERNAL_REDIRECT
     // envoy.config.route.v3.VirtualHost.TlsRequirementType
-    v(35598, 4, 0), // NONE
-    v(35804, 13, 1), // EXTERNAL_ONLY
-    v(35096, 3, 2), // ALL
+    v(36191, 4, 0), // NONE
+    v(36397, 13, 1), // EXTERNAL_ONLY
+    v(35689, 3, 2), // ALL
     // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
-    v(35208, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(35817, 9, 1), // HTTP_JSON
-    v(35826, 10, 2), // HTTP_PROTO
-    v(35249, 4, 3), // GRPC
+    v(35801, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(36410, 9, 1), // HTTP_JSON
+    v(36419, 10, 2), // HTTP_PROTO
+    v(35842, 4, 3), // GRPC
     // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    v(35836, 6, 0), // USE_B3
-    v(35842, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    v(36429, 6, 0), // USE_B3
+    v(36435, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    // envoy.extensions.common.ratelimit.v3.VhRateLimitsOptions
+    v(36462, 8, 0), // OVERRIDE
+    v(36044, 7, 1), // INCLUDE
+    v(36470, 6, 2), // IGNORE
+    // envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRFCVersion
+    v(36476, 3, 0), // OFF
+    v(36479, 16, 1), // DRAFT_VERSION_03
     // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    v(35869, 11, 0), // SYNCHRONOUS
-    v(35880, 12, 1), // ASYNCHRONOUS
+    v(36495, 11, 0), // SYNCHRONOUS
+    v(36506, 12, 1), // ASYNCHRONOUS
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    v(35598, 4, 0), // NONE
-    v(35892, 6, 1), // BASE64
+    v(36191, 4, 0), // NONE
+    v(36518, 6, 1), // BASE64
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    v(35898, 6, 0), // STRING
-    v(35904, 6, 1), // NUMBER
-    v(35910, 14, 2), // PROTOBUF_VALUE
+    v(36524, 6, 0), // STRING
+    v(36530, 6, 1), // NUMBER
+    v(36536, 14, 2), // PROTOBUF_VALUE
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    v(35475, 11, 0), // UNSPECIFIED
-    v(35924, 14, 1), // SANITIZED_UTF8
-    v(35892, 6, 2), // BASE64
+    v(36068, 11, 0), // UNSPECIFIED
+    v(36550, 14, 1), // SANITIZED_UTF8
+    v(36518, 6, 2), // BASE64
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    v(35938, 16, 0), // DYNAMIC_METADATA
-    v(35954, 12, 1), // FILTER_STATE
+    v(36564, 16, 0), // DYNAMIC_METADATA
+    v(36580, 12, 1), // FILTER_STATE
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    v(35066, 4, 0), // AUTO
-    v(35966, 5, 1), // HTTP1
-    v(35971, 5, 2), // HTTP2
-    v(35976, 5, 3), // HTTP3
+    v(35659, 4, 0), // AUTO
+    v(36592, 5, 1), // HTTP1
+    v(36597, 5, 2), // HTTP2
+    v(36602, 5, 3), // HTTP3
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    v(35981, 8, 0), // SANITIZE
-    v(35989, 12, 1), // FORWARD_ONLY
-    v(36001, 14, 2), // APPEND_FORWARD
-    v(36015, 12, 3), // SANITIZE_SET
-    v(36027, 19, 4), // ALWAYS_FORWARD_ONLY
+    v(36607, 8, 0), // SANITIZE
+    v(36615, 12, 1), // FORWARD_ONLY
+    v(36627, 14, 2), // APPEND_FORWARD
+    v(36641, 12, 3), // SANITIZE_SET
+    v(36653, 19, 4), // ALWAYS_FORWARD_ONLY
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    v(36046, 4, 0), // TEXT
-    v(36050, 4, 1), // JSON
+    v(36672, 4, 0), // TEXT
+    v(36676, 4, 1), // JSON
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    v(36054, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
-    v(36085, 14, 1), // KEEP_UNCHANGED
-    v(35413, 14, 2), // REJECT_REQUEST
-    v(36099, 21, 3), // UNESCAPE_AND_REDIRECT
-    v(36120, 20, 4), // UNESCAPE_AND_FORWARD
+    v(36680, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
+    v(36711, 14, 1), // KEEP_UNCHANGED
+    v(36006, 14, 2), // REJECT_REQUEST
+    v(36725, 21, 3), // UNESCAPE_AND_REDIRECT
+    v(36746, 20, 4), // UNESCAPE_AND_FORWARD
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    v(36140, 9, 0), // OVERWRITE
-    v(36149, 16, 1), // APPEND_IF_ABSENT
-    v(36165, 12, 2), // PASS_THROUGH
+    v(36766, 9, 0), // OVERWRITE
+    v(36775, 16, 1), // APPEND_IF_ABSENT
+    v(36791, 12, 2), // PASS_THROUGH
     // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    v(36177, 22, 0), // ONE_TIME_ON_FIRST_BYTE
-    v(36199, 10, 1), // CONTINUOUS
+    v(36803, 22, 0), // ONE_TIME_ON_FIRST_BYTE
+    v(36825, 10, 1), // CONTINUOUS
     // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    v(35326, 13, 0), // ADD_IF_ABSENT
-    v(36209, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
-    v(35303, 23, 2), // APPEND_IF_EXISTS_OR_ADD
+    v(35919, 13, 0), // ADD_IF_ABSENT
+    v(36835, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
+    v(35896, 23, 2), // APPEND_IF_EXISTS_OR_ADD
     // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    v(36243, 9, 0), // IMMEDIATE
-    v(36252, 18, 1), // ON_DOWNSTREAM_DATA
-    v(36270, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
+    v(36869, 9, 0), // IMMEDIATE
+    v(36878, 18, 1), // ON_DOWNSTREAM_DATA
+    v(36896, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    v(36297, 18, 0), // VERIFY_TRUST_CHAIN
-    v(36315, 16, 1), // ACCEPT_UNTRUSTED
+    v(36923, 18, 0), // VERIFY_TRUST_CHAIN
+    v(36941, 16, 1), // ACCEPT_UNTRUSTED
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    v(36331, 16, 0), // LENIENT_STAPLING
-    v(36347, 15, 1), // STRICT_STAPLING
-    v(36362, 11, 2), // MUST_STAPLE
+    v(36957, 16, 0), // LENIENT_STAPLING
+    v(36973, 15, 1), // STRICT_STAPLING
+    v(36988, 11, 2), // MUST_STAPLE
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    v(36373, 20, 0), // SAN_TYPE_UNSPECIFIED
-    v(36393, 5, 1), // EMAIL
-    v(36398, 3, 2), // DNS
-    v(36401, 3, 3), // URI
-    v(36404, 10, 4), // IP_ADDRESS
-    v(36414, 10, 5), // OTHER_NAME
+    v(36999, 20, 0), // SAN_TYPE_UNSPECIFIED
+    v(37019, 5, 1), // EMAIL
+    v(37024, 3, 2), // DNS
+    v(37027, 3, 3), // URI
+    v(37030, 10, 4), // IP_ADDRESS
+    v(37040, 10, 5), // OTHER_NAME
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    v(36424, 11, 0), // FIPS_202205
-    v(36435, 12, 1), // CNSA2_202603
-    v(36447, 12, 2), // CNSA1_202603
+    v(37050, 11, 0), // FIPS_202205
+    v(37061, 12, 1), // CNSA2_202603
+    v(37073, 12, 2), // CNSA1_202603
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    v(36459, 8, 0), // TLS_AUTO
-    v(36467, 7, 1), // TLSv1_0
-    v(36474, 7, 2), // TLSv1_1
-    v(36481, 7, 3), // TLSv1_2
-    v(36488, 7, 4), // TLSv1_3
+    v(37085, 8, 0), // TLS_AUTO
+    v(37093, 7, 1), // TLSv1_0
+    v(37100, 7, 2), // TLSv1_1
+    v(37107, 7, 3), // TLSv1_2
+    v(37114, 7, 4), // TLSv1_3
     // envoy.extensions.wasm.v3.FailurePolicy
-    v(35475, 11, 0), // UNSPECIFIED
-    v(36495, 11, 1), // FAIL_RELOAD
-    v(36506, 11, 2), // FAIL_CLOSED
-    v(36517, 9, 3), // FAIL_OPEN
+    v(36068, 11, 0), // UNSPECIFIED
+    v(37121, 11, 1), // FAIL_RELOAD
+    v(37132, 11, 2), // FAIL_CLOSED
+    v(37143, 9, 3), // FAIL_OPEN
     // envoy.type.v3.FractionalPercent.DenominatorType
-    v(36526, 7, 0), // HUNDRED
-    v(36533, 12, 1), // TEN_THOUSAND
-    v(36545, 7, 2), // MILLION
+    v(37152, 7, 0), // HUNDRED
+    v(37159, 12, 1), // TEN_THOUSAND
+    v(37171, 7, 2), // MILLION
     // envoy.type.v3.StatusCode
-    v(36552, 5, 0), // Empty
-    v(36557, 8, 100), // Continue
-    v(36565, 2, 200), // OK
-    v(36567, 7, 201), // Created
-    v(36574, 8, 202), // Accepted
-    v(36582, 27, 203), // NonAuthoritativeInformation
-    v(36609, 9, 204), // NoContent
-    v(36618, 12, 205), // ResetContent
-    v(36630, 14, 206), // PartialContent
-    v(36644, 11, 207), // MultiStatus
-    v(36655, 15, 208), // AlreadyReported
-    v(36670, 6, 226), // IMUsed
-    v(36676, 15, 300), // MultipleChoices
-    v(36691, 16, 301), // MovedPermanently
-    v(36707, 5, 302), // Found
-    v(36712, 8, 303), // SeeOther
-    v(36720, 11, 304), // NotModified
-    v(36731, 8, 305), // UseProxy
-    v(36739, 17, 307), // TemporaryRedirect
-    v(36756, 17, 308), // PermanentRedirect
-    v(36773, 10, 400), // BadRequest
-    v(36783, 12, 401), // Unauthorized
-    v(36795, 15, 402), // PaymentRequired
-    v(36810, 9, 403), // Forbidden
-    v(36819, 8, 404), // NotFound
-    v(36827, 16, 405), // MethodNotAllowed
-    v(36843, 13, 406), // NotAcceptable
-    v(36856, 27, 407), // ProxyAuthenticationRequired
-    v(36883, 14, 408), // RequestTimeout
-    v(36897, 8, 409), // Conflict
-    v(36905, 4, 410), // Gone
-    v(36909, 14, 411), // LengthRequired
-    v(36923, 18, 412), // PreconditionFailed
-    v(36941, 15, 413), // PayloadTooLarge
-    v(36956, 10, 414), // URITooLong
-    v(36966, 20, 415), // UnsupportedMediaType
-    v(36986, 19, 416), // RangeNotSatisfiable
-    v(37005, 17, 417), // ExpectationFailed
-    v(37022, 18, 421), // MisdirectedRequest
-    v(37040, 19, 422), // UnprocessableEntity
-    v(37059, 6, 423), // Locked
-    v(37065, 16, 424), // FailedDependency
-    v(37081, 15, 426), // UpgradeRequired
-    v(37096, 20, 428), // PreconditionRequired
-    v(37116, 15, 429), // TooManyRequests
-    v(37131, 27, 431), // RequestHeaderFieldsTooLarge
-    v(37158, 19, 500), // InternalServerError
-    v(37177, 14, 501), // NotImplemented
-    v(37191, 10, 502), // BadGateway
-    v(37201, 18, 503), // ServiceUnavailable
-    v(37219, 14, 504), // GatewayTimeout
-    v(37233, 23, 505), // HTTPVersionNotSupported
-    v(37256, 21, 506), // VariantAlsoNegotiates
-    v(37277, 19, 507), // InsufficientStorage
-    v(37296, 12, 508), // LoopDetected
-    v(37308, 11, 510), // NotExtended
-    v(37319, 29, 511), // NetworkAuthenticationRequired
+    v(37178, 5, 0), // Empty
+    v(37183, 8, 100), // Continue
+    v(37191, 2, 200), // OK
+    v(37193, 7, 201), // Created
+    v(37200, 8, 202), // Accepted
+    v(37208, 27, 203), // NonAuthoritativeInformation
+    v(37235, 9, 204), // NoContent
+    v(37244, 12, 205), // ResetContent
+    v(37256, 14, 206), // PartialContent
+    v(37270, 11, 207), // MultiStatus
+    v(37281, 15, 208), // AlreadyReported
+    v(37296, 6, 226), // IMUsed
+    v(37302, 15, 300), // MultipleChoices
+    v(37317, 16, 301), // MovedPermanently
+    v(37333, 5, 302), // Found
+    v(37338, 8, 303), // SeeOther
+    v(37346, 11, 304), // NotModified
+    v(37357, 8, 305), // UseProxy
+    v(37365, 17, 307), // TemporaryRedirect
+    v(37382, 17, 308), // PermanentRedirect
+    v(37399, 10, 400), // BadRequest
+    v(37409, 12, 401), // Unauthorized
+    v(37421, 15, 402), // PaymentRequired
+    v(37436, 9, 403), // Forbidden
+    v(37445, 8, 404), // NotFound
+    v(37453, 16, 405), // MethodNotAllowed
+    v(37469, 13, 406), // NotAcceptable
+    v(37482, 27, 407), // ProxyAuthenticationRequired
+    v(37509, 14, 408), // RequestTimeout
+    v(37523, 8, 409), // Conflict
+    v(37531, 4, 410), // Gone
+    v(37535, 14, 411), // LengthRequired
+    v(37549, 18, 412), // PreconditionFailed
+    v(37567, 15, 413), // PayloadTooLarge
+    v(37582, 10, 414), // URITooLong
+    v(37592, 20, 415), // UnsupportedMediaType
+    v(37612, 19, 416), // RangeNotSatisfiable
+    v(37631, 17, 417), // ExpectationFailed
+    v(37648, 18, 421), // MisdirectedRequest
+    v(37666, 19, 422), // UnprocessableEntity
+    v(37685, 6, 423), // Locked
+    v(37691, 16, 424), // FailedDependency
+    v(37707, 15, 426), // UpgradeRequired
+    v(37722, 20, 428), // PreconditionRequired
+    v(37742, 15, 429), // TooManyRequests
+    v(37757, 27, 431), // RequestHeaderFieldsTooLarge
+    v(37784, 19, 500), // InternalServerError
+    v(37803, 14, 501), // NotImplemented
+    v(37817, 10, 502), // BadGateway
+    v(37827, 18, 503), // ServiceUnavailable
+    v(37845, 14, 504), // GatewayTimeout
+    v(37859, 23, 505), // HTTPVersionNotSupported
+    v(37882, 21, 506), // VariantAlsoNegotiates
+    v(37903, 19, 507), // InsufficientStorage
+    v(37922, 12, 508), // LoopDetected
+    v(37934, 11, 510), // NotExtended
+    v(37945, 29, 511), // NetworkAuthenticationRequired
     // google.protobuf.NullValue
-    v(37348, 10, 0), // NULL_VALUE
+    v(37974, 10, 0), // NULL_VALUE
 ];
 
 /// Every name once; the rows above say where it starts and how long it is.
@@ -2745,179 +2787,184 @@ ig.rbac.v3.SourcedMetadatametadata_matchermetadata_sourceenvoy.config.route.v3.C
 torenvoy.config.route.v3.DirectResponseActionstatusbodybody_formatenvoy.config.route.v3.FilterActionenvoy.config.route.v\
 3.HeaderMatcherexact_matchrange_matchpresent_matchinvert_matchprefix_matchsuffix_matchsafe_regex_matchcontains_matchstri\
 ng_matchtreat_missing_header_as_emptyenvoy.config.route.v3.NonForwardingActionenvoy.config.route.v3.QueryParameterMatche\
-renvoy.config.route.v3.RedirectActionhost_redirectpath_redirectresponse_codehttps_redirectprefix_rewritestrip_queryschem\
-e_redirectport_redirectregex_rewritepath_rewriteenvoy.config.route.v3.RetryPolicyper_try_timeoutretriable_status_codesre\
-triable_headersretriable_request_headersretry_options_predicatesper_try_idle_timeoutrefresh_cluster_on_retryenvoy.config\
-.route.v3.RetryPolicy.RetryBackOffenvoy.config.route.v3.Routerouteredirectdecoratordirect_responserequest_headers_to_add\
-response_headers_to_addresponse_headers_to_removerequest_headers_to_removetyped_per_filter_configper_request_buffer_limi\
-t_bytesfilter_actionnon_forwarding_actionrequest_body_buffer_limitroute_specifiersenvoy.config.route.v3.Route.TypedPerFi\
-lterConfigEntryenvoy.config.route.v3.RouteActioncluster_headerweighted_clustersmetadata_matchhost_rewrite_literalauto_ho\
-st_rewriteinclude_vh_rate_limitshash_policycluster_not_found_response_codemax_grpc_timeoutinternal_redirect_actiongrpc_t\
-imeout_offsethost_rewrite_headerrequest_mirror_policiesmax_internal_redirectsretry_policy_typed_confighost_rewrite_path_\
-regexcluster_specifier_pluginappend_x_forwarded_hostearly_data_policypath_rewrite_policyflush_timeouthost_rewriteenvoy.c\
-onfig.route.v3.RouteAction.HashPolicycookieconnection_propertiesterminalquery_parameterenvoy.config.route.v3.RouteAction\
-.HashPolicy.ConnectionPropertiesenvoy.config.route.v3.RouteAction.HashPolicy.Cookiettlenvoy.config.route.v3.RouteAction.\
-HashPolicy.Headerheader_nameenvoy.config.route.v3.RouteAction.HashPolicy.QueryParameterenvoy.config.route.v3.RouteAction\
-.RequestMirrorPolicyenvoy.config.route.v3.RouteConfigurationvirtual_hostsinternal_only_headersvalidate_clustersmost_spec\
-ific_header_mutations_winsmax_direct_response_body_size_bytesignore_port_in_host_matchingignore_path_parameters_in_path_\
-matchingvhost_headerenvoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteMatchca\
-se_sensitiveheadersquery_parametersgrpcruntime_fractionsafe_regextls_contextconnect_matcherdynamic_metadatapath_separate\
-d_prefixpath_match_policycookiesenvoy.config.route.v3.RouteMatch.ConnectMatcherenvoy.config.route.v3.RouteMatch.GrpcRout\
-eMatchOptionsenvoy.config.route.v3.RouteMatch.TlsContextMatchOptionsenvoy.config.route.v3.Tracingenvoy.config.route.v3.V\
-irtualHostdomainsroutesrequire_tlsinclude_request_attempt_countinclude_attempt_count_in_responseinclude_is_timeout_retry\
-_headerenvoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntryenvoy.config.route.v3.WeightedClusterruntime_key_prefi\
-xtotal_weightuse_hash_policyenvoy.config.route.v3.WeightedCluster.ClusterWeightenvoy.config.route.v3.WeightedCluster.Clu\
-sterWeight.TypedPerFilterConfigEntryenvoy.config.trace.v3.Tracinghttpenvoy.config.trace.v3.Tracing.Httpenvoy.config.trac\
-e.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span_contextcollector_endpoint_versioncollecto\
-r_hostnamesplit_spans_for_requesttrace_context_optiontimestamp_trace_idsenvoy.extensions.access_loggers.file.v3.FileAcce\
-ssLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfiglog_namebuffer_flush_interv\
-albuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycustom_tagsenvoy.extensions.access_loggers.open_te\
-lemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attributesdisable_builtin_labelsresource_detector\
-senvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.access_loggers.stream.v3.StdoutAccessLogenvoy\
-.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.filters.http.aws_lambda.v3.Configarnpayload_passthroughi\
-nvocation_modecredentials_profilematch_excluded_headersmatch_included_headersenvoy.extensions.filters.http.ext_authz.v3.\
-AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.ext_authz.v3.AuthorizationResponseallowed\
-_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowed_client_headers_on_successdynamic_metada\
-ta_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_request_bytesallow_partial_messagepack_as_by\
-tesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowhttp_servicewith_request_bodyclear_route_cachest\
-atus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_disablefilter_enabled_metadataboot\
-strap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_mode_allow_header_addcharge_cluster\
-_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespacesencode_raw_headersvalidate_mutati\
-onsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denied_response_body_bytesenforce_respo\
-nse_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3.HttpServiceserver_uripath_prefixa\
-uthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.grpc_http1_bridge.v3.Configupgrade_\
-protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.FilterConfigemit_filter_statestats_fo\
-r_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.filters.http.header_to_metadata.v3.C\
-onfigrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePairmetadata_namespac\
-eencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.Ruleon_header_presenton_header_miss\
-ingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverification_status_headerenvoy.extensio\
-ns.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresE\
-ntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refetch_durationenvoy.extensions.filter\
-s.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightrequirement_mapstrip_failure_respon\
-seenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.extensions.filters.http.jwt_authn.v3.\
-JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfigjwt_cache_sizejwt_max_toke\
-n_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathenvoy.extensions.filters.http.jwt_a\
-uthn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHeadervalue_prefixenvoy.extensions.fil\
-ters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_headersfrom_paramsforward_payload_head\
-erpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_cookiesheader_in_metadataclaim_to_\
-headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expirationmax_lifetimeenvoy.extensions.filt\
-ers.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensions.filters.http.jwt_authn.v3.JwtRe\
-quirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_failedallow_missingextract_only_wit\
-hout_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequirementsenvoy.extensions.filters.http\
-.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteConfigrequirement_nameenvoy.extensi\
-ons.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_authn.v3.RemoteJwkscache_durationas\
-ync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.filters.http.lua.v3.Luainline_codeso\
-urce_codesdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.extensions.filters.http.lua.v3.Lua.SourceCod\
-esEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_stat_prefixshadow_matcherrules_stat_prefixtrac\
-k_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.extensions.filters.http.router.v3.Routerdyna\
-mic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_headersrespect_expected_rq_timeoutsuppress_grpc_\
-request_failure_code_statsupstream_http_filtersreject_connect_request_early_dataenvoy.extensions.filters.http.wasm.v3.Wa\
-smconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvoy.extensions.filters.listener.original_dst.\
-v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocolallow_requests_without_proxy_protocoldisa\
-llowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePairvalue_string_en\
-codingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleon_tlv_presentenvoy.extensions.filters.liste\
-ner.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer_sizeenable_ja4_fingerprintingclose_connect\
-ion_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filters.network.connection_limit.v3.ConnectionLi\
-mitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthzsend_tls_alert_on_denialenvoy.extensions.fi\
-lters.network.http_connection_manager.v3.HttpConnectionManagercodec_typerdshttp_filtersadd_user_agentserver_namedrain_ti\
-meoutuse_remote_addressgenerate_request_idforward_client_cert_detailsset_current_client_cert_detailsproxy_100_continuexf\
-f_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_appendviaupgrade_configsstream_idle_timeoutd\
-elayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_request_idmerge_slashesserver_header_transform\
-ationalways_set_request_id_in_responsestrip_matching_host_portstream_error_on_invalid_http_messagerequest_headers_timeou\
-tstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionoriginal_ip_detection_extensionsstrip_trailing\
-_host_dottyped_header_validation_configappend_x_forwarded_portearly_header_mutation_extensionsadd_proxy_protocol_connect\
-ion_stateaccess_log_flush_intervalflush_access_log_on_new_requestappend_local_overloadhttp1_safe_max_connection_duration\
-stream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.extensions.filters.network.http_connection_mana\
-ger.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy.extensions.filters.network.http_connection\
-_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoverall_samplingverbosemax_path_tag_lengthprovide\
-rspawn_upstream_spanoperationupstream_operationno_context_propagationenvoy.extensions.filters.network.http_connection_ma\
-nager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensions.filters.network.http_connection_manager.\
-v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsconfig_sourceroute_config_nameenvoy.extensio\
-ns.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.filters.network.sni_cluster.v3.SniClusterenvoy\
-.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstream_idle_timeoutmax_connect_attemptstunneli\
-ng_configmax_downstream_connection_durationon_demandflush_access_log_on_connectedaccess_log_optionsbackoff_optionsproxy_\
-protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstream_connect_modemax_early_data_bytesproxy_protocol\
-_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemandenvoy.extensions.filter\
-s.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfi\
-genvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.extensions.filters.network.tcp_proxy.v3.Tcp\
-Proxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.Wasmenvoy.extensions.transport_sockets.proxy\
-_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_pool_keyenvoy.extensions.transport_sockets.ra\
-w_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstanceinstance_namecertificate\
-_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContexttrusted_caverify_certificate_hashverify_certi\
-ficate_spkirequire_signed_certificate_timestampcrlallow_expired_certificatematch_subject_alt_namestrust_chain_verificati\
-oncustom_validator_configca_certificate_provider_instanceonly_verify_leaf_cert_crlmatch_typed_subject_alt_namesmax_verif\
-y_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.Sy\
-stemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_paramstls_certificatesvalidation_contextalpn_\
-protocolstls_certificate_sds_secret_configsvalidation_context_sds_secret_configcombined_validation_contexttls_certificat\
-e_certificate_providervalidation_context_certificate_providertls_certificate_certificate_provider_instancevalidation_con\
-text_certificate_provider_instancecustom_handshakertls_certificate_provider_instancekey_logcustom_tls_certificate_select\
-orenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderenvoy.extensions.transport_sockets.tls.v\
-3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertifi\
-cateValidationContextdefault_validation_contextenvoy.extensions.transport_sockets.tls.v3.DownstreamTlsContextcommon_tls_\
-contextrequire_client_certificaterequire_snisession_ticket_keyssession_ticket_keys_sds_secret_configsession_timeoutdisab\
-le_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_mismatchdisable_stateful_session_resumptionprefe\
-r_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.extensions.transport_sockets.tls.v3.Generic\
-Secret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProviderfallbackenvoy.extensions.transport_socket\
-s.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidato\
-rConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transport_sockets.tls.v3.SdsSecretConfigsds_confige\
-nvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secretenvoy.extensions.transport_sockets.tls.v3.Su\
-bjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCertificatecertificate_chainprivate_keypasswo\
-rdocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.extensions.transport_sockets.tls.v3.TlsKeyLoglo\
-cal_address_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v3.TlsParameterstls_minimum_protocol_version\
-tls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompliance_policiesenvoy.extensions.transport_so\
-ckets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v3.UpstreamTlsContextsniallow_renegotiationm\
-ax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy.extensions.upstreams.http.v3.HttpProtocolO\
-ptionsexplicit_http_configuse_downstream_protocol_configauto_configheader_validation_configenvoy.extensions.upstreams.ht\
-tp.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigenvoy.e\
-xtensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.U\
-seDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigallowed_capabilitiesenvoy.extensions.wasm.v3.C\
-apabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.EnvironmentVariableshost_env_keyskey_valuese\
-nvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.wasm.v3.PluginConfigroot_idvm_configconfigur\
-ationfail_opencapability_restriction_configfailure_policyallow_on_headers_stop_iterationenvoy.extensions.wasm.v3.Sanitiz\
-ationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompilednack_on_code_cache_missenvironment_variable\
-senvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subscriberesource_names_unsubscribeinitial_resou\
-rce_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryenvoy\
-.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonceremoved_resourcescontrol_planeremoved_resou\
-rce_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.discovery.v3.Resourceresourcealiasesresource_na\
-meenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcherrangesenvoy.type.matcher.v3.DoubleMatcherra\
-ngeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.matcher.v3.ListMatcherone_ofenvoy.type.matcher.v\
-3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.type.matcher.v3.MetadataMatcher.PathSegmente\
-nvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcherenvoy.type.matcher.v3.RegexMatchAndSubstitu\
-tepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.matcher.v3.RegexMatcher.GoogleRE2max_program\
-_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.matcher.v3.ValueMatchernull_matchdouble_matc\
-hbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvoy.type.metadata.v3.MetadataKeyenvoy.type.tr\
-acing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.CustomTag.Environmentenvoy.type.tracing.v3.Cu\
-stomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRangestartendenvoy.type.v3.FractionalPercentnum\
-eratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.t\
-ype.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.e\
-xpr.v1alpha1.Exprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle\
-.protobuf.Durationsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protob\
-uf.Int32Valuegoogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structf\
-ieldsgoogle.protobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuego\
-ogle.protobuf.Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemet\
-ry.proto.common.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.pro\
-to.common.v1.ArrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.c\
-ore.v3.CidrRangexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.\
-type.matcher.v3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateIn\
-itOnlyLIVEDRAININGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNS\
-LOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREFERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDED\
-LOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEPRECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAG\
-GREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_IF_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHY\
-DEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALLINCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPB\
-ACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYHISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_\
-PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANENT_REDIRECTSERVICE_UNAVAILABLENOT_FOUNDINTERNAL_SERVER_ERRORPASS_THROU\
-GH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTTP_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONSYNCHRONOUS\
-ASYNCHRONOUSBASE64STRINGNUMBERPROTOBUF_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONL\
-YAPPEND_FORWARDSANITIZE_SETALWAYS_FORWARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECT\
-UNESCAPE_AND_FORWARDOVERWRITEAPPEND_IF_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_\
-ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWNSTREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLI\
-NGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAILDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_\
-1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSEDFAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueOKCreatedAcceptedNonAuthoritativeIn\
-formationNoContentResetContentPartialContentMultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOther\
-NotModifiedUseProxyTemporaryRedirectPermanentRedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllo\
-wedNotAcceptableProxyAuthenticationRequiredRequestTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURIT\
-ooLongUnsupportedMediaTypeRangeNotSatisfiableExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependenc\
-yUpgradeRequiredPreconditionRequiredTooManyRequestsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewa\
-yServiceUnavailableGatewayTimeoutHTTPVersionNotSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedN\
-etworkAuthenticationRequiredNULL_VALUE\
+renvoy.config.route.v3.RateLimitenvoy.config.route.v3.RedirectActionhost_redirectpath_redirectresponse_codehttps_redirec\
+tprefix_rewritestrip_queryscheme_redirectport_redirectregex_rewritepath_rewriteenvoy.config.route.v3.RetryPolicyper_try_\
+timeoutretriable_status_codesretriable_headersretriable_request_headersretry_options_predicatesper_try_idle_timeoutrefre\
+sh_cluster_on_retryenvoy.config.route.v3.RetryPolicy.RetryBackOffenvoy.config.route.v3.Routerouteredirectdecoratordirect\
+_responserequest_headers_to_addresponse_headers_to_addresponse_headers_to_removerequest_headers_to_removetyped_per_filte\
+r_configper_request_buffer_limit_bytesfilter_actionnon_forwarding_actionrequest_body_buffer_limitroute_specifiersenvoy.c\
+onfig.route.v3.Route.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteActioncluster_headerweighted_clustersmetadata_m\
+atchhost_rewrite_literalauto_host_rewriterate_limitsinclude_vh_rate_limitshash_policycluster_not_found_response_codemax_\
+grpc_timeoutinternal_redirect_actiongrpc_timeout_offsethost_rewrite_headerrequest_mirror_policiesmax_internal_redirectsr\
+etry_policy_typed_confighost_rewrite_path_regexcluster_specifier_pluginappend_x_forwarded_hostearly_data_policypath_rewr\
+ite_policyflush_timeouthost_rewriteenvoy.config.route.v3.RouteAction.HashPolicycookieconnection_propertiesterminalquery_\
+parameterenvoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropertiesenvoy.config.route.v3.RouteAction.HashPolicy.C\
+ookiettlenvoy.config.route.v3.RouteAction.HashPolicy.Headerheader_nameenvoy.config.route.v3.RouteAction.HashPolicy.Query\
+Parameterenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.config.route.v3.RouteConfigurationvirtual_hostsinter\
+nal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax_direct_response_body_size_bytesignore_port_in_ho\
+st_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.config.route.v3.RouteConfiguration.TypedPerFilterCon\
+figEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_parametersgrpcruntime_fractionsafe_regextls_contextco\
+nnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycookiesenvoy.config.route.v3.RouteMatch.ConnectMatche\
+renvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.route.v3.RouteMatch.TlsContextMatchOptionsenvoy.conf\
+ig.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequire_tlsinclude_request_attempt_countinclude_attempt\
+_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntryenvoy.config\
+.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policyenvoy.config.route.v3.WeightedCluster.ClusterWeigh\
+tenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntryenvoy.config.trace.v3.Tracinghttpenvoy.con\
+fig.trace.v3.Tracing.Httpenvoy.config.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span\
+_contextcollector_endpoint_versioncollector_hostnamesplit_spans_for_requesttrace_context_optiontimestamp_trace_idsenvoy.\
+extensions.access_loggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonGrpc\
+AccessLogConfiglog_namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycustom_t\
+agsenvoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attribu\
+tesdisable_builtin_labelsresource_detectorsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.acc\
+ess_loggers.stream.v3.StdoutAccessLogenvoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.common.ratelim\
+it.v3.LocalClusterRateLimitenvoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptorenvoy.extensions.filters.http.aw\
+s_lambda.v3.Configarnpayload_passthroughinvocation_modecredentials_profilematch_excluded_headersmatch_included_headersen\
+voy.extensions.filters.http.ext_authz.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.\
+ext_authz.v3.AuthorizationResponseallowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowe\
+d_client_headers_on_successdynamic_metadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_req\
+uest_bytesallow_partial_messagepack_as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowhttp_se\
+rvicewith_request_bodyclear_route_cachestatus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificated\
+eny_at_disablefilter_enabled_metadatabootstrap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfa\
+ilure_mode_allow_header_addcharge_cluster_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_na\
+mespacesencode_raw_headersvalidate_mutationsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsma\
+x_denied_response_body_bytesenforce_response_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_a\
+uthz.v3.HttpServiceserver_uripath_prefixauthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters\
+.http.grpc_http1_bridge.v3.Configupgrade_protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats\
+.v3.FilterConfigemit_filter_statestats_for_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extens\
+ions.filters.http.header_to_metadata.v3.Configrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadat\
+a.v3.Config.KeyValuePairmetadata_namespaceencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.C\
+onfig.Ruleon_header_presenton_header_missingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidatio\
+nverification_status_headerenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.ht\
+tp.jwt_authn.v3.FilterStateRule.RequiresEntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfaile\
+d_refetch_durationenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_pre\
+flightrequirement_mapstrip_failure_responseenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryen\
+voy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3\
+.JwtCacheConfigjwt_cache_sizejwt_max_token_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclai\
+m_pathenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.\
+JwtHeadervalue_prefixenvoy.extensions.filters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfr\
+om_headersfrom_paramsforward_payload_headerpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_conf\
+igfrom_cookiesheader_in_metadataclaim_to_headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_ex\
+pirationmax_lifetimeenvoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.e\
+xtensions.filters.http.jwt_authn.v3.JwtRequirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missi\
+ng_or_failedallow_missingextract_only_without_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList\
+requirementsenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.Pe\
+rRouteConfigrequirement_nameenvoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.htt\
+p.jwt_authn.v3.RemoteJwkscache_durationasync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extens\
+ions.filters.http.local_ratelimit.v3.LocalRateLimittoken_bucketfilter_enforceddescriptorsstagerequest_headers_to_add_whe\
+n_not_enforcedlocal_rate_limit_per_downstream_connectionenable_x_ratelimit_headersvh_rate_limitsalways_consume_default_t\
+oken_bucketrate_limited_as_resource_exhaustedlocal_cluster_rate_limitmax_dynamic_descriptorsenable_retry_after_headerenv\
+oy.extensions.filters.http.lua.v3.Luainline_codesource_codesdefault_source_codefilter_contextpackage_pathspackage_cpaths\
+envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_ru\
+les_stat_prefixshadow_matcherrules_stat_prefixtrack_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbac\
+envoy.extensions.filters.http.router.v3.Routerdynamic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_chec\
+k_headersrespect_expected_rq_timeoutsuppress_grpc_request_failure_code_statsupstream_http_filtersreject_connect_request_\
+early_dataenvoy.extensions.filters.http.wasm.v3.Wasmconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspec\
+torenvoy.extensions.filters.listener.original_dst.v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.Prox\
+yProtocolallow_requests_without_proxy_protocoldisallowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_pro\
+tocol.v3.ProxyProtocol.KeyValuePairvalue_string_encodingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtoco\
+l.Ruleon_tlv_presentenvoy.extensions.filters.listener.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read\
+_buffer_sizeenable_ja4_fingerprintingclose_connection_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extension\
+s.filters.network.connection_limit.v3.ConnectionLimitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.E\
+xtAuthzsend_tls_alert_on_denialenvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManagercodec_ty\
+perdshttp_filtersadd_user_agentserver_namedrain_timeoutuse_remote_addressgenerate_request_idforward_client_cert_detailss\
+et_current_client_cert_detailsproxy_100_continuexff_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6ski\
+p_xff_appendviaupgrade_configsstream_idle_timeoutdelayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_exter\
+nal_request_idmerge_slashesserver_header_transformationalways_set_request_id_in_responsestrip_matching_host_portstream_e\
+rror_on_invalid_http_messagerequest_headers_timeoutstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_ac\
+tionoriginal_ip_detection_extensionsstrip_trailing_host_dottyped_header_validation_configappend_x_forwarded_portearly_he\
+ader_mutation_extensionsadd_proxy_protocol_connection_stateaccess_log_flush_intervalflush_access_log_on_new_requestappen\
+d_local_overloadhttp1_safe_max_connection_durationstream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenv\
+oy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertcha\
+inenvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplin\
+goverall_samplingverbosemax_path_tag_lengthproviderspawn_upstream_spanoperationupstream_operationno_context_propagatione\
+nvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.e\
+xtensions.filters.network.http_connection_manager.v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.\
+v3.Rdsconfig_sourceroute_config_nameenvoy.extensions.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensi\
+ons.filters.network.sni_cluster.v3.SniClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeo\
+utupstream_idle_timeoutmax_connect_attemptstunneling_configmax_downstream_connection_durationon_demandflush_access_log_o\
+n_connectedaccess_log_optionsbackoff_optionsproxy_protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstr\
+eam_connect_modemax_early_data_bytesproxy_protocol_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp\
+_proxy.v3.TcpProxy.OnDemandenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.fi\
+lters.network.tcp_proxy.v3.TcpProxy.TunnelingConfigenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluste\
+renvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wa\
+sm.v3.Wasmenvoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstl\
+v_as_pool_keyenvoy.extensions.transport_sockets.raw_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.Certifi\
+cateProviderPluginInstanceinstance_namecertificate_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationCo\
+ntexttrusted_caverify_certificate_hashverify_certificate_spkirequire_signed_certificate_timestampcrlallow_expired_certif\
+icatematch_subject_alt_namestrust_chain_verificationcustom_validator_configca_certificate_provider_instanceonly_verify_l\
+eaf_cert_crlmatch_typed_subject_alt_namesmax_verify_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transp\
+ort_sockets.tls.v3.CertificateValidationContext.SystemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContex\
+ttls_paramstls_certificatesvalidation_contextalpn_protocolstls_certificate_sds_secret_configsvalidation_context_sds_secr\
+et_configcombined_validation_contexttls_certificate_certificate_providervalidation_context_certificate_providertls_certi\
+ficate_certificate_provider_instancevalidation_context_certificate_provider_instancecustom_handshakertls_certificate_pro\
+vider_instancekey_logcustom_tls_certificate_selectorenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.Certifica\
+teProviderenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transpo\
+rt_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContextdefault_validation_contextenvoy.extensions.transp\
+ort_sockets.tls.v3.DownstreamTlsContextcommon_tls_contextrequire_client_certificaterequire_snisession_ticket_keyssession\
+_ticket_keys_sds_secret_configsession_timeoutdisable_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sn\
+i_mismatchdisable_stateful_session_resumptionprefer_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecre\
+tenvoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKe\
+yProviderfallbackenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.exte\
+nsions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.t\
+ransport_sockets.tls.v3.SdsSecretConfigsds_configenvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_\
+secretenvoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v\
+3.TlsCertificatecertificate_chainprivate_keypasswordocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12env\
+oy.extensions.transport_sockets.tls.v3.TlsKeyLoglocal_address_rangeremote_address_rangeenvoy.extensions.transport_socket\
+s.tls.v3.TlsParameterstls_minimum_protocol_versiontls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorith\
+mscompliance_policiesenvoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_socket\
+s.tls.v3.UpstreamTlsContextsniallow_renegotiationmax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validati\
+onenvoy.extensions.upstreams.http.v3.HttpProtocolOptionsexplicit_http_configuse_downstream_protocol_configauto_confighea\
+der_validation_configenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.htt\
+p.v3.HttpProtocolOptions.ExplicitHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.\
+extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionCo\
+nfigallowed_capabilitiesenvoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wa\
+sm.v3.EnvironmentVariableshost_env_keyskey_valuesenvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.exten\
+sions.wasm.v3.PluginConfigroot_idvm_configconfigurationfail_opencapability_restriction_configfailure_policyallow_on_head\
+ers_stop_iterationenvoy.extensions.wasm.v3.SanitizationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_prec\
+ompilednack_on_code_cache_missenvironment_variablesenvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_name\
+s_subscriberesource_names_unsubscribeinitial_resource_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.Delta\
+DiscoveryRequest.InitialResourceVersionsEntryenvoy.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourc\
+esnonceremoved_resourcescontrol_planeremoved_resource_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.servi\
+ce.discovery.v3.Resourceresourcealiasesresource_nameenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.Address\
+Matcherrangesenvoy.type.matcher.v3.DoubleMatcherrangeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.typ\
+e.matcher.v3.ListMatcherone_ofenvoy.type.matcher.v3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvert\
+envoy.type.matcher.v3.MetadataMatcher.PathSegmentenvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.Path\
+Matcherenvoy.type.matcher.v3.RegexMatchAndSubstitutepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy\
+.type.matcher.v3.RegexMatcher.GoogleRE2max_program_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy\
+.type.matcher.v3.ValueMatchernull_matchdouble_matchbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMa\
+tchenvoy.type.metadata.v3.MetadataKeyenvoy.type.tracing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracin\
+g.v3.CustomTag.Environmentenvoy.type.tracing.v3.CustomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.Dou\
+bleRangestartendenvoy.type.v3.FractionalPercentnumeratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy\
+.type.v3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.type.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpat\
+chenvoy.type.v3.TokenBucketmax_tokenstokens_per_fillfill_intervalgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1a\
+lpha1.Exprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protob\
+uf.Durationsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int3\
+2Valuegoogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgo\
+ogle.protobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.pr\
+otobuf.Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.prot\
+o.common.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.comm\
+on.v1.ArrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.\
+CidrRangexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.ma\
+tcher.v3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyL\
+IVEDRAININGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL\
+_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREFERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BA\
+LANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEPRECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATE\
+D_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_IF_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADE\
+DALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALLINCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTE\
+RNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYHISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANE\
+NTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANENT_REDIRECTSERVICE_UNAVAILABLENOT_FOUNDINTERNAL_SERVER_ERRORPASS_THROUGH_INTE\
+RNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTTP_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONOVERRIDEIGNOREOFFD\
+RAFT_VERSION_03SYNCHRONOUSASYNCHRONOUSBASE64STRINGNUMBERPROTOBUF_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTT\
+P2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSANITIZE_SETALWAYS_FORWARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCH\
+ANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORWARDOVERWRITEAPPEND_IF_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERW\
+RITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWNSTREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLEN\
+IENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAILDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_2\
+02603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSEDFAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueOKCreated\
+AcceptedNonAuthoritativeInformationNoContentResetContentPartialContentMultiStatusAlreadyReportedIMUsedMultipleChoicesMov\
+edPermanentlyFoundSeeOtherNotModifiedUseProxyTemporaryRedirectPermanentRedirectBadRequestUnauthorizedPaymentRequiredForb\
+iddenNotFoundMethodNotAllowedNotAcceptableProxyAuthenticationRequiredRequestTimeoutConflictGoneLengthRequiredPreconditio\
+nFailedPayloadTooLargeURITooLongUnsupportedMediaTypeRangeNotSatisfiableExpectationFailedMisdirectedRequestUnprocessableE\
+ntityLockedFailedDependencyUpgradeRequiredPreconditionRequiredTooManyRequestsRequestHeaderFieldsTooLargeInternalServerEr\
+rorNotImplementedBadGatewayServiceUnavailableGatewayTimeoutHTTPVersionNotSupportedVariantAlsoNegotiatesInsufficientStora\
+geLoopDetectedNotExtendedNetworkAuthenticationRequiredNULL_VALUE\
 ";
