@@ -29,6 +29,11 @@ mod hash;
 mod header_to_metadata;
 mod headers;
 mod io;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "used by the connection manager to come")
+)]
+mod local_rate_limit;
 mod local_reply;
 #[cfg_attr(
     not(test),

@@ -110,6 +110,7 @@ fn name(filter: &HttpFilter) -> &'static str {
         HttpFilter::HeaderToMetadata(_) => "envoy.filters.http.header_to_metadata",
         HttpFilter::GrpcStats(_) => "envoy.filters.http.grpc_stats",
         HttpFilter::GrpcHttp1Bridge => "envoy.filters.http.grpc_http1_bridge",
+        HttpFilter::LocalRateLimit(_) => "envoy.filters.http.local_ratelimit",
     }
 }
 
