@@ -27,6 +27,7 @@ use super::h1::server::{ReadError, Server};
 use super::h2::io::Io;
 use super::h2::server::{Incoming, Responder};
 use super::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::local_rate_limit::{self, TokenBucket};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 use super::request;
@@ -34,7 +35,7 @@ use super::sink::{self, Sink};
 use super::stream::{Ended, Stream};
 use super::wire::Wire;
 use super::worker::HttpWorker;
-use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager};
+use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager, LocalRateLimit};
 use crate::model::{Downstream, Name};
 use crate::net::Duplex;
 use crate::telemetry::access_log::{TlsSession, connection_id};
@@ -98,6 +99,8 @@ struct State {
     endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
+    /// Rate limits of this connection alone.
+    buckets: RefCell<Vec<(Arc<LocalRateLimit>, Rc<TokenBucket>)>>,
     /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
     client_cert: RefCell<Option<(ForwardClientCert, Rc<ClientCert>)>>,
 }
@@ -175,6 +178,18 @@ impl Connection {
     pub(super) fn stream_begins(&self, version: Version) {
         self.state.active.set(self.state.active.get() + 1);
         self.metrics.request_begins(http_version(version));
+    }
+
+    /// The connection's own bucket of a rate limit.
+    pub(super) fn own_bucket(&self, options: &Arc<LocalRateLimit>) -> Option<Rc<TokenBucket>> {
+        let mut all = self.state.buckets.borrow_mut();
+        if let Some((_, bucket)) = all.iter().find(|(of, _)| Arc::ptr_eq(of, options)) {
+            return Some(Rc::clone(bucket));
+        }
+        let made = TokenBucket::new(options.bucket.as_ref()?, local_rate_limit::now());
+        let made = Rc::new(made);
+        all.push((Arc::clone(options), Rc::clone(&made)));
+        Some(made)
     }
 
     /// What becomes of `x-forwarded-client-cert`.

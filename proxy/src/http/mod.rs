@@ -17,6 +17,7 @@ mod hash;
 pub mod header_mutation;
 mod header_to_metadata;
 mod headers;
+mod local_rate_limit;
 mod local_reply;
 mod message;
 mod path;
