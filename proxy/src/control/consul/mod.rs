@@ -27,6 +27,7 @@ mod jwt_provider;
 mod locate;
 mod news;
 mod permissions;
+mod prepared_query;
 mod questions;
 pub mod registration;
 mod request_match;

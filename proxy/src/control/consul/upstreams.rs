@@ -12,9 +12,9 @@ use super::chain::{self, Balancing, Chain, ChainNode, Here, Plan, TimeLimit};
 use super::compile::Parts;
 use super::http_manager::{self, Protocol};
 use super::registration::{Registration, Upstream};
-use super::routes;
-use super::state::{Authority, Given, HealthKey, QueryKey, State, Want};
+use super::state::{Authority, Given, HealthKey, State, Want};
 use super::upstream_limits::{self, UpstreamLimits};
+use super::{prepared_query, routes};
 use crate::model::cluster::{CircuitBreakers, HttpProtocol, LoadBalancer};
 use crate::model::filter_chain_match::FilterChainMatch;
 use crate::model::http::Routes;
@@ -30,20 +30,20 @@ use crate::model::{
 const FAILOVER: &str = "failover-target";
 
 /// What every upstream of one proxy shares.
-struct Scene<'a> {
-    state: &'a State,
-    registration: &'a Registration,
-    authority: Option<&'a Authority>,
-    here: Here<'a>,
+pub(super) struct Scene<'a> {
+    pub(super) state: &'a State,
+    pub(super) registration: &'a Registration,
+    pub(super) authority: Option<&'a Authority>,
+    pub(super) here: Here<'a>,
 }
 
 /// How the clusters of one resolver are dialled.
 #[derive(Clone, Copy)]
-struct Dial<'a> {
-    connect_timeout: Duration,
-    limits: UpstreamLimits,
-    http: HttpProtocol,
-    balancer: Option<&'a LoadBalancer>,
+pub(super) struct Dial<'a> {
+    pub(super) connect_timeout: Duration,
+    pub(super) limits: UpstreamLimits,
+    pub(super) http: HttpProtocol,
+    pub(super) balancer: Option<&'a LoadBalancer>,
 }
 
 pub(super) fn compile(given: &Given, state: &State, registration: &Registration, parts: &mut Parts) {
@@ -85,7 +85,7 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
             ));
         }
         (None, "service") => service(upstream, scene, parts)?,
-        (None, "prepared_query") => query(upstream, scene, parts)?,
+        (None, "prepared_query") => prepared_query::query(upstream, scene, parts)?,
         (None, kind) => return Err(format!("DestinationType {kind:?} is not known")),
     };
     let Some(terminal) = terminal else {
@@ -107,7 +107,7 @@ fn one(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<(), 
     Ok(())
 }
 
-fn tcp_proxy(cluster: Name, upstream: &Upstream, scene: &Scene<'_>) -> Terminal {
+pub(super) fn tcp_proxy(cluster: Name, upstream: &Upstream, scene: &Scene<'_>) -> Terminal {
     Terminal::TcpProxy(TcpProxy::to(cluster, stat_prefix(upstream, scene)))
 }
 
@@ -480,7 +480,7 @@ fn target(
 }
 
 /// Adds the cluster, if there is an identity to dial with and one to expect.
-fn dialled(
+pub(super) fn dialled(
     name: &Name,
     sni: &str,
     spiffe_ids: Vec<SpiffeId>,
@@ -527,97 +527,7 @@ fn insert(cluster: Cluster, parts: &mut Parts) {
     parts.clusters.insert(Arc::clone(&cluster.name), cluster);
 }
 
-fn query(upstream: &Upstream, scene: &Scene<'_>, parts: &mut Parts) -> Result<Option<Terminal>, String> {
-    let protocol = upstream.config.text("protocol").and_then(Protocol::parse);
-    let Some(cluster) = query_cluster(upstream, protocol, scene, parts)? else {
-        return Ok(None);
-    };
-    let Some(protocol) = protocol else {
-        return Ok(Some(tcp_proxy(cluster, upstream, scene)));
-    };
-    let name: Name = upstream.name().into();
-    let table = http_manager::simple_table(
-        Arc::clone(&name),
-        Arc::clone(&name),
-        PathMatch::Prefix("/".into()),
-        RouteAction::to(cluster),
-    )?;
-    let limit = http_manager::max_request_headers_kb(scene.registration, parts);
-    // A colon would part the name in statistics.
-    let stat_prefix = format!("upstream.{}", name.replace(':', "_")).into();
-    let manager = http_manager::manager(protocol, stat_prefix, Routes::Inline(table), limit);
-    Ok(Some(Terminal::HttpConnectionManager(Arc::new(manager))))
-}
-
-fn query_cluster(
-    upstream: &Upstream,
-    protocol: Option<Protocol>,
-    scene: &Scene<'_>,
-    parts: &mut Parts,
-) -> Result<Option<Name>, String> {
-    let key = QueryKey {
-        name: upstream.destination.clone(),
-        datacenter: upstream.datacenter.clone(),
-    };
-    let known = scene.state.queries.get(&key);
-    parts.wants.insert(Want::Query(key));
-    let (Some(authority), false) = (scene.authority, scene.here.datacenter.is_empty()) else {
-        return Ok(None);
-    };
-    let trust_domain = &authority.trust.trust_domain;
-    let datacenter = upstream.datacenter.as_deref().unwrap_or(scene.here.datacenter);
-    let sni = format!(
-        "{}.default.{datacenter}.query.{trust_domain}",
-        upstream.destination
-    );
-    let name: Name = sni.as_str().into();
-    let timeout = match upstream.config.number("connect_timeout_ms") {
-        Ok(Some(ms)) if ms > 0 => Duration::from_millis(ms),
-        _ => chain::CONNECT_TIMEOUT,
-    };
-    let dial = Dial {
-        connect_timeout: timeout,
-        limits: upstream_limits::of(upstream, protocol.is_some(), parts),
-        http: protocol.map_or(HttpProtocol::default(), Protocol::of_upstream),
-        balancer: None,
-    };
-    let Some(result) = known else {
-        let ids = nobody(trust_domain);
-        dialled(&name, &sni, ids, dial, scene, parts);
-        return Ok(Some(name));
-    };
-    if !result.peer.is_empty() {
-        let peer = &result.peer;
-        return Err(format!(
-            "the cluster peer {peer:?} answered: that needs the xds source"
-        ));
-    }
-    let mut spiffe_ids: Vec<SpiffeId> = Vec::new();
-    for instance in &result.instances {
-        let id = ServiceId {
-            partition: instance.partition.clone(),
-            namespace: instance.namespace.clone(),
-            datacenter: instance.datacenter.clone(),
-            service: instance.service.clone(),
-        };
-        match SpiffeId::for_service(trust_domain, &id) {
-            Ok(id) if !spiffe_ids.contains(&id) => spiffe_ids.push(id),
-            Ok(_) => {}
-            Err(why) => return Err(format!("an instance of {:?} has {why}", instance.service)),
-        }
-    }
-    if spiffe_ids.is_empty() {
-        spiffe_ids = nobody(trust_domain);
-    }
-    dialled(&name, &sni, spiffe_ids, dial, scene, parts);
-    let here = scene.here;
-    let endpoint = |i: &super::health::Instance| i.endpoint(false, here.datacenter, here.partition);
-    let endpoints = result.instances.iter().filter_map(endpoint).collect();
-    parts.endpoints.insert(Arc::clone(&name), assignment(endpoints));
-    Ok(Some(name))
-}
-
-fn assignment(endpoints: Vec<Endpoint>) -> ClusterLoadAssignment {
+pub(super) fn assignment(endpoints: Vec<Endpoint>) -> ClusterLoadAssignment {
     ClusterLoadAssignment {
         endpoints,
         ..ClusterLoadAssignment::default()
@@ -631,11 +541,4 @@ fn breakers(limits: UpstreamLimits) -> CircuitBreakers {
         max_requests: limits.max_requests,
         ..CircuitBreakers::default()
     }
-}
-
-/// Expected of an endpoint before Consul has said whom to expect: nobody has this identity, so a
-/// connection that was waiting cannot end up anywhere.
-fn nobody(trust_domain: &str) -> Vec<SpiffeId> {
-    let id = SpiffeId::parse(&format!("spiffe://{trust_domain}/attache/not-known-yet"));
-    id.into_iter().collect()
 }
