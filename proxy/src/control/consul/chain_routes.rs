@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::json::{DecodeError, Node, TimeLimit};
 use super::request_match::{headers, methods, refuse_unknown, regex};
 use crate::model::cluster::LoadBalancer;
+use crate::model::header_value::mutable;
 use crate::model::matcher::StringMatcher;
 use crate::model::matcher::StringPattern;
 use crate::model::route::{
@@ -244,27 +245,15 @@ fn modifiers(node: &Node<'_>, key: &str) -> Result<Modifiers, DecodeError> {
     ];
     for (key, append) in actions {
         for (name, value) in node.text_map(key)? {
-            added.push(HeaderValueOption {
-                name: mutable(&node, key, name)?,
-                value: value.into(),
-                append,
-                keep_empty_value: false,
-            });
+            let option = HeaderValueOption::new(name, value, append);
+            added.push(option.map_err(|error| node.error(key, error.to_string()))?);
         }
     }
     for name in node.texts("Remove")? {
-        removed.push(mutable(&node, "Remove", &name)?);
+        let name = mutable(&name).map_err(|error| node.error("Remove", error.to_string()))?;
+        removed.push(name.as_str().into());
     }
     Ok((added, removed))
-}
-
-/// As Envoy has it: neither the host nor what is no real header may be changed.
-fn mutable(node: &Node<'_>, key: &str, name: &str) -> Result<Arc<str>, DecodeError> {
-    let lower = name.to_ascii_lowercase();
-    if lower.is_empty() || lower.starts_with(':') || lower == "host" {
-        return Err(node.error(key, format!("{name:?} must not be changed")));
-    }
-    Ok(lower.into())
 }
 
 /// The legs of a splitter.
