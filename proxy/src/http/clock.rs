@@ -84,6 +84,11 @@ impl Clock {
         }
     }
 
+    /// When that was, since the beginning.
+    pub(super) fn request_end(&self) -> Option<Duration> {
+        self.request_end.get().map(|at| at - self.began)
+    }
+
     /// How long ago that was; zero while it is not there.
     pub(super) fn since_request_end(&self) -> Duration {
         self.request_end.get().map_or(Duration::ZERO, |at| at.elapsed())

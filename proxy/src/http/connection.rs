@@ -27,6 +27,7 @@ use super::h1::server::{ReadError, Server};
 use super::h2::io::Io;
 use super::h2::server::{Incoming, Responder};
 use super::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::local_rate_limit::{self, TokenBucket};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 use super::request;
@@ -34,9 +35,10 @@ use super::sink::{self, Sink};
 use super::stream::{Ended, Stream};
 use super::wire::Wire;
 use super::worker::HttpWorker;
-use crate::model::Downstream;
-use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager};
+use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager, LocalRateLimit};
+use crate::model::{Downstream, Name};
 use crate::net::Duplex;
+use crate::telemetry::access_log::{TlsSession, connection_id};
 use crate::telemetry::metrics::http::{ConnectionEnd, ConnectionManagerMetrics, HttpVersion};
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 
@@ -62,6 +64,14 @@ pub struct Connection {
     pub worker: Rc<HttpWorker>,
     /// What was presented in the handshake, by either side; none without TLS.
     pub certificates: Option<Certificates>,
+    /// The listener's name.
+    pub listener: Name,
+    /// The filter chain's name, where it has one.
+    pub filter_chain: Option<Name>,
+    /// What was agreed in the handshake.
+    pub tls: Option<TlsSession<'static>>,
+    /// Its number, of the process.
+    pub(super) id: u64,
     /// Of the connection manager that took it.
     pub(super) metrics: Rc<ConnectionManagerMetrics>,
     state: State,
@@ -86,9 +96,11 @@ struct State {
     active: Cell<u32>,
     requests: Cell<u64>,
     /// The last endpoint connected to, and its cluster.
-    endpoint: RefCell<Option<(crate::model::Name, String)>>,
+    endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
+    /// Rate limits of this connection alone.
+    buckets: RefCell<Vec<(Arc<LocalRateLimit>, Rc<TokenBucket>)>>,
     /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
     client_cert: RefCell<Option<(ForwardClientCert, Rc<ClientCert>)>>,
 }
@@ -111,25 +123,45 @@ enum End {
     Broken(ResponseFlag, String),
 }
 
+/// What a listener knows of a connection that its HTTP connection manager takes.
+#[derive(Debug)]
+pub struct Accepted<'a> {
+    /// Who connected, where to, and what is known of the peer.
+    pub downstream: Rc<Downstream>,
+    /// Whether the downstream speaks TLS.
+    pub encrypted: bool,
+    /// What was agreed in the handshake, where a log may tell of it.
+    pub tls: Option<TlsSession<'static>>,
+    /// What was presented in it.
+    pub certificates: Option<Certificates>,
+    /// The listener's name.
+    pub listener: Name,
+    /// Its name among statistics.
+    pub listener_address: &'a str,
+    /// The filter chain's name, where it has one.
+    pub filter_chain: Option<Name>,
+}
+
 impl Connection {
     /// Of a downstream just accepted, or whose handshake is over.
     pub fn new(
         manager: Box<dyn Fn() -> Arc<HttpConnectionManager>>,
-        downstream: Rc<Downstream>,
-        encrypted: bool,
+        accepted: Accepted<'_>,
         worker: Rc<HttpWorker>,
-        certificates: Option<Certificates>,
-        listener: &str,
     ) -> Self {
-        let metrics = worker.metrics(&manager().stat_prefix, listener);
-        metrics.connection_begins(encrypted);
+        let metrics = worker.metrics(&manager().stat_prefix, accepted.listener_address);
+        metrics.connection_begins(accepted.encrypted);
         Self {
-            metrics,
             manager,
-            downstream,
-            encrypted,
+            downstream: accepted.downstream,
+            encrypted: accepted.encrypted,
             worker,
-            certificates,
+            certificates: accepted.certificates,
+            listener: accepted.listener,
+            filter_chain: accepted.filter_chain,
+            tls: accepted.tls,
+            id: connection_id(),
+            metrics,
             state: State {
                 opened: Some(Instant::now()),
                 ..State::default()
@@ -146,6 +178,18 @@ impl Connection {
     pub(super) fn stream_begins(&self, version: Version) {
         self.state.active.set(self.state.active.get() + 1);
         self.metrics.request_begins(http_version(version));
+    }
+
+    /// The connection's own bucket of a rate limit.
+    pub(super) fn own_bucket(&self, options: &Arc<LocalRateLimit>) -> Option<Rc<TokenBucket>> {
+        let mut all = self.state.buckets.borrow_mut();
+        if let Some((_, bucket)) = all.iter().find(|(of, _)| Arc::ptr_eq(of, options)) {
+            return Some(Rc::clone(bucket));
+        }
+        let made = TokenBucket::new(options.bucket.as_ref()?, local_rate_limit::now());
+        let made = Rc::new(made);
+        all.push((Arc::clone(options), Rc::clone(&made)));
+        Some(made)
     }
 
     /// What becomes of `x-forwarded-client-cert`.

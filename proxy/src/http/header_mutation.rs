@@ -130,6 +130,14 @@ const JOINED_IN_RESPONSES: [&str; 37] = [
 ];
 
 impl Places<'_> {
+    /// Whether none of them changes anything.
+    pub fn is_empty(&self) -> bool {
+        self.in_order()
+            .into_iter()
+            .flatten()
+            .all(HeaderMutations::is_empty)
+    }
+
     /// In the order in which Envoy makes their changes: the weighted cluster first, always; then from the
     /// route to the table, or the other way round, so that the last one wins.
     fn in_order(&self) -> [Option<&HeaderMutations>; 4] {

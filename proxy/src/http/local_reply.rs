@@ -26,6 +26,8 @@ pub(super) struct LocalReply {
     pub(super) why: Option<(ResponseFlag, String)>,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`.
     pub(super) details: Cow<'static, str>,
+    /// What gRPC is told instead of what the status stands for.
+    pub(super) grpc_status: Option<u8>,
 }
 
 impl LocalReply {
@@ -38,6 +40,7 @@ impl LocalReply {
             headers: Vec::new(),
             why: None,
             details: Cow::Borrowed(details),
+            grpc_status: None,
         }
     }
 
@@ -162,7 +165,10 @@ impl LocalReply {
         let mut headers = HeaderMap::with_capacity(8);
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", u16::from(grpc_status(self.status)).into());
+            headers.insert(
+                "grpc-status",
+                u16::from(self.grpc_status.unwrap_or_else(|| grpc_status(self.status))).into(),
+            );
             if !self.body.is_empty()
                 && let Ok(message) = HeaderValue::from_str(&grpc_message(&self.body))
             {

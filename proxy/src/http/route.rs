@@ -6,8 +6,10 @@ use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 
 use super::hash::{Hashed, RequestHash, request_hash};
+use super::header_mutation::{Places, mutate_request, mutate_response};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, ResponseHead};
+use super::record;
 use super::redirect::{Requested, location, rewritten_target, tell_original_host};
 use super::stream::{Stop, Stream};
 use crate::model::Name;
@@ -58,6 +60,7 @@ pub(super) fn plan<'a>(
         // A protocol that was switched to has no end to wait for.
         stream.clock.route.set(None);
     }
+    change_request(stream, head, share);
     rewrite_host(head, action, share);
     rewrite_path(head, route, action)?;
     let per_try = retry_policy.and_then(|policy| policy.per_try_timeout);
@@ -189,8 +192,53 @@ pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead
     }
 }
 
-/// What a route changes of an answer that is made here.
-pub(super) fn change_local_response(_stream: &Stream, _head: &mut ResponseHead) {}
+/// What the route table, the virtual host, the route and the share change of the request's headers.
+fn change_request(stream: &Stream, head: &mut RequestHead, share: Option<&ClusterWeight>) {
+    with_places(stream, share, |places| {
+        let mut headers = std::mem::take(&mut head.headers);
+        // Facts of the head itself are those before: it is being changed.
+        let before = RequestHead {
+            headers: HeaderMap::new(),
+            ..head.clone()
+        };
+        record::with_facts_of(stream, &before, Some(&headers.clone()), None, |facts| {
+            mutate_request(&mut headers, places, facts);
+        });
+        head.headers = headers;
+    });
+}
+
+/// What they change of a response, the upstream's or one that is made here.
+pub(super) fn change_response(stream: &Stream, share: Option<&ClusterWeight>, headers: &mut HeaderMap) {
+    with_places(stream, share, |places| {
+        let head = stream.head.borrow();
+        let before = headers.clone();
+        record::with_facts_of(stream, &head, None, Some(&before), |facts| {
+            mutate_response(headers, places, facts);
+        });
+    });
+}
+
+/// Has `change` look at the places where changes may be written, if any has one.
+fn with_places(stream: &Stream, share: Option<&ClusterWeight>, change: impl FnOnce(&Places<'_>)) {
+    let (table, host, route) = (
+        stream.facts.table.borrow(),
+        stream.facts.host.borrow(),
+        stream.facts.route.borrow(),
+    );
+    let (Some(table), Some(virtual_host), Some(route)) = (&*table, &*host, &*route) else {
+        return;
+    };
+    let places = Places {
+        table,
+        virtual_host,
+        route,
+        cluster: share,
+    };
+    if !places.is_empty() {
+        change(&places);
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,10 +10,11 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::HeaderName;
+use hyper::header::{HeaderMap, HeaderName};
 use tokio::time::{Instant, sleep};
 
 use super::body::{BodyError, Chunk, Place, RequestBody};
@@ -24,6 +25,7 @@ use super::filters;
 use super::headers;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, RequestView, ResponseHead};
+use super::record;
 use super::retry::{Decision, Failure, Retries};
 use super::route::{self, Plan};
 use super::sink::{Gone, Sink};
@@ -66,6 +68,14 @@ pub(super) struct Facts {
     pub(super) sent: Cell<u64>,
     pub(super) why: RefCell<Option<(ResponseFlag, String)>>,
     pub(super) details: RefCell<Cow<'static, str>>,
+    /// The cluster's name in statistics and logs.
+    pub(super) stat_name: RefCell<Option<Name>>,
+    /// As they were sent, where a log may tell of them.
+    pub(super) response_headers: RefCell<Option<HeaderMap>>,
+    /// When the request was sent on, the upstream answered, and the response began; since the beginning.
+    pub(super) sent_begin: Cell<Option<Duration>>,
+    pub(super) answered_at: Cell<Option<Duration>>,
+    pub(super) started_at: Cell<Option<Duration>>,
 }
 
 /// Why the phases of a stream ended before the response did.
@@ -359,6 +369,7 @@ impl Stream {
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
         headers::received_response(self, plan, &mut head.headers);
+        route::change_response(self, plan.share, &mut head.headers);
         if plan.tell_attempts.1 {
             head.headers
                 .insert(ATTEMPT_COUNT, self.facts.attempts.get().into());
@@ -446,7 +457,6 @@ impl Stream {
     /// Answers here.
     async fn answer(&self, reply: LocalReply) -> Ended {
         if let Some((flag, why)) = &reply.why {
-            tracing::debug!(flags = %flag, reason = %why, "a request is answered here");
             self.note(*flag, why);
         }
         self.facts.details.replace(reply.details.clone());
@@ -473,7 +483,7 @@ impl Stream {
     }
 
     async fn send_whole(&self, mut head: ResponseHead, body: Bytes) -> Result<(), Stop> {
-        route::change_local_response(self, &mut head);
+        route::change_response(self, None, &mut head.headers);
         self.finish_response_headers(&mut head);
         let body = if self.head.borrow().method == hyper::Method::HEAD {
             Bytes::new()
@@ -512,6 +522,10 @@ impl Stream {
             http1.close.set(true);
         }
         self.clock.moved();
+        self.facts.started_at.set(Some(self.clock.began.elapsed()));
+        if !self.manager.access_log.is_empty() {
+            *self.facts.response_headers.borrow_mut() = Some(head.headers.clone());
+        }
         self.sink.write_head(head, end)
     }
 
@@ -546,6 +560,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        record::write(self);
         self.connection.record(self);
     }
 }

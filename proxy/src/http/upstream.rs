@@ -95,6 +95,7 @@ pub(super) async fn attempt(
         let mut live = begin(stream, acquired)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
+                stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
                 live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
@@ -182,6 +183,8 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
     } = acquired;
     *stream.facts.cluster.borrow_mut() = Some(Rc::clone(&cluster).name.clone());
     *stream.facts.endpoint.borrow_mut() = Some(endpoint.address.to_string());
+    *stream.facts.stat_name.borrow_mut() = Some(Rc::clone(&cluster).config().stat_name().clone());
+    stream.facts.sent_begin.set(Some(stream.clock.began.elapsed()));
     let place = Place::default();
     let bodyless = stream.body.is_empty();
     let head = &*stream.head.borrow();

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
+use std::sync::{self, Arc};
 
 use bytes::Bytes;
 use hyper::Uri;
@@ -11,15 +11,24 @@ use tokio::sync::Notify;
 
 use super::client::{self, ClientError};
 use super::filters::jwt::{Fetch, FetchError, JwksStore};
+use super::local_rate_limit::{self, TokenBucket};
 use super::message::{RequestHead, Version};
 use super::pool::Pools;
+use crate::model::http::LocalRateLimit;
 use crate::model::jwt::RemoteJwks;
 use crate::model::{Name, RouteConfiguration, Snapshot};
-use crate::telemetry::metrics::http::ConnectionManagerMetrics;
+use crate::telemetry::metrics::http::{ConnectionManagerMetrics, LocalRateLimitMetrics};
 use crate::upstream::ClusterManager;
 
 /// How long a key set may be; a token is signed by one of a handful.
 const MAX_JWKS_BYTES: usize = super::filters::jwt::jwks::MAX_BYTES;
+
+/// A local rate limit as it runs.
+pub(super) struct RateLimit {
+    /// Of all workers.
+    pub(super) bucket: Option<Arc<TokenBucket>>,
+    pub(super) metrics: LocalRateLimitMetrics,
+}
 
 /// One a worker.
 pub struct HttpWorker {
@@ -28,6 +37,8 @@ pub struct HttpWorker {
     /// Key sets of JWT providers.
     pub(super) jwks: JwksStore,
     routes: RefCell<BTreeMap<Name, Arc<RouteConfiguration>>>,
+    /// Rate limits' buckets and counters, by their configuration.
+    limits: RefCell<Vec<(sync::Weak<LocalRateLimit>, Rc<RateLimit>)>>,
     /// By `stat_prefix` and listener.
     metrics: RefCell<BTreeMap<(Name, String), Weak<ConnectionManagerMetrics>>>,
     /// Told of every snapshot, for streams that live long.
@@ -43,6 +54,7 @@ impl HttpWorker {
             clusters,
             pools,
             routes: RefCell::default(),
+            limits: RefCell::default(),
             metrics: RefCell::default(),
             changed: Notify::new(),
         }
@@ -69,6 +81,22 @@ impl HttpWorker {
         all.retain(|_, metrics| metrics.strong_count() > 0);
         let made = Rc::new(ConnectionManagerMetrics::new(stat_prefix, listener));
         all.insert(key, Rc::downgrade(&made));
+        made
+    }
+
+    /// What a rate limit decides by and counts.
+    pub(super) fn rate_limit(&self, options: &Arc<LocalRateLimit>) -> Rc<RateLimit> {
+        let mut all = self.limits.borrow_mut();
+        let known = all.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(options));
+        if let Some((_, known)) = known {
+            return Rc::clone(known);
+        }
+        all.retain(|(of, _)| of.strong_count() > 0);
+        let made = Rc::new(RateLimit {
+            bucket: local_rate_limit::shared(options),
+            metrics: LocalRateLimitMetrics::new(&options.stat_prefix),
+        });
+        all.push((Arc::downgrade(options), Rc::clone(&made)));
         made
     }
 

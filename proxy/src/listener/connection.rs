@@ -22,6 +22,7 @@ use crate::model::Downstream;
 use crate::model::http::HttpConnectionManager;
 use crate::model::listener::{TcpProxy, Terminal};
 use crate::net::{Duplex, PlainStream};
+use crate::telemetry::access_log::TlsSession;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 use crate::tls::{Greeting, HandshakeError, ServerTls, TlsStream, VerifyFailure};
@@ -48,6 +49,7 @@ pub async fn serve(
         http,
         log,
         certificates: None,
+        tls: None,
     };
     let config = connection.listener.config();
     // Nearly no listener has any: they must not make every connection's task larger.
@@ -98,6 +100,7 @@ struct Connection {
     log: ConnectionLog,
     /// Of the handshake, where HTTP is to tell the upstream of them.
     certificates: Option<http::Certificates>,
+    tls: Option<TlsSession<'static>>,
 }
 
 /// What is found before a handshake.
@@ -168,6 +171,7 @@ impl Connection {
                 self.log.shaken(&self.downstream, || stream.agreed());
                 if matches!(chain.config.terminal, Terminal::HttpConnectionManager(_)) {
                     self.certificates = Some(certificates(&stream, chain));
+                    self.tls = stream.agreed();
                 }
                 self.run_filters(stream, early).await;
             }
@@ -282,14 +286,17 @@ impl Connection {
                         (Rc::clone(&listener), Rc::clone(&downstream), Arc::clone(first));
                     move || newest(&listener, &downstream, &first)
                 };
-                let connection = Rc::new(http::Connection::new(
-                    Box::new(newest),
-                    Rc::clone(&downstream),
-                    chain.transport.is_some(),
-                    Rc::clone(&self.http),
-                    self.certificates.take(),
-                    listener.metrics.address(),
-                ));
+                let accepted = http::Accepted {
+                    downstream: Rc::clone(&downstream),
+                    encrypted: chain.transport.is_some(),
+                    tls: self.tls.take(),
+                    certificates: self.certificates.take(),
+                    listener: Arc::clone(&listener.name),
+                    listener_address: listener.metrics.address(),
+                    filter_chain: Some(Arc::clone(&chain.config.name)).filter(|name| !name.is_empty()),
+                };
+                let http = Rc::clone(&self.http);
+                let connection = Rc::new(http::Connection::new(Box::new(newest), accepted, http));
                 // On the heap, or every TCP connection would have the room for it too.
                 let mut serving = Box::pin(http::serve(
                     connection,

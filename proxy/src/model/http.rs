@@ -11,7 +11,7 @@ use super::access_log::{AccessLog, OpenTelemetryAccessLog};
 use super::jwt::JwtAuthn;
 use super::rbac::Rbac;
 use super::rewrite::RegexRewrite;
-use super::route::RouteConfiguration;
+use super::route::{HeaderValueOption, RouteConfiguration};
 
 /// `envoy.filters.network.http_connection_manager`: the terminal filter that speaks HTTP. The router is its
 /// last filter always and is not listed.
@@ -429,6 +429,42 @@ pub enum HttpFilter {
     GrpcStats(GrpcStats),
     /// `envoy.filters.http.grpc_http1_bridge`.
     GrpcHttp1Bridge,
+    /// `envoy.filters.http.local_ratelimit`.
+    LocalRateLimit(Arc<LocalRateLimit>),
+}
+
+/// Envoy's `LocalRateLimit`: how many requests are let through in a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRateLimit {
+    /// Begins its statistics.
+    pub stat_prefix: Name,
+    /// Of who is refused, from 400 to 599; Envoy's default is 429.
+    pub status: u16,
+    /// None limits nothing.
+    pub bucket: Option<TokenBucketOptions>,
+    /// `filter_enabled`: which requests take a token; Envoy's default is none.
+    pub enabled: Sampling,
+    /// `filter_enforced`: which requests are refused without one; Envoy's default is none.
+    pub enforced: Sampling,
+    /// `request_headers_to_add_when_not_enforced`: to requests that were let through without a token.
+    pub request_headers_to_add: Vec<HeaderValueOption>,
+    /// `response_headers_to_add`: to refusals.
+    pub response_headers_to_add: Vec<HeaderValueOption>,
+    /// `local_rate_limit_per_downstream_connection`: each connection has a bucket of its own.
+    pub per_connection: bool,
+    /// `rate_limited_as_resource_exhausted`: to gRPC, instead of UNAVAILABLE.
+    pub grpc_resource_exhausted: bool,
+}
+
+/// Envoy's `TokenBucket`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBucketOptions {
+    /// How many there are at most, and at first; at least 1.
+    pub max_tokens: u32,
+    /// How many come back in an interval; at least 1.
+    pub tokens_per_fill: u32,
+    /// The interval; at least 50 ms.
+    pub fill_interval: Duration,
 }
 
 /// Envoy's `grpc_stats.FilterConfig`.

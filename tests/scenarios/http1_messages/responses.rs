@@ -192,6 +192,8 @@ fn to_others() -> Vec<Case> {
     let with_length = upgrading("websocket\r\nContent-Length: 3\r\n\r\nabc");
     let with_chunks = upgrading("websocket\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
     let (unknown, h2c) = (upgrading("foo\r\n\r\n"), upgrading("h2c\r\n\r\n"));
+    let behind = [UPGRADE, b"GET /behind HTTP/1.1\r\nHost: a.test\r\n\r\n"].concat();
+    let refused = b"HTTP/1.1 403 F\r\nContent-Length: 2\r\n\r\nno";
     let other =
         |protocol: &str| format!("HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\nhi");
     vec![
@@ -202,6 +204,18 @@ fn to_others() -> Vec<Case> {
             "to the end, to Connection: close",
             closing,
             vec![send(&[b"HTTP/1.1 200 OK\r\n\r\nhello"]), Step::End],
+        ),
+        answered(
+            "9110 7.8",
+            "403 to an upgrade with a request behind it",
+            &behind,
+            vec![send(&[refused])],
+        ),
+        answered(
+            "9110 7.8",
+            "200 to an upgrade with a request behind it",
+            &behind,
+            vec![send(&[OK])],
         ),
         answered("7.1.2", "a trailer to TE: trailers", trailers, vec![with_trailer]),
         answered(

@@ -15,6 +15,8 @@ pub struct VirtualHost {
     >,
     #[prost(enumeration = "virtual_host::TlsRequirementType", tag = "4")]
     pub require_tls: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
     #[prost(message, repeated, tag = "7")]
     pub request_headers_to_add: ::prost::alloc::vec::Vec<
         super::super::core::v3::HeaderValueOption,
@@ -341,6 +343,8 @@ pub struct RouteAction {
     >,
     #[prost(enumeration = "super::super::core::v3::RoutingPriority", tag = "11")]
     pub priority: i32,
+    #[prost(message, repeated, tag = "13")]
+    pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
     #[prost(message, optional, tag = "14")]
     pub include_vh_rate_limits: ::core::option::Option<bool>,
     #[prost(message, repeated, tag = "15")]
@@ -660,6 +664,10 @@ crate::named!(Decorator, "envoy.config.route.v3", "Decorator");
 #[prost(skip_debug)]
 pub struct Tracing {}
 crate::named!(Tracing, "envoy.config.route.v3", "Tracing");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RateLimit {}
+crate::named!(RateLimit, "envoy.config.route.v3", "RateLimit");
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct HeaderMatcher {

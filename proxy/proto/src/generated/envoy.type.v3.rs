@@ -92,6 +92,17 @@ pub struct HashPolicy {}
 crate::named!(HashPolicy, "envoy.type.v3", "HashPolicy");
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
+pub struct TokenBucket {
+    #[prost(uint32, tag = "1")]
+    pub max_tokens: u32,
+    #[prost(message, optional, tag = "2")]
+    pub tokens_per_fill: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub fill_interval: ::core::option::Option<::prost_types::Duration>,
+}
+crate::named!(TokenBucket, "envoy.type.v3", "TokenBucket");
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct HttpStatus {
     #[prost(enumeration = "StatusCode", tag = "1")]
     pub code: i32,

@@ -90,6 +90,13 @@ pub mod envoy {
                 }
             }
         }
+        pub mod common {
+            pub mod ratelimit {
+                pub mod v3 {
+                    include!("envoy.extensions.common.ratelimit.v3.rs");
+                }
+            }
+        }
         pub mod filters {
             pub mod http {
                 pub mod aws_lambda {
@@ -120,6 +127,11 @@ pub mod envoy {
                 pub mod jwt_authn {
                     pub mod v3 {
                         include!("envoy.extensions.filters.http.jwt_authn.v3.rs");
+                    }
+                }
+                pub mod local_ratelimit {
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.http.local_ratelimit.v3.rs");
                     }
                 }
                 pub mod lua {

@@ -3,7 +3,7 @@
 use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};
 
 /// Sorted by name.
-pub(crate) static MESSAGES: [Message; 383] = [
+pub(crate) static MESSAGES: [Message; 388] = [
     m(0, 34, 0, 2, Special::Plain, 0), // envoy.admin.v3.BootstrapConfigDump
     m(55, 26, 2, 2, Special::Plain, 0), // envoy.admin.v3.Certificate
     m(98, 33, 4, 7, Special::Plain, 0), // envoy.admin.v3.CertificateDetails
@@ -194,206 +194,211 @@ pub(crate) static MESSAGES: [Message; 383] = [
     m(16371, 35, 694, 11, Special::Plain, 0), // envoy.config.route.v3.HeaderMatcher
     m(16548, 41, 705, 0, Special::Plain, 0), // envoy.config.route.v3.NonForwardingAction
     m(16589, 43, 705, 3, Special::Plain, 0), // envoy.config.route.v3.QueryParameterMatcher
-    m(16632, 36, 708, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
-    m(16799, 33, 718, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
-    m(16979, 46, 729, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    m(17025, 27, 731, 19, Special::Plain, 0), // envoy.config.route.v3.Route
-    m(17291, 53, 750, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
-    m(17344, 33, 752, 30, Special::Plain, 0), // envoy.config.route.v3.RouteAction
-    m(17802, 44, 782, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
-    m(17896, 65, 787, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
-    m(17961, 51, 788, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
-    m(18015, 51, 791, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    m(18077, 59, 793, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
-    m(18136, 53, 794, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
-    m(18189, 40, 794, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
-    m(18429, 66, 811, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
-    m(18495, 32, 813, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
-    m(18681, 47, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
-    m(18728, 54, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
-    m(18782, 55, 828, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
-    m(18837, 29, 828, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
-    m(18866, 33, 828, 20, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
-    m(19016, 59, 848, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
-    m(19075, 37, 850, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
-    m(19157, 51, 855, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
-    m(19208, 77, 865, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
-    m(19285, 41, 867, 10, Special::Plain, 0), // envoy.config.trace.v3.OpenTelemetryConfig
-    m(19482, 29, 877, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
-    m(19515, 34, 878, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
-    m(19549, 34, 880, 10, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
-    m(19775, 53, 890, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
-    m(19851, 65, 895, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    m(20024, 78, 903, 15, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    m(20166, 57, 918, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
-    m(20223, 57, 919, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
-    m(20280, 52, 920, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
-    m(20332, 50, 921, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
-    m(20482, 63, 928, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    m(20574, 64, 930, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    m(20780, 57, 935, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    m(20888, 51, 938, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
-    m(21517, 54, 969, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    m(21648, 57, 975, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    m(21752, 56, 977, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    m(21900, 58, 981, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    m(21985, 71, 984, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    m(22099, 63, 990, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
-    m(22202, 71, 995, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    m(22299, 58, 996, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
-    m(22365, 72, 998, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
-    m(22437, 57, 1000, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    m(22530, 60, 1002, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    m(22675, 75, 1009, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
-    m(22750, 80, 1011, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
-    m(22830, 57, 1013, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    m(22919, 59, 1015, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    m(22998, 71, 1018, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
-    m(23069, 52, 1019, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
-    m(23133, 54, 1021, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    m(23492, 71, 1042, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    m(23585, 57, 1043, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    m(23768, 64, 1050, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    m(23844, 63, 1051, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    m(23907, 57, 1052, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
-    m(23980, 64, 1054, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    m(24044, 53, 1056, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
-    m(24122, 58, 1060, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    m(24180, 40, 1063, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
-    m(24303, 57, 1071, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
-    m(24360, 42, 1073, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
-    m(24489, 50, 1080, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    m(24543, 46, 1081, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
-    m(24793, 42, 1090, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
-    m(24841, 65, 1091, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
-    m(24906, 61, 1091, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
-    m(24967, 65, 1091, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    m(25100, 78, 1097, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    m(25199, 70, 1100, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
-    m(25283, 63, 1102, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    m(25488, 68, 1107, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
-    m(25576, 54, 1111, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
-    m(25654, 81, 1123, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    m(26700, 109, 1174, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    m(26825, 89, 1181, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    m(27062, 95, 1192, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    m(27176, 70, 1195, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
-    m(27246, 63, 1200, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    m(27339, 45, 1202, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
-    m(27410, 58, 1210, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
-    m(27468, 54, 1210, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-    m(27867, 63, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
-    m(27930, 74, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
-    m(28004, 70, 1233, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
-    m(28074, 70, 1233, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    m(28144, 84, 1234, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
-    m(28228, 45, 1237, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
-    m(28273, 83, 1238, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    m(28396, 58, 1242, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-    m(28454, 75, 1242, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    m(28558, 70, 1244, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    m(28960, 86, 1260, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
-    m(29046, 58, 1260, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    m(29515, 78, 1275, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
-    m(29593, 86, 1277, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    m(29679, 95, 1279, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    m(29800, 62, 1283, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    m(30129, 55, 1294, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
-    m(30184, 68, 1296, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
-    m(30252, 60, 1298, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    m(30320, 67, 1301, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    m(30413, 79, 1303, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
-    m(30525, 57, 1306, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
-    m(30592, 48, 1308, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
-    m(30669, 63, 1313, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    m(30743, 56, 1316, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    m(30900, 51, 1325, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
-    m(30990, 55, 1328, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    m(31164, 62, 1334, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    m(31230, 60, 1335, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    m(31385, 54, 1342, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    m(31524, 69, 1353, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
-    m(31593, 73, 1356, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
-    m(31666, 71, 1359, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
-    m(31737, 78, 1359, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
-    m(31815, 52, 1362, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    m(31887, 77, 1363, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
-    m(31964, 45, 1365, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
-    m(32032, 60, 1367, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
-    m(32092, 37, 1369, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
-    m(32241, 43, 1377, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
-    m(32284, 33, 1377, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
-    m(32394, 48, 1385, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
-    m(32551, 77, 1392, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-    m(32628, 49, 1394, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    m(32762, 44, 1401, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
-    m(32812, 35, 1407, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
-    m(32875, 39, 1414, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
-    m(32914, 36, 1415, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
-    m(32956, 35, 1417, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
-    m(33001, 40, 1419, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
-    m(33054, 33, 1422, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
-    m(33093, 39, 1423, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
-    m(33140, 37, 1424, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
-    m(33183, 49, 1428, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
-    m(33232, 31, 1429, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
-    m(33277, 33, 1430, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
-    m(33310, 45, 1431, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    m(33374, 34, 1433, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
-    m(33418, 44, 1435, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    m(33478, 35, 1436, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
-    m(33538, 34, 1443, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
-    m(33622, 44, 1450, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
-    m(33666, 34, 1450, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
-    m(33700, 31, 1450, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
-    m(33766, 43, 1455, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
-    m(33809, 38, 1457, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
-    m(33847, 39, 1459, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
-    m(33886, 25, 1460, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
-    m(33919, 31, 1462, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
-    m(33970, 24, 1464, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
-    m(33994, 24, 1464, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
-    m(34018, 24, 1465, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
-    m(34042, 24, 1467, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
-    m(34066, 21, 1469, 1, Special::Plain, 0), // envoy.type.v3.Percent
-    m(34087, 29, 1470, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
-    m(34145, 36, 1473, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
-    m(34181, 29, 1473, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
-    m(34210, 19, 1473, 2, Special::Any, 0), // google.protobuf.Any
-    m(34229, 25, 1475, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
-    m(34254, 26, 1476, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
-    m(34280, 27, 1477, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
-    m(34307, 24, 1478, 2, Special::Duration, 0), // google.protobuf.Duration
-    m(34343, 21, 1480, 0, Special::Empty, 0), // google.protobuf.Empty
-    m(34364, 25, 1480, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
-    m(34394, 26, 1481, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
-    m(34420, 26, 1482, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
-    m(34446, 26, 1483, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
-    m(34472, 25, 1484, 1, Special::ListValue, 0), // google.protobuf.ListValue
-    m(34503, 27, 1485, 1, Special::StringValue, 0), // google.protobuf.StringValue
-    m(34530, 22, 1486, 1, Special::Struct, 0), // google.protobuf.Struct
-    m(34558, 34, 1487, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
-    m(34592, 25, 1489, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
-    m(34617, 27, 1491, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
-    m(34644, 27, 1492, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
-    m(34671, 21, 1493, 6, Special::Value, 0), // google.protobuf.Value
-    m(34758, 17, 1499, 3, Special::Plain, 0), // google.rpc.Status
-    m(34782, 38, 1502, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
-    m(34896, 40, 1510, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
-    m(34936, 38, 1511, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
-    m(34986, 42, 1514, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
-    m(35028, 21, 1515, 0, Special::Plain, 0), // xds.core.v3.CidrRange
-    m(35049, 25, 1515, 1, Special::Plain, 0), // xds.core.v3.ContextParams
-    m(35080, 37, 1516, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
-    m(35117, 32, 1518, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
-    m(35149, 27, 1518, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
+    m(16632, 31, 708, 0, Special::Plain, 0), // envoy.config.route.v3.RateLimit
+    m(16663, 36, 708, 10, Special::Plain, 0), // envoy.config.route.v3.RedirectAction
+    m(16830, 33, 718, 11, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy
+    m(17010, 46, 729, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
+    m(17056, 27, 731, 19, Special::Plain, 0), // envoy.config.route.v3.Route
+    m(17322, 53, 750, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
+    m(17375, 33, 752, 31, Special::Plain, 0), // envoy.config.route.v3.RouteAction
+    m(17844, 44, 783, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
+    m(17938, 65, 788, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
+    m(18003, 51, 789, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
+    m(18057, 51, 792, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
+    m(18119, 59, 794, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
+    m(18178, 53, 795, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
+    m(18231, 40, 795, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
+    m(18471, 66, 812, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
+    m(18537, 32, 814, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
+    m(18723, 47, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
+    m(18770, 54, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
+    m(18824, 55, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
+    m(18879, 29, 829, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
+    m(18908, 33, 829, 21, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
+    m(19058, 59, 850, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
+    m(19117, 37, 852, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
+    m(19199, 51, 857, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
+    m(19250, 77, 867, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
+    m(19327, 41, 869, 10, Special::Plain, 0), // envoy.config.trace.v3.OpenTelemetryConfig
+    m(19524, 29, 879, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
+    m(19557, 34, 880, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
+    m(19591, 34, 882, 10, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
+    m(19817, 53, 892, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
+    m(19893, 65, 897, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
+    m(20066, 78, 905, 15, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+    m(20208, 57, 920, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
+    m(20265, 57, 921, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+    m(20322, 52, 922, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
+    m(20374, 58, 923, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
+    m(20432, 61, 923, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
+    m(20493, 50, 923, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
+    m(20643, 63, 930, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
+    m(20735, 64, 932, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
+    m(20941, 57, 937, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
+    m(21049, 51, 940, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+    m(21678, 54, 971, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
+    m(21809, 57, 977, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
+    m(21913, 56, 979, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
+    m(22061, 58, 983, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
+    m(22146, 71, 986, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
+    m(22260, 63, 992, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
+    m(22363, 71, 997, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
+    m(22460, 58, 998, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
+    m(22526, 72, 1000, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
+    m(22598, 57, 1002, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
+    m(22691, 60, 1004, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    m(22836, 75, 1011, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
+    m(22911, 80, 1013, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
+    m(22991, 57, 1015, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
+    m(23080, 59, 1017, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
+    m(23159, 71, 1020, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
+    m(23230, 52, 1021, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
+    m(23294, 54, 1023, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
+    m(23653, 71, 1044, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
+    m(23746, 57, 1045, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
+    m(23929, 64, 1052, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
+    m(24005, 63, 1053, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
+    m(24068, 57, 1054, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
+    m(24141, 64, 1056, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
+    m(24205, 53, 1058, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
+    m(24283, 58, 1062, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
+    m(24341, 63, 1065, 18, Special::Plain, 0), // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    m(24710, 40, 1083, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
+    m(24833, 57, 1091, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
+    m(24890, 42, 1093, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
+    m(25019, 50, 1100, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
+    m(25073, 46, 1101, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
+    m(25323, 42, 1110, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
+    m(25371, 65, 1111, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
+    m(25436, 61, 1111, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+    m(25497, 65, 1111, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
+    m(25630, 78, 1117, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
+    m(25729, 70, 1120, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
+    m(25813, 63, 1122, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+    m(26018, 68, 1127, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
+    m(26106, 54, 1131, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
+    m(26184, 81, 1143, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+    m(27230, 109, 1194, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
+    m(27355, 89, 1201, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
+    m(27592, 95, 1212, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
+    m(27706, 70, 1215, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
+    m(27776, 63, 1220, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
+    m(27869, 45, 1222, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
+    m(27940, 58, 1230, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
+    m(27998, 54, 1230, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+    m(28397, 63, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
+    m(28460, 74, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
+    m(28534, 70, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
+    m(28604, 70, 1253, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
+    m(28674, 84, 1254, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
+    m(28758, 45, 1257, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
+    m(28803, 83, 1258, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+    m(28926, 58, 1262, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+    m(28984, 75, 1262, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
+    m(29088, 70, 1264, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
+    m(29490, 86, 1280, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
+    m(29576, 58, 1280, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
+    m(30045, 78, 1295, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
+    m(30123, 86, 1297, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
+    m(30209, 95, 1299, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
+    m(30330, 62, 1303, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+    m(30659, 55, 1314, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
+    m(30714, 68, 1316, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
+    m(30782, 60, 1318, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
+    m(30850, 67, 1321, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
+    m(30943, 79, 1323, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
+    m(31055, 57, 1326, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
+    m(31122, 48, 1328, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
+    m(31199, 63, 1333, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
+    m(31273, 56, 1336, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
+    m(31430, 51, 1345, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
+    m(31520, 55, 1348, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
+    m(31694, 62, 1354, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
+    m(31760, 60, 1355, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    m(31915, 54, 1362, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    m(32054, 69, 1373, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
+    m(32123, 73, 1376, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
+    m(32196, 71, 1379, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
+    m(32267, 78, 1379, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
+    m(32345, 52, 1382, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
+    m(32417, 77, 1383, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
+    m(32494, 45, 1385, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
+    m(32562, 60, 1387, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
+    m(32622, 37, 1389, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
+    m(32771, 43, 1397, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
+    m(32814, 33, 1397, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
+    m(32924, 48, 1405, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
+    m(33081, 77, 1412, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+    m(33158, 49, 1414, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
+    m(33292, 44, 1421, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
+    m(33342, 35, 1427, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
+    m(33405, 39, 1434, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
+    m(33444, 36, 1435, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
+    m(33486, 35, 1437, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
+    m(33531, 40, 1439, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
+    m(33584, 33, 1442, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
+    m(33623, 39, 1443, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
+    m(33670, 37, 1444, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
+    m(33713, 49, 1448, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
+    m(33762, 31, 1449, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
+    m(33807, 33, 1450, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
+    m(33840, 45, 1451, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
+    m(33904, 34, 1453, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
+    m(33948, 44, 1455, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
+    m(34008, 35, 1456, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
+    m(34068, 34, 1463, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
+    m(34152, 44, 1470, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
+    m(34196, 34, 1470, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
+    m(34230, 31, 1470, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
+    m(34296, 43, 1475, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
+    m(34339, 38, 1477, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
+    m(34377, 39, 1479, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
+    m(34416, 25, 1480, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
+    m(34449, 31, 1482, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
+    m(34500, 24, 1484, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
+    m(34524, 24, 1484, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
+    m(34548, 24, 1485, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
+    m(34572, 24, 1487, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
+    m(34596, 21, 1489, 1, Special::Plain, 0), // envoy.type.v3.Percent
+    m(34617, 29, 1490, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
+    m(34675, 25, 1493, 3, Special::Plain, 0), // envoy.type.v3.TokenBucket
+    m(34738, 36, 1496, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
+    m(34774, 29, 1496, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
+    m(34803, 19, 1496, 2, Special::Any, 0), // google.protobuf.Any
+    m(34822, 25, 1498, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
+    m(34847, 26, 1499, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
+    m(34873, 27, 1500, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
+    m(34900, 24, 1501, 2, Special::Duration, 0), // google.protobuf.Duration
+    m(34936, 21, 1503, 0, Special::Empty, 0), // google.protobuf.Empty
+    m(34957, 25, 1503, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
+    m(34987, 26, 1504, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
+    m(35013, 26, 1505, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
+    m(35039, 26, 1506, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
+    m(35065, 25, 1507, 1, Special::ListValue, 0), // google.protobuf.ListValue
+    m(35096, 27, 1508, 1, Special::StringValue, 0), // google.protobuf.StringValue
+    m(35123, 22, 1509, 1, Special::Struct, 0), // google.protobuf.Struct
+    m(35151, 34, 1510, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
+    m(35185, 25, 1512, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
+    m(35210, 27, 1514, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
+    m(35237, 27, 1515, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
+    m(35264, 21, 1516, 6, Special::Value, 0), // google.protobuf.Value
+    m(35351, 17, 1522, 3, Special::Plain, 0), // google.rpc.Status
+    m(35375, 38, 1525, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
+    m(35489, 40, 1533, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
+    m(35529, 38, 1534, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
+    m(35579, 42, 1537, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
+    m(35621, 21, 1538, 0, Special::Plain, 0), // xds.core.v3.CidrRange
+    m(35642, 25, 1538, 1, Special::Plain, 0), // xds.core.v3.ContextParams
+    m(35673, 37, 1539, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
+    m(35710, 32, 1541, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
+    m(35742, 27, 1541, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
 ];
 
 /// Of each message in turn, sorted by number.
-pub(crate) static FIELDS: [Field; 1518] = [
+pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.admin.v3.BootstrapConfigDump
     f(34, 9, 1, Kind::Message, Label::Optional, 51, 0, 0), // bootstrap
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.Certificate
     f(81, 7, 1, Kind::Message, Label::Repeated, 2, 0, 0), // ca_cert
     f(88, 10, 2, Kind::Message, Label::Repeated, 2, 0, 0), // cert_chain
@@ -402,20 +407,20 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(135, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // serial_number
     f(148, 17, 3, Kind::Message, Label::Repeated, 32, 0, 0), // subject_alt_names
     f(165, 21, 4, Kind::Uint64, Label::Implicit, 0, 0, 0), // days_until_expiration
-    f(186, 10, 5, Kind::Message, Label::Optional, 369, 0, 0), // valid_from
-    f(196, 15, 6, Kind::Message, Label::Optional, 369, 0, 0), // expiration_time
+    f(186, 10, 5, Kind::Message, Label::Optional, 374, 0, 0), // valid_from
+    f(196, 15, 6, Kind::Message, Label::Optional, 374, 0, 0), // expiration_time
     f(211, 12, 7, Kind::Message, Label::Optional, 3, 0, 0), // ocsp_details
     // envoy.admin.v3.CertificateDetails.OcspDetails
-    f(186, 10, 1, Kind::Message, Label::Optional, 369, 0, 0), // valid_from
-    f(268, 10, 2, Kind::Message, Label::Optional, 369, 0, 0), // expiration
+    f(186, 10, 1, Kind::Message, Label::Optional, 374, 0, 0), // valid_from
+    f(268, 10, 2, Kind::Message, Label::Optional, 374, 0, 0), // expiration
     // envoy.admin.v3.Certificates
     f(305, 12, 1, Kind::Message, Label::Repeated, 1, 0, 0), // certificates
     // envoy.admin.v3.ClusterStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(349, 13, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // added_via_api
-    f(362, 31, 3, Kind::Message, Label::Optional, 351, 0, 0), // success_rate_ejection_threshold
+    f(362, 31, 3, Kind::Message, Label::Optional, 355, 0, 0), // success_rate_ejection_threshold
     f(393, 13, 4, Kind::Message, Label::Repeated, 16, 0, 0), // host_statuses
-    f(406, 44, 5, Kind::Message, Label::Optional, 351, 0, 0), // local_origin_success_rate_ejection_threshold
+    f(406, 44, 5, Kind::Message, Label::Optional, 355, 0, 0), // local_origin_success_rate_ejection_threshold
     f(450, 16, 6, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
     f(466, 18, 7, Kind::String, Label::Implicit, 0, 0, 0), // observability_name
     f(484, 16, 8, Kind::String, Label::Implicit, 0, 0, 0), // eds_service_name
@@ -428,13 +433,13 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(622, 24, 4, Kind::Message, Label::Repeated, 8, 0, 0), // dynamic_warming_clusters
     // envoy.admin.v3.ClustersConfigDump.DynamicCluster
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(694, 7, 2, Kind::Message, Label::Optional, 355, 0, 0), // cluster
-    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(694, 7, 2, Kind::Message, Label::Optional, 360, 0, 0), // cluster
+    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ClustersConfigDump.StaticCluster
-    f(694, 7, 1, Kind::Message, Label::Optional, 355, 0, 0), // cluster
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(694, 7, 1, Kind::Message, Label::Optional, 360, 0, 0), // cluster
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.CommandLineOptions
     f(805, 7, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // base_id
     f(812, 11, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // concurrency
@@ -450,9 +455,9 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(960, 15, 13, Kind::String, Label::Implicit, 0, 0, 0), // service_cluster
     f(975, 12, 14, Kind::String, Label::Implicit, 0, 0, 0), // service_node
     f(987, 12, 15, Kind::String, Label::Implicit, 0, 0, 0), // service_zone
-    f(999, 19, 16, Kind::Message, Label::Optional, 359, 0, 0), // file_flush_interval
-    f(1018, 10, 17, Kind::Message, Label::Optional, 359, 0, 0), // drain_time
-    f(1028, 20, 18, Kind::Message, Label::Optional, 359, 0, 0), // parent_shutdown_time
+    f(999, 19, 16, Kind::Message, Label::Optional, 364, 0, 0), // file_flush_interval
+    f(1018, 10, 17, Kind::Message, Label::Optional, 364, 0, 0), // drain_time
+    f(1028, 20, 18, Kind::Message, Label::Optional, 364, 0, 0), // parent_shutdown_time
     f(1048, 4, 19, Kind::Enum, Label::Implicit, 3, 0, 0), // mode
     f(1052, 19, 22, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_hot_restart
     f(1071, 20, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mutex_tracing
@@ -476,19 +481,19 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(1408, 19, 42, Kind::Uint32, Label::Implicit, 0, 0, 0), // file_flush_min_size
     f(1427, 27, 43, Kind::Bool, Label::Implicit, 0, 0, 0), // log_stacktrace_single_entry
     // envoy.admin.v3.ConfigDump
-    f(1479, 7, 1, Kind::Message, Label::Repeated, 355, 0, 0), // configs
+    f(1479, 7, 1, Kind::Message, Label::Repeated, 360, 0, 0), // configs
     // envoy.admin.v3.EndpointsConfigDump
     f(1520, 23, 2, Kind::Message, Label::Repeated, 14, 0, 0), // static_endpoint_configs
     f(1543, 24, 3, Kind::Message, Label::Repeated, 13, 0, 0), // dynamic_endpoint_configs
     // envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(1623, 15, 2, Kind::Message, Label::Optional, 355, 0, 0), // endpoint_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(1623, 15, 2, Kind::Message, Label::Optional, 360, 0, 0), // endpoint_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig
-    f(1623, 15, 1, Kind::Message, Label::Optional, 355, 0, 0), // endpoint_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(1623, 15, 1, Kind::Message, Label::Optional, 360, 0, 0), // endpoint_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.HostHealthStatus
     f(1724, 26, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_active_health_check
     f(1750, 20, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_outlier_check
@@ -503,11 +508,11 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 0, 0), // address
     f(1967, 5, 2, Kind::Message, Label::Repeated, 31, 0, 0), // stats
     f(1972, 13, 3, Kind::Message, Label::Optional, 15, 0, 0), // health_status
-    f(1985, 12, 4, Kind::Message, Label::Optional, 351, 0, 0), // success_rate
+    f(1985, 12, 4, Kind::Message, Label::Optional, 355, 0, 0), // success_rate
     f(1997, 6, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
     f(2003, 8, 6, Kind::String, Label::Implicit, 0, 0, 0), // hostname
     f(2011, 8, 7, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(2019, 25, 8, Kind::Message, Label::Optional, 351, 0, 0), // local_origin_success_rate
+    f(2019, 25, 8, Kind::Message, Label::Optional, 355, 0, 0), // local_origin_success_rate
     f(2044, 8, 9, Kind::Message, Label::Optional, 112, 0, 0), // locality
     // envoy.admin.v3.ListenerStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -528,23 +533,23 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ListenersConfigDump.DynamicListenerState
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2372, 8, 2, Kind::Message, Label::Optional, 355, 0, 0), // listener
-    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2372, 8, 2, Kind::Message, Label::Optional, 360, 0, 0), // listener
+    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.ListenersConfigDump.StaticListener
-    f(2372, 8, 1, Kind::Message, Label::Optional, 355, 0, 0), // listener
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2372, 8, 1, Kind::Message, Label::Optional, 360, 0, 0), // listener
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.RoutesConfigDump
     f(2460, 20, 2, Kind::Message, Label::Repeated, 25, 0, 0), // static_route_configs
     f(2480, 21, 3, Kind::Message, Label::Repeated, 24, 0, 0), // dynamic_route_configs
     // envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2551, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // route_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2551, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // route_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.RoutesConfigDump.StaticRouteConfig
-    f(2551, 12, 1, Kind::Message, Label::Optional, 355, 0, 0), // route_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
+    f(2551, 12, 1, Kind::Message, Label::Optional, 360, 0, 0), // route_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
     // envoy.admin.v3.ScopedRoutesConfigDump
     // envoy.admin.v3.SecretsConfigDump
     f(2681, 14, 1, Kind::Message, Label::Repeated, 29, 0, 0), // static_secrets
@@ -553,19 +558,19 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.admin.v3.SecretsConfigDump.DynamicSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(572, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(43, 12, 3, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
-    f(2786, 6, 4, Kind::Message, Label::Optional, 355, 0, 0), // secret
+    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2786, 6, 4, Kind::Message, Label::Optional, 360, 0, 0), // secret
     f(701, 11, 5, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.SecretsConfigDump.StaticSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(43, 12, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_updated
-    f(2786, 6, 3, Kind::Message, Label::Optional, 355, 0, 0), // secret
+    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2786, 6, 3, Kind::Message, Label::Optional, 360, 0, 0), // secret
     // envoy.admin.v3.ServerInfo
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
     f(2869, 5, 2, Kind::Enum, Label::Implicit, 4, 0, 0), // state
-    f(2874, 20, 3, Kind::Message, Label::Optional, 359, 0, 0), // uptime_current_epoch
-    f(2894, 17, 4, Kind::Message, Label::Optional, 359, 0, 0), // uptime_all_epochs
+    f(2874, 20, 3, Kind::Message, Label::Optional, 364, 0, 0), // uptime_current_epoch
+    f(2894, 17, 4, Kind::Message, Label::Optional, 364, 0, 0), // uptime_all_epochs
     f(2911, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // hot_restart_version
     f(2930, 20, 6, Kind::Message, Label::Optional, 10, 0, 0), // command_line_options
     f(2950, 4, 7, Kind::Message, Label::Optional, 116, 0, 0), // node
@@ -579,14 +584,14 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3052, 3, 2, Kind::String, Label::Optional, 0, 1, 0), // uri
     f(3055, 10, 3, Kind::String, Label::Optional, 0, 1, 0), // ip_address
     // envoy.admin.v3.UpdateFailureState
-    f(3098, 20, 1, Kind::Message, Label::Optional, 355, 0, 0), // failed_configuration
-    f(3118, 19, 2, Kind::Message, Label::Optional, 369, 0, 0), // last_update_attempt
+    f(3098, 20, 1, Kind::Message, Label::Optional, 360, 0, 0), // failed_configuration
+    f(3118, 19, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_update_attempt
     f(3137, 7, 3, Kind::String, Label::Implicit, 0, 0, 0), // details
     f(572, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // version_info
     // envoy.config.accesslog.v3.AccessLog
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3179, 6, 2, Kind::Message, Label::Optional, 35, 0, 0), // filter
-    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     // envoy.config.accesslog.v3.AccessLogFilter
     f(3238, 18, 1, Kind::Message, Label::Optional, 48, 1, 0), // status_code_filter
     f(3256, 15, 2, Kind::Message, Label::Optional, 38, 1, 0), // duration_filter
@@ -610,7 +615,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
     // envoy.config.accesslog.v3.ExtensionFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     // envoy.config.accesslog.v3.GrpcStatusFilter
     f(3659, 8, 1, Kind::Enum, Label::Repeated, 7, 0, 0), // statuses
     f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
@@ -620,8 +625,8 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3757, 5, 1, Kind::Enum, Label::Repeated, 35, 0, 0), // types
     f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
     // envoy.config.accesslog.v3.MetadataFilter
-    f(3802, 7, 1, Kind::Message, Label::Optional, 330, 0, 0), // matcher
-    f(3809, 22, 2, Kind::Message, Label::Optional, 356, 0, 0), // match_if_key_not_found
+    f(3802, 7, 1, Kind::Message, Label::Optional, 334, 0, 0), // matcher
+    f(3809, 22, 2, Kind::Message, Label::Optional, 361, 0, 0), // match_if_key_not_found
     // envoy.config.accesslog.v3.NotHealthCheckFilter
     // envoy.config.accesslog.v3.OrFilter
     f(3475, 7, 2, Kind::Message, Label::Repeated, 35, 0, 0), // filters
@@ -629,7 +634,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3955, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // flags
     // envoy.config.accesslog.v3.RuntimeFilter
     f(3999, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
-    f(4010, 15, 2, Kind::Message, Label::Optional, 346, 0, 0), // percent_sampled
+    f(4010, 15, 2, Kind::Message, Label::Optional, 350, 0, 0), // percent_sampled
     f(4025, 26, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // use_independent_randomness
     // envoy.config.accesslog.v3.StatusCodeFilter
     f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
@@ -641,14 +646,14 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(4192, 14, 4, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
     f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
     f(4216, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(4240, 11, 7, Kind::Message, Label::Repeated, 337, 0, 0), // allow_paths
+    f(4240, 11, 7, Kind::Message, Label::Repeated, 341, 0, 0), // allow_paths
     // envoy.config.bootstrap.v3.Bootstrap
     f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
     f(4286, 16, 2, Kind::Message, Label::Optional, 53, 0, 0), // static_resources
     f(4302, 17, 3, Kind::Message, Label::Optional, 52, 0, 0), // dynamic_resources
     f(4319, 11, 6, Kind::Message, Label::Repeated, 168, 0, 0), // stats_sinks
-    f(4330, 20, 7, Kind::Message, Label::Optional, 359, 0, 0), // stats_flush_interval
-    f(4350, 7, 9, Kind::Message, Label::Optional, 215, 0, 0), // tracing
+    f(4330, 20, 7, Kind::Message, Label::Optional, 364, 0, 0), // stats_flush_interval
+    f(4350, 7, 9, Kind::Message, Label::Optional, 216, 0, 0), // tracing
     f(4357, 5, 12, Kind::Message, Label::Optional, 50, 0, 0), // admin
     f(4362, 12, 13, Kind::Message, Label::Optional, 166, 0, 0), // stats_config
     f(4374, 15, 17, Kind::Message, Label::Optional, 54, 0, 0), // layered_runtime
@@ -662,12 +667,12 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.bootstrap.v3.Bootstrap.StaticResources
     f(4577, 9, 1, Kind::Message, Label::Repeated, 154, 0, 0), // listeners
     f(4586, 8, 2, Kind::Message, Label::Repeated, 60, 0, 0), // clusters
-    f(4594, 7, 3, Kind::Message, Label::Repeated, 300, 0, 0), // secrets
+    f(4594, 7, 3, Kind::Message, Label::Repeated, 304, 0, 0), // secrets
     // envoy.config.bootstrap.v3.LayeredRuntime
     f(4641, 6, 1, Kind::Message, Label::Repeated, 55, 0, 0), // layers
     // envoy.config.bootstrap.v3.RuntimeLayer
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4685, 12, 2, Kind::Message, Label::Optional, 367, 1, 0), // static_layer
+    f(4685, 12, 2, Kind::Message, Label::Optional, 372, 1, 0), // static_layer
     f(4697, 11, 4, Kind::Message, Label::Optional, 56, 1, 0), // admin_layer
     // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
     // envoy.config.cluster.v3.CircuitBreakers
@@ -675,34 +680,34 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(4806, 19, 2, Kind::Message, Label::Repeated, 58, 0, 0), // per_host_thresholds
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds
     f(2011, 8, 1, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
-    f(4875, 15, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_connections
-    f(4890, 20, 3, Kind::Message, Label::Optional, 370, 0, 0), // max_pending_requests
-    f(4910, 12, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_requests
-    f(4922, 11, 5, Kind::Message, Label::Optional, 370, 0, 0), // max_retries
+    f(4875, 15, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_connections
+    f(4890, 20, 3, Kind::Message, Label::Optional, 375, 0, 0), // max_pending_requests
+    f(4910, 12, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_requests
+    f(4922, 11, 5, Kind::Message, Label::Optional, 375, 0, 0), // max_retries
     f(4933, 15, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // track_remaining
-    f(4948, 20, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_connection_pools
+    f(4948, 20, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_connection_pools
     f(4968, 12, 8, Kind::Message, Label::Optional, 59, 0, 0), // retry_budget
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
-    f(5042, 14, 1, Kind::Message, Label::Optional, 351, 0, 0), // budget_percent
-    f(5056, 21, 2, Kind::Message, Label::Optional, 370, 0, 0), // min_retry_concurrency
-    f(5077, 15, 3, Kind::Message, Label::Optional, 359, 0, 0), // budget_interval
+    f(5042, 14, 1, Kind::Message, Label::Optional, 355, 0, 0), // budget_percent
+    f(5056, 21, 2, Kind::Message, Label::Optional, 375, 0, 0), // min_retry_concurrency
+    f(5077, 15, 3, Kind::Message, Label::Optional, 364, 0, 0), // budget_interval
     // envoy.config.cluster.v3.Cluster
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3005, 4, 2, Kind::Enum, Label::Optional, 9, 1, 0), // type
     f(5123, 18, 3, Kind::Message, Label::Optional, 66, 0, 0), // eds_cluster_config
-    f(5141, 15, 4, Kind::Message, Label::Optional, 359, 0, 0), // connect_timeout
-    f(5156, 33, 5, Kind::Message, Label::Optional, 370, 0, 0), // per_connection_buffer_limit_bytes
+    f(5141, 15, 4, Kind::Message, Label::Optional, 364, 0, 0), // connect_timeout
+    f(5156, 33, 5, Kind::Message, Label::Optional, 375, 0, 0), // per_connection_buffer_limit_bytes
     f(5189, 9, 6, Kind::Enum, Label::Implicit, 11, 0, 0), // lb_policy
     f(5198, 13, 8, Kind::Message, Label::Repeated, 103, 0, 0), // health_checks
-    f(5211, 27, 9, Kind::Message, Label::Optional, 370, 0, 0), // max_requests_per_connection
+    f(5211, 27, 9, Kind::Message, Label::Optional, 375, 0, 0), // max_requests_per_connection
     f(450, 16, 10, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
     f(5238, 21, 13, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 14, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(5281, 16, 16, Kind::Message, Label::Optional, 359, 0, 0), // dns_refresh_rate
+    f(5281, 16, 16, Kind::Message, Label::Optional, 364, 0, 0), // dns_refresh_rate
     f(5297, 17, 17, Kind::Enum, Label::Implicit, 10, 0, 0), // dns_lookup_family
     f(5314, 13, 18, Kind::Message, Label::Repeated, 84, 0, 0), // dns_resolvers
     f(5327, 17, 19, Kind::Message, Label::Optional, 81, 0, 0), // outlier_detection
-    f(5344, 16, 20, Kind::Message, Label::Optional, 359, 0, 0), // cleanup_interval
+    f(5344, 16, 20, Kind::Message, Label::Optional, 364, 0, 0), // cleanup_interval
     f(5360, 20, 21, Kind::Message, Label::Optional, 89, 0, 0), // upstream_bind_config
     f(5380, 16, 22, Kind::Message, Label::Optional, 67, 0, 0), // lb_subset_config
     f(5396, 19, 23, Kind::Message, Label::Optional, 74, 2, 0), // ring_hash_lb_config
@@ -735,20 +740,20 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(5933, 41, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // connection_pool_per_downstream_connection
     f(5974, 16, 52, Kind::Message, Label::Optional, 69, 2, 0), // maglev_lb_config
     f(5990, 21, 53, Kind::Message, Label::Optional, 96, 0, 0), // dns_resolution_config
-    f(6011, 21, 54, Kind::Message, Label::Optional, 356, 0, 0), // wait_for_warm_on_init
+    f(6011, 21, 54, Kind::Message, Label::Optional, 361, 0, 0), // wait_for_warm_on_init
     f(6032, 25, 55, Kind::Message, Label::Optional, 135, 0, 0), // typed_dns_resolver_config
     f(6057, 21, 56, Kind::Message, Label::Optional, 75, 2, 0), // round_robin_lb_config
     f(6078, 27, 57, Kind::String, Label::Repeated, 0, 0, 0), // lrs_report_endpoint_metrics
-    f(6105, 10, 58, Kind::Message, Label::Optional, 359, 0, 0), // dns_jitter
-    f(6115, 24, 59, Kind::Message, Label::Optional, 382, 0, 0), // transport_socket_matcher
-    f(6139, 44, 60, Kind::Message, Label::Optional, 359, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6105, 10, 58, Kind::Message, Label::Optional, 364, 0, 0), // dns_jitter
+    f(6115, 24, 59, Kind::Message, Label::Optional, 387, 0, 0), // transport_socket_matcher
+    f(6139, 44, 60, Kind::Message, Label::Optional, 364, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6183, 13, 61, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     f(6196, 16, 62, Kind::Message, Label::Optional, 72, 0, 0), // queuing_policies
     // envoy.config.cluster.v3.Cluster.CommonLbConfig
-    f(6258, 23, 1, Kind::Message, Label::Optional, 351, 0, 0), // healthy_panic_threshold
+    f(6258, 23, 1, Kind::Message, Label::Optional, 355, 0, 0), // healthy_panic_threshold
     f(6281, 20, 2, Kind::Message, Label::Optional, 64, 1, 0), // zone_aware_lb_config
     f(6301, 27, 3, Kind::Message, Label::Optional, 63, 1, 0), // locality_weighted_lb_config
-    f(6328, 19, 4, Kind::Message, Label::Optional, 359, 0, 0), // update_merge_window
+    f(6328, 19, 4, Kind::Message, Label::Optional, 364, 0, 0), // update_merge_window
     f(6347, 31, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_new_hosts_until_first_hc
     f(6378, 36, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_set_change
     f(6414, 28, 7, Kind::Message, Label::Optional, 62, 0, 0), // consistent_hashing_lb_config
@@ -758,67 +763,67 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
     // envoy.config.cluster.v3.Cluster.CustomClusterType
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // typed_config
     // envoy.config.cluster.v3.Cluster.EdsClusterConfig
     f(6766, 10, 1, Kind::Message, Label::Optional, 93, 0, 0), // eds_config
     f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
     // envoy.config.cluster.v3.Cluster.LbSubsetConfig
     // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
-    f(6886, 12, 1, Kind::Message, Label::Optional, 370, 0, 0), // choice_count
+    f(6886, 12, 1, Kind::Message, Label::Optional, 375, 0, 0), // choice_count
     f(6898, 19, 2, Kind::Message, Label::Optional, 124, 0, 0), // active_request_bias
     f(6917, 17, 3, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.MaglevLbConfig
-    f(6980, 10, 1, Kind::Message, Label::Optional, 371, 0, 0), // table_size
+    f(6980, 10, 1, Kind::Message, Label::Optional, 376, 0, 0), // table_size
     // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
     f(7041, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // use_http_header
     f(7056, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // http_header_name
-    f(7072, 22, 3, Kind::Message, Label::Optional, 370, 0, 0), // upstream_port_override
-    f(7094, 12, 4, Kind::Message, Label::Optional, 340, 0, 0), // metadata_key
+    f(7072, 22, 3, Kind::Message, Label::Optional, 375, 0, 0), // upstream_port_override
+    f(7094, 12, 4, Kind::Message, Label::Optional, 344, 0, 0), // metadata_key
     // envoy.config.cluster.v3.Cluster.PreconnectPolicy
     // envoy.config.cluster.v3.Cluster.QueuingPolicies
     // envoy.config.cluster.v3.Cluster.RefreshRate
-    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig
-    f(7317, 17, 1, Kind::Message, Label::Optional, 371, 0, 0), // minimum_ring_size
+    f(7317, 17, 1, Kind::Message, Label::Optional, 376, 0, 0), // minimum_ring_size
     f(7334, 13, 3, Kind::Enum, Label::Implicit, 12, 0, 0), // hash_function
-    f(7347, 17, 4, Kind::Message, Label::Optional, 371, 0, 0), // maximum_ring_size
+    f(7347, 17, 4, Kind::Message, Label::Optional, 376, 0, 0), // maximum_ring_size
     // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
     f(6917, 17, 1, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.SlowStartConfig
     // envoy.config.cluster.v3.Cluster.TransportSocketMatch
     // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.cluster.v3.Filter
     // envoy.config.cluster.v3.LoadBalancingPolicy
     // envoy.config.cluster.v3.OutlierDetection
-    f(7695, 15, 1, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_5xx
-    f(7710, 8, 2, Kind::Message, Label::Optional, 359, 0, 0), // interval
-    f(7718, 18, 3, Kind::Message, Label::Optional, 359, 0, 0), // base_ejection_time
-    f(7736, 20, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_ejection_percent
-    f(7756, 25, 5, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_5xx
-    f(7781, 22, 6, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_success_rate
-    f(7803, 26, 7, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_minimum_hosts
-    f(7829, 27, 8, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_request_volume
-    f(7856, 25, 9, Kind::Message, Label::Optional, 370, 0, 0), // success_rate_stdev_factor
-    f(7881, 27, 10, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_gateway_failure
-    f(7908, 37, 11, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_gateway_failure
+    f(7695, 15, 1, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_5xx
+    f(7710, 8, 2, Kind::Message, Label::Optional, 364, 0, 0), // interval
+    f(7718, 18, 3, Kind::Message, Label::Optional, 364, 0, 0), // base_ejection_time
+    f(7736, 20, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_ejection_percent
+    f(7756, 25, 5, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_5xx
+    f(7781, 22, 6, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_success_rate
+    f(7803, 26, 7, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_minimum_hosts
+    f(7829, 27, 8, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_request_volume
+    f(7856, 25, 9, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_stdev_factor
+    f(7881, 27, 10, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_gateway_failure
+    f(7908, 37, 11, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_gateway_failure
     f(7945, 34, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // split_external_local_origin_errors
-    f(7979, 32, 13, Kind::Message, Label::Optional, 370, 0, 0), // consecutive_local_origin_failure
-    f(8011, 42, 14, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_consecutive_local_origin_failure
-    f(8053, 35, 15, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_local_origin_success_rate
-    f(8088, 28, 16, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_threshold
-    f(8116, 28, 17, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_failure_percentage
-    f(8144, 41, 18, Kind::Message, Label::Optional, 370, 0, 0), // enforcing_failure_percentage_local_origin
-    f(8185, 32, 19, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_minimum_hosts
-    f(8217, 33, 20, Kind::Message, Label::Optional, 370, 0, 0), // failure_percentage_request_volume
-    f(8250, 17, 21, Kind::Message, Label::Optional, 359, 0, 0), // max_ejection_time
-    f(8267, 24, 22, Kind::Message, Label::Optional, 359, 0, 0), // max_ejection_time_jitter
-    f(8291, 43, 23, Kind::Message, Label::Optional, 356, 0, 0), // successful_active_health_check_uneject_host
+    f(7979, 32, 13, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_local_origin_failure
+    f(8011, 42, 14, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_local_origin_failure
+    f(8053, 35, 15, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_local_origin_success_rate
+    f(8088, 28, 16, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_threshold
+    f(8116, 28, 17, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_failure_percentage
+    f(8144, 41, 18, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_failure_percentage_local_origin
+    f(8185, 32, 19, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_minimum_hosts
+    f(8217, 33, 20, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_request_volume
+    f(8250, 17, 21, Kind::Message, Label::Optional, 364, 0, 0), // max_ejection_time
+    f(8267, 24, 22, Kind::Message, Label::Optional, 364, 0, 0), // max_ejection_time_jitter
+    f(8291, 43, 23, Kind::Message, Label::Optional, 361, 0, 0), // successful_active_health_check_uneject_host
     f(8334, 8, 24, Kind::Message, Label::Repeated, 135, 0, 0), // monitors
-    f(8342, 21, 25, Kind::Message, Label::Optional, 356, 0, 0), // always_eject_one_host
-    f(8363, 21, 26, Kind::Message, Label::Optional, 356, 0, 0), // detect_degraded_hosts
+    f(8342, 21, 25, Kind::Message, Label::Optional, 361, 0, 0), // always_eject_one_host
+    f(8363, 21, 26, Kind::Message, Label::Optional, 361, 0, 0), // detect_degraded_hosts
     // envoy.config.cluster.v3.TrackClusterStats
     // envoy.config.cluster.v3.UpstreamConnectionOptions
     f(8474, 13, 1, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
@@ -830,9 +835,9 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.core.v3.ApiConfigSource
     f(8660, 8, 1, Kind::Enum, Label::Implicit, 13, 0, 0), // api_type
     f(8668, 13, 2, Kind::String, Label::Repeated, 0, 0, 0), // cluster_names
-    f(8681, 13, 3, Kind::Message, Label::Optional, 359, 0, 0), // refresh_delay
+    f(8681, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // refresh_delay
     f(8694, 13, 4, Kind::Message, Label::Repeated, 99, 0, 0), // grpc_services
-    f(8707, 15, 5, Kind::Message, Label::Optional, 359, 0, 0), // request_timeout
+    f(8707, 15, 5, Kind::Message, Label::Optional, 364, 0, 0), // request_timeout
     f(8722, 30, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // set_node_on_first_message_only
     f(8752, 21, 8, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(8773, 17, 9, Kind::Message, Label::Repeated, 135, 0, 0), // config_validators
@@ -840,21 +845,21 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(8826, 5, 1, Kind::Message, Label::Optional, 95, 1, 0), // local
     f(8831, 6, 2, Kind::Message, Label::Optional, 122, 1, 0), // remote
     // envoy.config.core.v3.BackoffStrategy
-    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
     // envoy.config.core.v3.BindConfig
     // envoy.config.core.v3.BuildVersion
-    f(2862, 7, 1, Kind::Message, Label::Optional, 352, 0, 0), // version
-    f(5431, 8, 2, Kind::Message, Label::Optional, 367, 0, 0), // metadata
+    f(2862, 7, 1, Kind::Message, Label::Optional, 356, 0, 0), // version
+    f(5431, 8, 2, Kind::Message, Label::Optional, 372, 0, 0), // metadata
     // envoy.config.core.v3.CelExpressionConfig
     // envoy.config.core.v3.CidrRange
     f(9007, 14, 1, Kind::String, Label::Implicit, 0, 0, 0), // address_prefix
-    f(9021, 10, 2, Kind::Message, Label::Optional, 370, 0, 0), // prefix_len
+    f(9021, 10, 2, Kind::Message, Label::Optional, 375, 0, 0), // prefix_len
     // envoy.config.core.v3.ConfigSource
     f(131, 4, 1, Kind::String, Label::Optional, 0, 1, 0), // path
     f(9064, 17, 2, Kind::Message, Label::Optional, 86, 1, 0), // api_config_source
     f(9081, 3, 3, Kind::Message, Label::Optional, 85, 1, 0), // ads
-    f(9084, 21, 4, Kind::Message, Label::Optional, 359, 0, 0), // initial_fetch_timeout
+    f(9084, 21, 4, Kind::Message, Label::Optional, 364, 0, 0), // initial_fetch_timeout
     f(9105, 4, 5, Kind::Message, Label::Optional, 128, 1, 0), // self
     f(9109, 20, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // resource_api_version
     f(9129, 18, 8, Kind::Message, Label::Optional, 118, 1, 0), // path_config_source
@@ -877,14 +882,14 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.core.v3.ExtensionConfigSource
     // envoy.config.core.v3.GrpcService
     f(9475, 10, 1, Kind::Message, Label::Optional, 100, 1, 0), // envoy_grpc
-    f(9485, 7, 3, Kind::Message, Label::Optional, 359, 0, 0), // timeout
+    f(9485, 7, 3, Kind::Message, Label::Optional, 364, 0, 0), // timeout
     f(9492, 16, 5, Kind::Message, Label::Repeated, 101, 0, 1), // initial_metadata
     f(9508, 12, 6, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.GrpcService.EnvoyGrpc
     f(9562, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
     f(9574, 9, 2, Kind::String, Label::Implicit, 0, 0, 0), // authority
     f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
-    f(9583, 26, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_receive_message_length
+    f(9583, 26, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_receive_message_length
     f(9609, 18, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_envoy_headers
     // envoy.config.core.v3.HeaderValue
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 2), // key
@@ -892,53 +897,53 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(9659, 9, 3, Kind::Bytes, Label::Implicit, 0, 0, 0), // raw_value
     // envoy.config.core.v3.HeaderValueOption
     f(3712, 6, 1, Kind::Message, Label::Optional, 101, 0, 0), // header
-    f(9706, 6, 2, Kind::Message, Label::Optional, 356, 0, 0), // append
+    f(9706, 6, 2, Kind::Message, Label::Optional, 361, 0, 0), // append
     f(9712, 13, 3, Kind::Enum, Label::Implicit, 15, 0, 0), // append_action
     f(9725, 16, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // keep_empty_value
     // envoy.config.core.v3.HealthCheck
     // envoy.config.core.v3.HealthStatusSet
     // envoy.config.core.v3.Http1ProtocolOptions
-    f(9850, 18, 1, Kind::Message, Label::Optional, 356, 0, 0), // allow_absolute_url
+    f(9850, 18, 1, Kind::Message, Label::Optional, 361, 0, 0), // allow_absolute_url
     f(9868, 14, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // accept_http_10
     f(9882, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // default_host_for_http_10
     f(9906, 15, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_trailers
     f(9921, 20, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_chunked_length
-    f(9941, 45, 7, Kind::Message, Label::Optional, 356, 0, 0), // override_stream_error_on_invalid_http_message
+    f(9941, 45, 7, Kind::Message, Label::Optional, 361, 0, 0), // override_stream_error_on_invalid_http_message
     f(9986, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // send_fully_qualified_url
-    f(10010, 16, 9, Kind::Message, Label::Optional, 356, 0, 0), // use_balsa_parser
+    f(10010, 16, 9, Kind::Message, Label::Optional, 361, 0, 0), // use_balsa_parser
     f(10026, 20, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_custom_methods
-    f(10046, 22, 11, Kind::Message, Label::Repeated, 337, 0, 0), // ignore_http_11_upgrade
+    f(10046, 22, 11, Kind::Message, Label::Repeated, 341, 0, 0), // ignore_http_11_upgrade
     // envoy.config.core.v3.Http2ProtocolOptions
-    f(10109, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // hpack_table_size
-    f(10125, 22, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_concurrent_streams
-    f(10147, 26, 3, Kind::Message, Label::Optional, 370, 0, 0), // initial_stream_window_size
-    f(10173, 30, 4, Kind::Message, Label::Optional, 370, 0, 0), // initial_connection_window_size
+    f(10109, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // hpack_table_size
+    f(10125, 22, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_concurrent_streams
+    f(10147, 26, 3, Kind::Message, Label::Optional, 375, 0, 0), // initial_stream_window_size
+    f(10173, 30, 4, Kind::Message, Label::Optional, 375, 0, 0), // initial_connection_window_size
     f(10203, 13, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_connect
     f(10216, 14, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_metadata
-    f(10230, 19, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_outbound_frames
-    f(10249, 27, 8, Kind::Message, Label::Optional, 370, 0, 0), // max_outbound_control_frames
-    f(10276, 49, 9, Kind::Message, Label::Optional, 370, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
-    f(10325, 38, 10, Kind::Message, Label::Optional, 370, 0, 0), // max_inbound_priority_frames_per_stream
-    f(10363, 52, 11, Kind::Message, Label::Optional, 370, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
+    f(10230, 19, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_outbound_frames
+    f(10249, 27, 8, Kind::Message, Label::Optional, 375, 0, 0), // max_outbound_control_frames
+    f(10276, 49, 9, Kind::Message, Label::Optional, 375, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
+    f(10325, 38, 10, Kind::Message, Label::Optional, 375, 0, 0), // max_inbound_priority_frames_per_stream
+    f(10363, 52, 11, Kind::Message, Label::Optional, 375, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
     f(10415, 38, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // stream_error_on_invalid_http_messaging
-    f(9941, 45, 14, Kind::Message, Label::Optional, 356, 0, 0), // override_stream_error_on_invalid_http_message
-    f(10453, 17, 16, Kind::Message, Label::Optional, 356, 0, 0), // use_oghttp2_codec
-    f(10470, 17, 17, Kind::Message, Label::Optional, 371, 0, 0), // max_metadata_size
-    f(10487, 23, 18, Kind::Message, Label::Optional, 356, 0, 0), // enable_huffman_encoding
-    f(10510, 24, 19, Kind::Message, Label::Optional, 370, 0, 0), // max_header_field_size_kb
-    f(10534, 17, 20, Kind::Message, Label::Optional, 356, 0, 0), // disallow_obs_text
-    f(10551, 18, 21, Kind::Message, Label::Optional, 371, 0, 0), // stream_reset_burst
-    f(10569, 17, 22, Kind::Message, Label::Optional, 371, 0, 0), // stream_reset_rate
+    f(9941, 45, 14, Kind::Message, Label::Optional, 361, 0, 0), // override_stream_error_on_invalid_http_message
+    f(10453, 17, 16, Kind::Message, Label::Optional, 361, 0, 0), // use_oghttp2_codec
+    f(10470, 17, 17, Kind::Message, Label::Optional, 376, 0, 0), // max_metadata_size
+    f(10487, 23, 18, Kind::Message, Label::Optional, 361, 0, 0), // enable_huffman_encoding
+    f(10510, 24, 19, Kind::Message, Label::Optional, 375, 0, 0), // max_header_field_size_kb
+    f(10534, 17, 20, Kind::Message, Label::Optional, 361, 0, 0), // disallow_obs_text
+    f(10551, 18, 21, Kind::Message, Label::Optional, 376, 0, 0), // stream_reset_burst
+    f(10569, 17, 22, Kind::Message, Label::Optional, 376, 0, 0), // stream_reset_rate
     // envoy.config.core.v3.Http3ProtocolOptions
     // envoy.config.core.v3.HttpProtocolOptions
-    f(10667, 12, 1, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
-    f(10679, 17, 2, Kind::Message, Label::Optional, 370, 0, 0), // max_headers_count
-    f(10696, 23, 3, Kind::Message, Label::Optional, 359, 0, 0), // max_connection_duration
-    f(10719, 19, 4, Kind::Message, Label::Optional, 359, 0, 0), // max_stream_duration
+    f(10667, 12, 1, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
+    f(10679, 17, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_headers_count
+    f(10696, 23, 3, Kind::Message, Label::Optional, 364, 0, 0), // max_connection_duration
+    f(10719, 19, 4, Kind::Message, Label::Optional, 364, 0, 0), // max_stream_duration
     f(10738, 31, 5, Kind::Enum, Label::Implicit, 17, 0, 0), // headers_with_underscores_action
-    f(5211, 27, 6, Kind::Message, Label::Optional, 370, 0, 0), // max_requests_per_connection
-    f(10769, 23, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_response_headers_kb
-    f(10792, 30, 8, Kind::Message, Label::Optional, 351, 0, 0), // max_connection_duration_jitter
+    f(5211, 27, 6, Kind::Message, Label::Optional, 375, 0, 0), // max_requests_per_connection
+    f(10769, 23, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_response_headers_kb
+    f(10792, 30, 8, Kind::Message, Label::Optional, 355, 0, 0), // max_connection_duration_jitter
     // envoy.config.core.v3.HttpService
     f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
     f(10862, 22, 2, Kind::Message, Label::Repeated, 102, 0, 1), // request_headers_to_add
@@ -946,7 +951,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.core.v3.HttpUri
     f(3052, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // uri
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(9485, 7, 3, Kind::Message, Label::Optional, 359, 0, 0), // timeout
+    f(9485, 7, 3, Kind::Message, Label::Optional, 364, 0, 0), // timeout
     // envoy.config.core.v3.JsonFormatOptions
     f(10960, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // sort_properties
     // envoy.config.core.v3.Locality
@@ -958,14 +963,14 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(11066, 21, 2, Kind::Message, Label::Map, 115, 0, 0), // typed_filter_metadata
     // envoy.config.core.v3.Metadata.FilterMetadataEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 367, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 372, 0, 0), // value
     // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.core.v3.Node
     f(11215, 2, 1, Kind::String, Label::Implicit, 0, 0, 0), // id
     f(694, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // cluster
-    f(5431, 8, 3, Kind::Message, Label::Optional, 367, 0, 0), // metadata
+    f(5431, 8, 3, Kind::Message, Label::Optional, 372, 0, 0), // metadata
     f(2044, 8, 4, Kind::Message, Label::Optional, 112, 0, 0), // locality
     f(11217, 15, 6, Kind::String, Label::Implicit, 0, 0, 0), // user_agent_name
     f(11232, 18, 7, Kind::String, Label::Optional, 0, 1, 0), // user_agent_version
@@ -976,11 +981,11 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(11318, 18, 12, Kind::Message, Label::Map, 117, 0, 0), // dynamic_parameters
     // envoy.config.core.v3.Node.DynamicParametersEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 379, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 384, 0, 0), // value
     // envoy.config.core.v3.PathConfigSource
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(9274, 17, 2, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(11421, 13, 3, Kind::Message, Label::Optional, 359, 0, 0), // poll_interval
+    f(11421, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // poll_interval
     // envoy.config.core.v3.Pipe
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(1048, 4, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // mode
@@ -997,15 +1002,15 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.RetryPolicy
     f(11668, 14, 1, Kind::Message, Label::Optional, 88, 0, 0), // retry_back_off
-    f(11682, 11, 2, Kind::Message, Label::Optional, 370, 0, 0), // num_retries
+    f(11682, 11, 2, Kind::Message, Label::Optional, 375, 0, 0), // num_retries
     f(11693, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
     f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
     // envoy.config.core.v3.RuntimeDouble
     // envoy.config.core.v3.RuntimeFeatureFlag
-    f(11807, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // default_value
+    f(11807, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // default_value
     f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeFractionalPercent
-    f(11807, 13, 1, Kind::Message, Label::Optional, 346, 0, 0), // default_value
+    f(11807, 13, 1, Kind::Message, Label::Optional, 350, 0, 0), // default_value
     f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeUInt32
     f(11807, 13, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // default_value
@@ -1023,23 +1028,23 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.core.v3.SocketOption
     // envoy.config.core.v3.SubstitutionFormatString
     f(12126, 11, 1, Kind::String, Label::Optional, 0, 1, 0), // text_format
-    f(12137, 11, 2, Kind::Message, Label::Optional, 367, 1, 0), // json_format
+    f(12137, 11, 2, Kind::Message, Label::Optional, 372, 1, 0), // json_format
     f(12148, 17, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // omit_empty_values
     f(12165, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // content_type
     f(12177, 18, 5, Kind::Message, Label::Optional, 95, 1, 0), // text_format_source
     f(10884, 10, 6, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
     f(12195, 19, 7, Kind::Message, Label::Optional, 111, 0, 0), // json_format_options
     // envoy.config.core.v3.TcpKeepalive
-    f(12247, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_probes
-    f(12263, 14, 2, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_time
-    f(12277, 18, 3, Kind::Message, Label::Optional, 370, 0, 0), // keepalive_interval
+    f(12247, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_probes
+    f(12263, 14, 2, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_time
+    f(12277, 18, 3, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_interval
     // envoy.config.core.v3.TlvEntry
     // envoy.config.core.v3.TransportSocket
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     // envoy.config.core.v3.TypedExtensionConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 355, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // typed_config
     // envoy.config.core.v3.UpstreamHttpProtocolOptions
     f(12449, 8, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni
     f(12457, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_san_validation
@@ -1057,8 +1062,8 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3009, 5, 2, Kind::Message, Label::Optional, 142, 0, 0), // value
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
     f(12744, 14, 2, Kind::Message, Label::Repeated, 141, 0, 0), // drop_overloads
-    f(12758, 23, 3, Kind::Message, Label::Optional, 370, 0, 0), // overprovisioning_factor
-    f(12781, 20, 4, Kind::Message, Label::Optional, 359, 0, 0), // endpoint_stale_after
+    f(12758, 23, 3, Kind::Message, Label::Optional, 375, 0, 0), // overprovisioning_factor
+    f(12781, 20, 4, Kind::Message, Label::Optional, 364, 0, 0), // endpoint_stale_after
     f(12801, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // weighted_priority_health
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
     // envoy.config.endpoint.v3.Endpoint
@@ -1077,15 +1082,15 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(13127, 8, 1, Kind::Message, Label::Optional, 142, 1, 0), // endpoint
     f(1972, 13, 2, Kind::Enum, Label::Implicit, 16, 0, 0), // health_status
     f(5431, 8, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(13135, 21, 4, Kind::Message, Label::Optional, 370, 0, 0), // load_balancing_weight
+    f(13135, 21, 4, Kind::Message, Label::Optional, 375, 0, 0), // load_balancing_weight
     f(13156, 13, 5, Kind::String, Label::Optional, 0, 1, 0), // endpoint_name
     // envoy.config.endpoint.v3.LedsClusterLocalityConfig
     // envoy.config.endpoint.v3.LocalityLbEndpoints
     f(2044, 8, 1, Kind::Message, Label::Optional, 112, 0, 0), // locality
     f(13263, 12, 2, Kind::Message, Label::Repeated, 145, 0, 0), // lb_endpoints
-    f(13135, 21, 3, Kind::Message, Label::Optional, 370, 0, 0), // load_balancing_weight
+    f(13135, 21, 3, Kind::Message, Label::Optional, 375, 0, 0), // load_balancing_weight
     f(2011, 8, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(13275, 9, 6, Kind::Message, Label::Optional, 370, 0, 0), // proximity
+    f(13275, 9, 6, Kind::Message, Label::Optional, 375, 0, 0), // proximity
     f(13284, 23, 7, Kind::Message, Label::Optional, 148, 1, 0), // load_balancer_endpoints
     f(13307, 28, 8, Kind::Message, Label::Optional, 146, 1, 0), // leds_cluster_locality_config
     f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
@@ -1094,23 +1099,23 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.listener.v3.ApiListener
     // envoy.config.listener.v3.Filter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.FilterChain
     f(13555, 18, 1, Kind::Message, Label::Optional, 153, 0, 0), // filter_chain_match
     f(3475, 7, 3, Kind::Message, Label::Repeated, 151, 0, 0), // filters
-    f(13573, 15, 4, Kind::Message, Label::Optional, 356, 0, 0), // use_proxy_proto
+    f(13573, 15, 4, Kind::Message, Label::Optional, 361, 0, 0), // use_proxy_proto
     f(5431, 8, 5, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     f(5415, 16, 6, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
     f(345, 4, 7, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(13588, 32, 9, Kind::Message, Label::Optional, 359, 0, 0), // transport_socket_connect_timeout
+    f(13588, 32, 9, Kind::Message, Label::Optional, 364, 0, 0), // transport_socket_connect_timeout
     // envoy.config.listener.v3.FilterChainMatch
     f(13661, 13, 3, Kind::Message, Label::Repeated, 92, 0, 0), // prefix_ranges
     f(13674, 14, 4, Kind::String, Label::Implicit, 0, 0, 0), // address_suffix
-    f(13688, 10, 5, Kind::Message, Label::Optional, 370, 0, 0), // suffix_len
+    f(13688, 10, 5, Kind::Message, Label::Optional, 375, 0, 0), // suffix_len
     f(13698, 20, 6, Kind::Message, Label::Repeated, 92, 0, 0), // source_prefix_ranges
     f(13718, 12, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // source_ports
-    f(13730, 16, 8, Kind::Message, Label::Optional, 370, 0, 0), // destination_port
+    f(13730, 16, 8, Kind::Message, Label::Optional, 375, 0, 0), // destination_port
     f(13746, 18, 9, Kind::String, Label::Implicit, 0, 0, 0), // transport_protocol
     f(13764, 21, 10, Kind::String, Label::Repeated, 0, 0, 0), // application_protocols
     f(13785, 12, 11, Kind::String, Label::Repeated, 0, 0, 0), // server_names
@@ -1120,17 +1125,17 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1960, 7, 2, Kind::Message, Label::Optional, 84, 0, 0), // address
     f(13868, 13, 3, Kind::Message, Label::Repeated, 152, 0, 0), // filter_chains
-    f(13881, 16, 4, Kind::Message, Label::Optional, 356, 0, 0), // use_original_dst
-    f(5156, 33, 5, Kind::Message, Label::Optional, 370, 0, 0), // per_connection_buffer_limit_bytes
+    f(13881, 16, 4, Kind::Message, Label::Optional, 361, 0, 0), // use_original_dst
+    f(5156, 33, 5, Kind::Message, Label::Optional, 375, 0, 0), // per_connection_buffer_limit_bytes
     f(5431, 8, 6, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     f(13897, 13, 7, Kind::Message, Label::Optional, 157, 0, 0), // deprecated_v1
     f(13910, 10, 8, Kind::Enum, Label::Implicit, 24, 0, 0), // drain_type
     f(13920, 16, 9, Kind::Message, Label::Repeated, 160, 0, 0), // listener_filters
-    f(13936, 11, 10, Kind::Message, Label::Optional, 356, 0, 0), // transparent
-    f(13947, 8, 11, Kind::Message, Label::Optional, 356, 0, 0), // freebind
-    f(13955, 26, 12, Kind::Message, Label::Optional, 370, 0, 0), // tcp_fast_open_queue_length
+    f(13936, 11, 10, Kind::Message, Label::Optional, 361, 0, 0), // transparent
+    f(13947, 8, 11, Kind::Message, Label::Optional, 361, 0, 0), // freebind
+    f(13955, 26, 12, Kind::Message, Label::Optional, 375, 0, 0), // tcp_fast_open_queue_length
     f(4192, 14, 13, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
-    f(13981, 24, 15, Kind::Message, Label::Optional, 359, 0, 0), // listener_filters_timeout
+    f(13981, 24, 15, Kind::Message, Label::Optional, 364, 0, 0), // listener_filters_timeout
     f(14005, 17, 16, Kind::Enum, Label::Implicit, 22, 0, 0), // traffic_direction
     f(14022, 36, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // continue_on_listener_filters_timeout
     f(14058, 19, 18, Kind::Message, Label::Optional, 162, 0, 0), // udp_listener_config
@@ -1138,21 +1143,21 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(14089, 25, 20, Kind::Message, Label::Optional, 155, 0, 0), // connection_balance_config
     f(14114, 10, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // reuse_port
     f(4206, 10, 22, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(14124, 16, 24, Kind::Message, Label::Optional, 370, 0, 0), // tcp_backlog_size
+    f(14124, 16, 24, Kind::Message, Label::Optional, 375, 0, 0), // tcp_backlog_size
     f(14140, 20, 25, Kind::Message, Label::Optional, 152, 0, 0), // default_filter_chain
-    f(14160, 12, 26, Kind::Message, Label::Optional, 356, 0, 0), // bind_to_port
+    f(14160, 12, 26, Kind::Message, Label::Optional, 361, 0, 0), // bind_to_port
     f(14172, 17, 27, Kind::Message, Label::Optional, 159, 1, 0), // internal_listener
     f(14189, 11, 28, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(14200, 17, 29, Kind::Message, Label::Optional, 356, 0, 0), // enable_reuse_port
+    f(14200, 17, 29, Kind::Message, Label::Optional, 361, 0, 0), // enable_reuse_port
     f(14217, 12, 30, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mptcp
     f(4216, 24, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(14229, 20, 32, Kind::Message, Label::Optional, 382, 0, 0), // filter_chain_matcher
+    f(14229, 20, 32, Kind::Message, Label::Optional, 387, 0, 0), // filter_chain_matcher
     f(12943, 20, 33, Kind::Message, Label::Repeated, 149, 0, 0), // additional_addresses
-    f(14249, 42, 34, Kind::Message, Label::Optional, 370, 0, 0), // max_connections_to_accept_per_socket_event
+    f(14249, 42, 34, Kind::Message, Label::Optional, 375, 0, 0), // max_connections_to_accept_per_socket_event
     f(14291, 23, 35, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_overload_manager
     f(14314, 11, 36, Kind::Message, Label::Optional, 158, 0, 0), // fcds_config
     f(8474, 13, 37, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
-    f(6139, 44, 38, Kind::Message, Label::Optional, 359, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6139, 44, 38, Kind::Message, Label::Optional, 364, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6183, 13, 39, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
     f(14382, 13, 1, Kind::Message, Label::Optional, 156, 1, 0), // exact_balance
@@ -1163,7 +1168,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.listener.v3.Listener.InternalListenerConfig
     // envoy.config.listener.v3.ListenerFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     f(14664, 15, 4, Kind::Message, Label::Optional, 161, 0, 0), // filter_disabled
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
@@ -1171,31 +1176,31 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.metrics.v3.DogStatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
     f(14816, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
-    f(14822, 22, 4, Kind::Message, Label::Optional, 371, 0, 0), // max_bytes_per_datagram
+    f(14822, 22, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_bytes_per_datagram
     // envoy.config.metrics.v3.HistogramBucketSettings
-    f(14891, 5, 1, Kind::Message, Label::Optional, 337, 0, 0), // match
+    f(14891, 5, 1, Kind::Message, Label::Optional, 341, 0, 0), // match
     f(14896, 7, 2, Kind::Double, Label::Repeated, 0, 0, 0), // buckets
-    f(14903, 4, 3, Kind::Message, Label::Optional, 370, 0, 0), // bins
+    f(14903, 4, 3, Kind::Message, Label::Optional, 375, 0, 0), // bins
     // envoy.config.metrics.v3.MetricsServiceConfig
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(14963, 25, 2, Kind::Message, Label::Optional, 356, 0, 0), // report_counters_as_deltas
+    f(14963, 25, 2, Kind::Message, Label::Optional, 361, 0, 0), // report_counters_as_deltas
     f(8752, 21, 3, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(14988, 19, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_tags_as_labels
     f(15007, 19, 5, Kind::Enum, Label::Implicit, 25, 0, 0), // histogram_emit_mode
     f(15026, 10, 6, Kind::Uint32, Label::Implicit, 0, 0, 0), // batch_size
     // envoy.config.metrics.v3.StatsConfig
     f(15071, 10, 1, Kind::Message, Label::Repeated, 170, 0, 0), // stats_tags
-    f(15081, 20, 2, Kind::Message, Label::Optional, 356, 0, 0), // use_all_default_tags
+    f(15081, 20, 2, Kind::Message, Label::Optional, 361, 0, 0), // use_all_default_tags
     f(6183, 13, 3, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     f(15101, 25, 4, Kind::Message, Label::Repeated, 164, 0, 0), // histogram_bucket_settings
-    f(15126, 27, 5, Kind::Message, Label::Optional, 356, 0, 0), // allow_default_tag_overrides
+    f(15126, 27, 5, Kind::Message, Label::Optional, 361, 0, 0), // allow_default_tag_overrides
     // envoy.config.metrics.v3.StatsMatcher
     f(15189, 10, 1, Kind::Bool, Label::Optional, 0, 1, 0), // reject_all
-    f(15199, 14, 2, Kind::Message, Label::Optional, 329, 1, 0), // exclusion_list
-    f(15213, 14, 3, Kind::Message, Label::Optional, 329, 1, 0), // inclusion_list
+    f(15199, 14, 2, Kind::Message, Label::Optional, 333, 1, 0), // exclusion_list
+    f(15213, 14, 3, Kind::Message, Label::Optional, 333, 1, 0), // inclusion_list
     // envoy.config.metrics.v3.StatsSink
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     // envoy.config.metrics.v3.StatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
     f(15294, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // tcp_cluster_name
@@ -1214,11 +1219,11 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(3712, 6, 4, Kind::Message, Label::Optional, 187, 1, 0), // header
     f(15454, 14, 5, Kind::Message, Label::Optional, 92, 1, 0), // destination_ip
     f(13730, 16, 6, Kind::Uint32, Label::Optional, 0, 1, 0), // destination_port
-    f(5431, 8, 7, Kind::Message, Label::Optional, 330, 1, 0), // metadata
+    f(5431, 8, 7, Kind::Message, Label::Optional, 334, 1, 0), // metadata
     f(15468, 8, 8, Kind::Message, Label::Optional, 172, 1, 0), // not_rule
-    f(15476, 21, 9, Kind::Message, Label::Optional, 337, 1, 0), // requested_server_name
-    f(15497, 8, 10, Kind::Message, Label::Optional, 333, 1, 0), // url_path
-    f(15505, 22, 11, Kind::Message, Label::Optional, 349, 1, 0), // destination_port_range
+    f(15476, 21, 9, Kind::Message, Label::Optional, 341, 1, 0), // requested_server_name
+    f(15497, 8, 10, Kind::Message, Label::Optional, 337, 1, 0), // url_path
+    f(15505, 22, 11, Kind::Message, Label::Optional, 353, 1, 0), // destination_port_range
     f(3802, 7, 12, Kind::Message, Label::Optional, 135, 1, 0), // matcher
     f(15527, 12, 13, Kind::Message, Label::Optional, 135, 1, 0), // uri_template
     f(15539, 16, 14, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
@@ -1227,8 +1232,8 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.rbac.v3.Policy
     f(15622, 11, 1, Kind::Message, Label::Repeated, 172, 0, 0), // permissions
     f(15633, 10, 2, Kind::Message, Label::Repeated, 175, 0, 0), // principals
-    f(15643, 9, 3, Kind::Message, Label::Optional, 354, 0, 0), // condition
-    f(15652, 17, 4, Kind::Message, Label::Optional, 353, 0, 0), // checked_condition
+    f(15643, 9, 3, Kind::Message, Label::Optional, 359, 0, 0), // condition
+    f(15652, 17, 4, Kind::Message, Label::Optional, 358, 0, 0), // checked_condition
     f(15669, 10, 5, Kind::Message, Label::Optional, 91, 0, 0), // cel_config
     // envoy.config.rbac.v3.Principal
     f(15709, 7, 1, Kind::Message, Label::Optional, 177, 1, 0), // and_ids
@@ -1237,16 +1242,16 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(15722, 13, 4, Kind::Message, Label::Optional, 176, 1, 0), // authenticated
     f(15735, 9, 5, Kind::Message, Label::Optional, 92, 1, 0), // source_ip
     f(3712, 6, 6, Kind::Message, Label::Optional, 187, 1, 0), // header
-    f(5431, 8, 7, Kind::Message, Label::Optional, 330, 1, 0), // metadata
+    f(5431, 8, 7, Kind::Message, Label::Optional, 334, 1, 0), // metadata
     f(15744, 6, 8, Kind::Message, Label::Optional, 175, 1, 0), // not_id
-    f(15497, 8, 9, Kind::Message, Label::Optional, 333, 1, 0), // url_path
+    f(15497, 8, 9, Kind::Message, Label::Optional, 337, 1, 0), // url_path
     f(15750, 16, 10, Kind::Message, Label::Optional, 92, 1, 0), // direct_remote_ip
     f(15766, 9, 11, Kind::Message, Label::Optional, 92, 1, 0), // remote_ip
-    f(15775, 12, 12, Kind::Message, Label::Optional, 327, 1, 0), // filter_state
+    f(15775, 12, 12, Kind::Message, Label::Optional, 331, 1, 0), // filter_state
     f(15539, 16, 13, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
     f(15787, 6, 14, Kind::Message, Label::Optional, 135, 1, 0), // custom
     // envoy.config.rbac.v3.Principal.Authenticated
-    f(15837, 14, 2, Kind::Message, Label::Optional, 337, 0, 0), // principal_name
+    f(15837, 14, 2, Kind::Message, Label::Optional, 341, 0, 0), // principal_name
     // envoy.config.rbac.v3.Principal.Set
     f(15885, 3, 1, Kind::Message, Label::Repeated, 175, 0, 0), // ids
     // envoy.config.rbac.v3.RBAC
@@ -1263,7 +1268,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 174, 0, 0), // value
     // envoy.config.rbac.v3.SourcedMetadata
-    f(16177, 16, 1, Kind::Message, Label::Optional, 330, 0, 0), // metadata_matcher
+    f(16177, 16, 1, Kind::Message, Label::Optional, 334, 0, 0), // metadata_matcher
     f(16193, 15, 2, Kind::Enum, Label::Implicit, 26, 0, 0), // metadata_source
     // envoy.config.route.v3.CookieMatcher
     // envoy.config.route.v3.Decorator
@@ -1275,918 +1280,942 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.config.route.v3.HeaderMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(16406, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // exact_match
-    f(16417, 11, 6, Kind::Message, Label::Optional, 350, 1, 0), // range_match
+    f(16417, 11, 6, Kind::Message, Label::Optional, 354, 1, 0), // range_match
     f(16428, 13, 7, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
     f(16441, 12, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     f(16453, 12, 9, Kind::String, Label::Optional, 0, 1, 0), // prefix_match
     f(16465, 12, 10, Kind::String, Label::Optional, 0, 1, 0), // suffix_match
-    f(16477, 16, 11, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex_match
+    f(16477, 16, 11, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex_match
     f(16493, 14, 12, Kind::String, Label::Optional, 0, 1, 0), // contains_match
-    f(16507, 12, 13, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(16507, 12, 13, Kind::Message, Label::Optional, 341, 1, 0), // string_match
     f(16519, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // treat_missing_header_as_empty
     // envoy.config.route.v3.NonForwardingAction
     // envoy.config.route.v3.QueryParameterMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(16507, 12, 5, Kind::Message, Label::Optional, 337, 1, 0), // string_match
+    f(16507, 12, 5, Kind::Message, Label::Optional, 341, 1, 0), // string_match
     f(16428, 13, 6, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
+    // envoy.config.route.v3.RateLimit
     // envoy.config.route.v3.RedirectAction
-    f(16668, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
-    f(16681, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
-    f(16694, 13, 3, Kind::Enum, Label::Implicit, 29, 0, 0), // response_code
-    f(16707, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
-    f(16721, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
-    f(16735, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
-    f(16746, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
-    f(16761, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
-    f(16774, 13, 9, Kind::Message, Label::Optional, 334, 2, 0), // regex_rewrite
-    f(16787, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
+    f(16699, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // host_redirect
+    f(16712, 13, 2, Kind::String, Label::Optional, 0, 2, 0), // path_redirect
+    f(16725, 13, 3, Kind::Enum, Label::Implicit, 29, 0, 0), // response_code
+    f(16738, 14, 4, Kind::Bool, Label::Optional, 0, 1, 0), // https_redirect
+    f(16752, 14, 5, Kind::String, Label::Optional, 0, 2, 0), // prefix_rewrite
+    f(16766, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
+    f(16777, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
+    f(16792, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
+    f(16805, 13, 9, Kind::Message, Label::Optional, 338, 2, 0), // regex_rewrite
+    f(16818, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
     // envoy.config.route.v3.RetryPolicy
     f(11693, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
-    f(11682, 11, 2, Kind::Message, Label::Optional, 370, 0, 0), // num_retries
-    f(16832, 15, 3, Kind::Message, Label::Optional, 359, 0, 0), // per_try_timeout
+    f(11682, 11, 2, Kind::Message, Label::Optional, 375, 0, 0), // num_retries
+    f(16863, 15, 3, Kind::Message, Label::Optional, 364, 0, 0), // per_try_timeout
     f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
-    f(16847, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
-    f(11668, 14, 8, Kind::Message, Label::Optional, 192, 0, 0), // retry_back_off
-    f(16869, 17, 9, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_headers
-    f(16886, 25, 10, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_request_headers
-    f(16911, 24, 12, Kind::Message, Label::Repeated, 135, 0, 0), // retry_options_predicates
-    f(16935, 20, 13, Kind::Message, Label::Optional, 359, 0, 0), // per_try_idle_timeout
-    f(16955, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
+    f(16878, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
+    f(11668, 14, 8, Kind::Message, Label::Optional, 193, 0, 0), // retry_back_off
+    f(16900, 17, 9, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_headers
+    f(16917, 25, 10, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_request_headers
+    f(16942, 24, 12, Kind::Message, Label::Repeated, 135, 0, 0), // retry_options_predicates
+    f(16966, 20, 13, Kind::Message, Label::Optional, 364, 0, 0), // per_try_idle_timeout
+    f(16986, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
     // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    f(7244, 13, 1, Kind::Message, Label::Optional, 359, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 359, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
     // envoy.config.route.v3.Route
-    f(14891, 5, 1, Kind::Message, Label::Optional, 204, 0, 0), // match
-    f(17052, 5, 2, Kind::Message, Label::Optional, 195, 1, 0), // route
-    f(17057, 8, 3, Kind::Message, Label::Optional, 190, 1, 0), // redirect
+    f(14891, 5, 1, Kind::Message, Label::Optional, 205, 0, 0), // match
+    f(17083, 5, 2, Kind::Message, Label::Optional, 196, 1, 0), // route
+    f(17088, 8, 3, Kind::Message, Label::Optional, 191, 1, 0), // redirect
     f(5431, 8, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(17065, 9, 5, Kind::Message, Label::Optional, 184, 0, 0), // decorator
-    f(17074, 15, 7, Kind::Message, Label::Optional, 185, 1, 0), // direct_response
+    f(17096, 9, 5, Kind::Message, Label::Optional, 184, 0, 0), // decorator
+    f(17105, 15, 7, Kind::Message, Label::Optional, 185, 1, 0), // direct_response
     f(10862, 22, 9, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
-    f(17089, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
-    f(17112, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(17138, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(17163, 23, 13, Kind::Message, Label::Map, 194, 0, 0), // typed_per_filter_config
+    f(17120, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17143, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17169, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17194, 23, 13, Kind::Message, Label::Map, 195, 0, 0), // typed_per_filter_config
     f(345, 4, 14, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4350, 7, 15, Kind::Message, Label::Optional, 208, 0, 0), // tracing
-    f(17186, 30, 16, Kind::Message, Label::Optional, 370, 0, 0), // per_request_buffer_limit_bytes
-    f(17216, 13, 17, Kind::Message, Label::Optional, 186, 1, 0), // filter_action
-    f(17229, 21, 18, Kind::Message, Label::Optional, 188, 1, 0), // non_forwarding_action
+    f(4350, 7, 15, Kind::Message, Label::Optional, 209, 0, 0), // tracing
+    f(17217, 30, 16, Kind::Message, Label::Optional, 375, 0, 0), // per_request_buffer_limit_bytes
+    f(17247, 13, 17, Kind::Message, Label::Optional, 186, 1, 0), // filter_action
+    f(17260, 21, 18, Kind::Message, Label::Optional, 188, 1, 0), // non_forwarding_action
     f(14189, 11, 19, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(17250, 25, 20, Kind::Message, Label::Optional, 371, 0, 0), // request_body_buffer_limit
-    f(17275, 16, 21, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
+    f(17281, 25, 20, Kind::Message, Label::Optional, 376, 0, 0), // request_body_buffer_limit
+    f(17306, 16, 21, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.route.v3.RouteAction
     f(694, 7, 1, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(17377, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
-    f(17391, 17, 3, Kind::Message, Label::Optional, 211, 1, 0), // weighted_clusters
-    f(17408, 14, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
-    f(16721, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
-    f(17422, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
-    f(17442, 17, 7, Kind::Message, Label::Optional, 356, 2, 0), // auto_host_rewrite
-    f(9485, 7, 8, Kind::Message, Label::Optional, 359, 0, 0), // timeout
-    f(9508, 12, 9, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
+    f(17408, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
+    f(17422, 17, 3, Kind::Message, Label::Optional, 212, 1, 0), // weighted_clusters
+    f(17439, 14, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(16752, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
+    f(17453, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
+    f(17473, 17, 7, Kind::Message, Label::Optional, 361, 2, 0), // auto_host_rewrite
+    f(9485, 7, 8, Kind::Message, Label::Optional, 364, 0, 0), // timeout
+    f(9508, 12, 9, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
     f(2011, 8, 11, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
-    f(17459, 22, 14, Kind::Message, Label::Optional, 356, 0, 0), // include_vh_rate_limits
-    f(17481, 11, 15, Kind::Message, Label::Repeated, 196, 0, 0), // hash_policy
-    f(17492, 31, 20, Kind::Enum, Label::Implicit, 30, 0, 0), // cluster_not_found_response_code
-    f(17523, 16, 23, Kind::Message, Label::Optional, 359, 0, 0), // max_grpc_timeout
-    f(10667, 12, 24, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
-    f(17539, 24, 26, Kind::Enum, Label::Implicit, 31, 0, 0), // internal_redirect_action
-    f(17563, 19, 28, Kind::Message, Label::Optional, 359, 0, 0), // grpc_timeout_offset
-    f(17582, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
-    f(17601, 23, 30, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
-    f(17624, 22, 31, Kind::Message, Label::Optional, 370, 0, 0), // max_internal_redirects
-    f(16774, 13, 32, Kind::Message, Label::Optional, 334, 0, 0), // regex_rewrite
-    f(17646, 25, 33, Kind::Message, Label::Optional, 355, 0, 0), // retry_policy_typed_config
-    f(17671, 23, 35, Kind::Message, Label::Optional, 334, 2, 0), // host_rewrite_path_regex
-    f(17694, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
-    f(17718, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
-    f(17741, 17, 40, Kind::Message, Label::Optional, 135, 0, 0), // early_data_policy
-    f(17758, 19, 41, Kind::Message, Label::Optional, 135, 0, 0), // path_rewrite_policy
-    f(17777, 13, 42, Kind::Message, Label::Optional, 359, 0, 0), // flush_timeout
-    f(17790, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
-    f(16787, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
+    f(17490, 11, 13, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
+    f(17501, 22, 14, Kind::Message, Label::Optional, 361, 0, 0), // include_vh_rate_limits
+    f(17523, 11, 15, Kind::Message, Label::Repeated, 197, 0, 0), // hash_policy
+    f(17534, 31, 20, Kind::Enum, Label::Implicit, 30, 0, 0), // cluster_not_found_response_code
+    f(17565, 16, 23, Kind::Message, Label::Optional, 364, 0, 0), // max_grpc_timeout
+    f(10667, 12, 24, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
+    f(17581, 24, 26, Kind::Enum, Label::Implicit, 31, 0, 0), // internal_redirect_action
+    f(17605, 19, 28, Kind::Message, Label::Optional, 364, 0, 0), // grpc_timeout_offset
+    f(17624, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
+    f(17643, 23, 30, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
+    f(17666, 22, 31, Kind::Message, Label::Optional, 375, 0, 0), // max_internal_redirects
+    f(16805, 13, 32, Kind::Message, Label::Optional, 338, 0, 0), // regex_rewrite
+    f(17688, 25, 33, Kind::Message, Label::Optional, 360, 0, 0), // retry_policy_typed_config
+    f(17713, 23, 35, Kind::Message, Label::Optional, 338, 2, 0), // host_rewrite_path_regex
+    f(17736, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
+    f(17760, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
+    f(17783, 17, 40, Kind::Message, Label::Optional, 135, 0, 0), // early_data_policy
+    f(17800, 19, 41, Kind::Message, Label::Optional, 135, 0, 0), // path_rewrite_policy
+    f(17819, 13, 42, Kind::Message, Label::Optional, 364, 0, 0), // flush_timeout
+    f(17832, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
+    f(16818, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy
-    f(3712, 6, 1, Kind::Message, Label::Optional, 199, 1, 0), // header
-    f(17846, 6, 2, Kind::Message, Label::Optional, 198, 1, 0), // cookie
-    f(17852, 21, 3, Kind::Message, Label::Optional, 197, 1, 0), // connection_properties
-    f(17873, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
-    f(17881, 15, 5, Kind::Message, Label::Optional, 200, 1, 0), // query_parameter
+    f(3712, 6, 1, Kind::Message, Label::Optional, 200, 1, 0), // header
+    f(17888, 6, 2, Kind::Message, Label::Optional, 199, 1, 0), // cookie
+    f(17894, 21, 3, Kind::Message, Label::Optional, 198, 1, 0), // connection_properties
+    f(17915, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // terminal
+    f(17923, 15, 5, Kind::Message, Label::Optional, 201, 1, 0), // query_parameter
     // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
     f(15735, 9, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // source_ip
     // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18012, 3, 2, Kind::Message, Label::Optional, 359, 0, 0), // ttl
+    f(18054, 3, 2, Kind::Message, Label::Optional, 364, 0, 0), // ttl
     f(131, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // path
     // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    f(18066, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(16774, 13, 2, Kind::Message, Label::Optional, 334, 0, 0), // regex_rewrite
+    f(18108, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(16805, 13, 2, Kind::Message, Label::Optional, 338, 0, 0), // regex_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
     // envoy.config.route.v3.RouteConfiguration
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18229, 13, 2, Kind::Message, Label::Repeated, 209, 0, 0), // virtual_hosts
-    f(18242, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
-    f(17089, 23, 4, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
-    f(17112, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(18271, 13, 2, Kind::Message, Label::Repeated, 210, 0, 0), // virtual_hosts
+    f(18284, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
+    f(17120, 23, 4, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17143, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
     f(10862, 22, 6, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
-    f(18263, 17, 7, Kind::Message, Label::Optional, 356, 0, 0), // validate_clusters
-    f(17138, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18280, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
-    f(18315, 35, 11, Kind::Message, Label::Optional, 370, 0, 0), // max_direct_response_body_size_bytes
-    f(17601, 23, 13, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
-    f(18350, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
-    f(18378, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
-    f(17163, 23, 16, Kind::Message, Label::Map, 203, 0, 0), // typed_per_filter_config
+    f(18305, 17, 7, Kind::Message, Label::Optional, 361, 0, 0), // validate_clusters
+    f(17169, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18322, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
+    f(18357, 35, 11, Kind::Message, Label::Optional, 375, 0, 0), // max_direct_response_body_size_bytes
+    f(17643, 23, 13, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
+    f(18392, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
+    f(18420, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
+    f(17194, 23, 16, Kind::Message, Label::Map, 204, 0, 0), // typed_per_filter_config
     f(5431, 8, 17, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(18417, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
-    f(17275, 16, 19, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
+    f(18459, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
+    f(17306, 16, 19, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.route.v3.RouteMatch
     f(14816, 6, 1, Kind::String, Label::Optional, 0, 1, 0), // prefix
     f(131, 4, 2, Kind::String, Label::Optional, 0, 1, 0), // path
-    f(18527, 14, 4, Kind::Message, Label::Optional, 356, 0, 0), // case_sensitive
-    f(18541, 7, 6, Kind::Message, Label::Repeated, 187, 0, 0), // headers
-    f(18548, 16, 7, Kind::Message, Label::Repeated, 189, 0, 0), // query_parameters
-    f(18564, 4, 8, Kind::Message, Label::Optional, 206, 0, 0), // grpc
-    f(18568, 16, 9, Kind::Message, Label::Optional, 126, 0, 0), // runtime_fraction
-    f(18584, 10, 10, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex
-    f(18594, 11, 11, Kind::Message, Label::Optional, 207, 0, 0), // tls_context
-    f(18605, 15, 12, Kind::Message, Label::Optional, 205, 1, 0), // connect_matcher
-    f(18620, 16, 13, Kind::Message, Label::Repeated, 330, 0, 0), // dynamic_metadata
-    f(18636, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
-    f(18657, 17, 15, Kind::Message, Label::Optional, 135, 1, 0), // path_match_policy
-    f(15775, 12, 16, Kind::Message, Label::Repeated, 327, 0, 0), // filter_state
-    f(18674, 7, 17, Kind::Message, Label::Repeated, 183, 0, 0), // cookies
+    f(18569, 14, 4, Kind::Message, Label::Optional, 361, 0, 0), // case_sensitive
+    f(18583, 7, 6, Kind::Message, Label::Repeated, 187, 0, 0), // headers
+    f(18590, 16, 7, Kind::Message, Label::Repeated, 189, 0, 0), // query_parameters
+    f(18606, 4, 8, Kind::Message, Label::Optional, 207, 0, 0), // grpc
+    f(18610, 16, 9, Kind::Message, Label::Optional, 126, 0, 0), // runtime_fraction
+    f(18626, 10, 10, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex
+    f(18636, 11, 11, Kind::Message, Label::Optional, 208, 0, 0), // tls_context
+    f(18647, 15, 12, Kind::Message, Label::Optional, 206, 1, 0), // connect_matcher
+    f(18662, 16, 13, Kind::Message, Label::Repeated, 334, 0, 0), // dynamic_metadata
+    f(18678, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
+    f(18699, 17, 15, Kind::Message, Label::Optional, 135, 1, 0), // path_match_policy
+    f(15775, 12, 16, Kind::Message, Label::Repeated, 331, 0, 0), // filter_state
+    f(18716, 7, 17, Kind::Message, Label::Repeated, 183, 0, 0), // cookies
     // envoy.config.route.v3.RouteMatch.ConnectMatcher
     // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
     // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
     // envoy.config.route.v3.Tracing
     // envoy.config.route.v3.VirtualHost
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18899, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
-    f(18906, 6, 3, Kind::Message, Label::Repeated, 193, 0, 0), // routes
-    f(18912, 11, 4, Kind::Enum, Label::Implicit, 32, 0, 0), // require_tls
+    f(18941, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
+    f(18948, 6, 3, Kind::Message, Label::Repeated, 194, 0, 0), // routes
+    f(18954, 11, 4, Kind::Enum, Label::Implicit, 32, 0, 0), // require_tls
+    f(17490, 11, 6, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
     f(10862, 22, 7, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
-    f(17089, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
-    f(17112, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(17138, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18923, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
-    f(17163, 23, 15, Kind::Message, Label::Map, 210, 0, 0), // typed_per_filter_config
-    f(9508, 12, 16, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
-    f(17186, 30, 18, Kind::Message, Label::Optional, 370, 0, 0), // per_request_buffer_limit_bytes
-    f(18952, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
-    f(17646, 25, 20, Kind::Message, Label::Optional, 355, 0, 0), // retry_policy_typed_config
-    f(3802, 7, 21, Kind::Message, Label::Optional, 382, 0, 0), // matcher
-    f(17601, 23, 22, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
-    f(18985, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
+    f(17120, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17143, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17169, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(18965, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
+    f(17194, 23, 15, Kind::Message, Label::Map, 211, 0, 0), // typed_per_filter_config
+    f(9508, 12, 16, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
+    f(17217, 30, 18, Kind::Message, Label::Optional, 375, 0, 0), // per_request_buffer_limit_bytes
+    f(18994, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
+    f(17688, 25, 20, Kind::Message, Label::Optional, 360, 0, 0), // retry_policy_typed_config
+    f(3802, 7, 21, Kind::Message, Label::Optional, 387, 0, 0), // matcher
+    f(17643, 23, 22, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
+    f(19027, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
     f(5431, 8, 24, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(17250, 25, 25, Kind::Message, Label::Optional, 371, 0, 0), // request_body_buffer_limit
-    f(17275, 16, 26, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
+    f(17281, 25, 25, Kind::Message, Label::Optional, 376, 0, 0), // request_body_buffer_limit
+    f(17306, 16, 26, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.route.v3.WeightedCluster
-    f(4586, 8, 1, Kind::Message, Label::Repeated, 212, 0, 0), // clusters
-    f(19112, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
-    f(19130, 12, 3, Kind::Message, Label::Optional, 370, 0, 0), // total_weight
-    f(18066, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
-    f(19142, 15, 5, Kind::Message, Label::Optional, 356, 1, 0), // use_hash_policy
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 213, 0, 0), // clusters
+    f(19154, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
+    f(19172, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // total_weight
+    f(18108, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
+    f(19184, 15, 5, Kind::Message, Label::Optional, 361, 1, 0), // use_hash_policy
     // envoy.config.route.v3.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(1997, 6, 2, Kind::Message, Label::Optional, 370, 0, 0), // weight
-    f(17408, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(1997, 6, 2, Kind::Message, Label::Optional, 375, 0, 0), // weight
+    f(17439, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     f(10862, 22, 4, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
-    f(17089, 23, 5, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
-    f(17112, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
-    f(17138, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(17163, 23, 10, Kind::Message, Label::Map, 213, 0, 0), // typed_per_filter_config
-    f(17422, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
-    f(17377, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
+    f(17120, 23, 5, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(17143, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
+    f(17169, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
+    f(17194, 23, 10, Kind::Message, Label::Map, 214, 0, 0), // typed_per_filter_config
+    f(17453, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
+    f(17408, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
     // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 355, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
     // envoy.config.trace.v3.OpenTelemetryConfig
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
     f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
-    f(19326, 12, 3, Kind::Message, Label::Optional, 109, 0, 0), // http_service
-    f(19338, 18, 4, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
-    f(19356, 7, 5, Kind::Message, Label::Optional, 135, 0, 0), // sampler
-    f(19363, 14, 6, Kind::Message, Label::Optional, 370, 0, 0), // max_cache_size
-    f(19377, 37, 7, Kind::Message, Label::Optional, 356, 0, 0), // set_telemetry_sdk_resource_attributes
-    f(19414, 35, 8, Kind::Message, Label::Optional, 356, 0, 0), // set_service_name_resource_attribute
-    f(19449, 25, 9, Kind::Message, Label::Optional, 356, 0, 0), // set_instrumentation_scope
-    f(19474, 8, 10, Kind::Message, Label::Optional, 135, 0, 0), // exporter
+    f(19368, 12, 3, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(19380, 18, 4, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
+    f(19398, 7, 5, Kind::Message, Label::Optional, 135, 0, 0), // sampler
+    f(19405, 14, 6, Kind::Message, Label::Optional, 375, 0, 0), // max_cache_size
+    f(19419, 37, 7, Kind::Message, Label::Optional, 361, 0, 0), // set_telemetry_sdk_resource_attributes
+    f(19456, 35, 8, Kind::Message, Label::Optional, 361, 0, 0), // set_service_name_resource_attribute
+    f(19491, 25, 9, Kind::Message, Label::Optional, 361, 0, 0), // set_instrumentation_scope
+    f(19516, 8, 10, Kind::Message, Label::Optional, 135, 0, 0), // exporter
     // envoy.config.trace.v3.Tracing
-    f(19511, 4, 1, Kind::Message, Label::Optional, 216, 0, 0), // http
+    f(19553, 4, 1, Kind::Message, Label::Optional, 217, 0, 0), // http
     // envoy.config.trace.v3.Tracing.Http
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     // envoy.config.trace.v3.ZipkinConfig
-    f(19583, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
-    f(19600, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
-    f(19618, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
-    f(19633, 19, 4, Kind::Message, Label::Optional, 356, 0, 0), // shared_span_context
-    f(19652, 26, 5, Kind::Enum, Label::Implicit, 33, 0, 0), // collector_endpoint_version
-    f(19678, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
-    f(19696, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
-    f(19719, 20, 8, Kind::Enum, Label::Implicit, 34, 0, 0), // trace_context_option
-    f(19739, 17, 9, Kind::Message, Label::Optional, 109, 0, 0), // collector_service
-    f(19756, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
+    f(19625, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
+    f(19642, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
+    f(19660, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
+    f(19675, 19, 4, Kind::Message, Label::Optional, 361, 0, 0), // shared_span_context
+    f(19694, 26, 5, Kind::Enum, Label::Implicit, 33, 0, 0), // collector_endpoint_version
+    f(19720, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
+    f(19738, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
+    f(19761, 20, 8, Kind::Enum, Label::Implicit, 34, 0, 0), // trace_context_option
+    f(19781, 17, 9, Kind::Message, Label::Optional, 109, 0, 0), // collector_service
+    f(19798, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
     // envoy.extensions.access_loggers.file.v3.FileAccessLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(19828, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
-    f(12137, 11, 3, Kind::Message, Label::Optional, 367, 1, 0), // json_format
-    f(19834, 17, 4, Kind::Message, Label::Optional, 367, 1, 0), // typed_json_format
+    f(19870, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
+    f(12137, 11, 3, Kind::Message, Label::Optional, 372, 1, 0), // json_format
+    f(19876, 17, 4, Kind::Message, Label::Optional, 372, 1, 0), // typed_json_format
     f(942, 10, 5, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    f(19916, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(19958, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
     f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(19924, 21, 3, Kind::Message, Label::Optional, 359, 0, 0), // buffer_flush_interval
-    f(19945, 17, 4, Kind::Message, Label::Optional, 370, 0, 0), // buffer_size_bytes
-    f(19962, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(19966, 21, 3, Kind::Message, Label::Optional, 364, 0, 0), // buffer_flush_interval
+    f(19987, 17, 4, Kind::Message, Label::Optional, 375, 0, 0), // buffer_size_bytes
+    f(20004, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
     f(8752, 21, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
-    f(19989, 24, 7, Kind::Message, Label::Optional, 123, 0, 0), // grpc_stream_retry_policy
-    f(20013, 11, 8, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
+    f(20031, 24, 7, Kind::Message, Label::Optional, 123, 0, 0), // grpc_stream_retry_policy
+    f(20055, 11, 8, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
     // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    f(20102, 13, 1, Kind::Message, Label::Optional, 219, 0, 0), // common_config
-    f(16322, 4, 2, Kind::Message, Label::Optional, 374, 0, 0), // body
-    f(20115, 10, 3, Kind::Message, Label::Optional, 377, 0, 0), // attributes
-    f(20125, 19, 4, Kind::Message, Label::Optional, 377, 0, 0), // resource_attributes
-    f(20144, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
+    f(20144, 13, 1, Kind::Message, Label::Optional, 220, 0, 0), // common_config
+    f(16322, 4, 2, Kind::Message, Label::Optional, 379, 0, 0), // body
+    f(20157, 10, 3, Kind::Message, Label::Optional, 382, 0, 0), // attributes
+    f(20167, 19, 4, Kind::Message, Label::Optional, 382, 0, 0), // resource_attributes
+    f(20186, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
     f(14189, 11, 6, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(10884, 10, 7, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
-    f(19326, 12, 8, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(19368, 12, 8, Kind::Message, Label::Optional, 109, 0, 0), // http_service
     f(14951, 12, 9, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(19916, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
-    f(19924, 21, 11, Kind::Message, Label::Optional, 359, 0, 0), // buffer_flush_interval
-    f(19945, 17, 12, Kind::Message, Label::Optional, 370, 0, 0), // buffer_size_bytes
-    f(19962, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
-    f(20013, 11, 14, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
-    f(19338, 18, 15, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
+    f(19958, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(19966, 21, 11, Kind::Message, Label::Optional, 364, 0, 0), // buffer_flush_interval
+    f(19987, 17, 12, Kind::Message, Label::Optional, 375, 0, 0), // buffer_size_bytes
+    f(20004, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(20055, 11, 14, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
+    f(19380, 18, 15, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
     // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
     f(942, 10, 1, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
     f(942, 10, 1, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.clusters.aggregate.v3.ClusterConfig
     f(4586, 8, 1, Kind::String, Label::Repeated, 0, 0, 0), // clusters
+    // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
+    // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
     // envoy.extensions.filters.http.aws_lambda.v3.Config
-    f(20382, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
-    f(20385, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
-    f(20404, 15, 3, Kind::Enum, Label::Implicit, 36, 0, 0), // invocation_mode
-    f(17790, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
-    f(20419, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
-    f(20438, 22, 7, Kind::Message, Label::Repeated, 337, 0, 0), // match_excluded_headers
-    f(20460, 22, 8, Kind::Message, Label::Repeated, 337, 0, 0), // match_included_headers
+    f(20543, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
+    f(20546, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
+    f(20565, 15, 3, Kind::Enum, Label::Implicit, 38, 0, 0), // invocation_mode
+    f(17832, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
+    f(20580, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
+    f(20599, 22, 7, Kind::Message, Label::Repeated, 341, 0, 0), // match_excluded_headers
+    f(20621, 22, 8, Kind::Message, Label::Repeated, 341, 0, 0), // match_included_headers
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    f(20545, 15, 1, Kind::Message, Label::Optional, 329, 0, 0), // allowed_headers
-    f(20560, 14, 2, Kind::Message, Label::Repeated, 101, 0, 0), // headers_to_add
+    f(20706, 15, 1, Kind::Message, Label::Optional, 333, 0, 0), // allowed_headers
+    f(20721, 14, 2, Kind::Message, Label::Repeated, 101, 0, 0), // headers_to_add
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    f(20638, 24, 1, Kind::Message, Label::Optional, 329, 0, 0), // allowed_upstream_headers
-    f(20662, 22, 2, Kind::Message, Label::Optional, 329, 0, 0), // allowed_client_headers
-    f(20684, 34, 3, Kind::Message, Label::Optional, 329, 0, 0), // allowed_upstream_headers_to_append
-    f(20718, 33, 4, Kind::Message, Label::Optional, 329, 0, 0), // allowed_client_headers_on_success
-    f(20751, 29, 5, Kind::Message, Label::Optional, 329, 0, 0), // dynamic_metadata_from_headers
+    f(20799, 24, 1, Kind::Message, Label::Optional, 333, 0, 0), // allowed_upstream_headers
+    f(20823, 22, 2, Kind::Message, Label::Optional, 333, 0, 0), // allowed_client_headers
+    f(20845, 34, 3, Kind::Message, Label::Optional, 333, 0, 0), // allowed_upstream_headers_to_append
+    f(20879, 33, 4, Kind::Message, Label::Optional, 333, 0, 0), // allowed_client_headers_on_success
+    f(20912, 29, 5, Kind::Message, Label::Optional, 333, 0, 0), // dynamic_metadata_from_headers
     // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    f(20837, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
-    f(20854, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
-    f(20875, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
+    f(20998, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
+    f(21015, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
+    f(21036, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
     // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 1, 0), // grpc_service
-    f(20939, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(19326, 12, 3, Kind::Message, Label::Optional, 229, 1, 0), // http_service
-    f(20957, 17, 5, Kind::Message, Label::Optional, 227, 0, 0), // with_request_body
-    f(20974, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(20991, 15, 7, Kind::Message, Label::Optional, 348, 0, 0), // status_on_error
-    f(21006, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(21033, 14, 9, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
-    f(21047, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
-    f(21071, 15, 11, Kind::Message, Label::Optional, 125, 0, 0), // deny_at_disable
+    f(21100, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(19368, 12, 3, Kind::Message, Label::Optional, 232, 1, 0), // http_service
+    f(21118, 17, 5, Kind::Message, Label::Optional, 230, 0, 0), // with_request_body
+    f(21135, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(21152, 15, 7, Kind::Message, Label::Optional, 352, 0, 0), // status_on_error
+    f(21167, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21194, 14, 9, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
+    f(21208, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(21232, 15, 11, Kind::Message, Label::Optional, 125, 0, 0), // deny_at_disable
     f(8752, 21, 12, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(14189, 11, 13, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(21086, 23, 14, Kind::Message, Label::Optional, 330, 0, 0), // filter_enabled_metadata
-    f(21109, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(21138, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(20545, 15, 17, Kind::Message, Label::Optional, 329, 0, 0), // allowed_headers
-    f(21171, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(21190, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
-    f(21219, 29, 20, Kind::Message, Label::Optional, 356, 0, 0), // charge_cluster_response_stats
-    f(21248, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
-    f(21281, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
-    f(21320, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
-    f(21338, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
-    f(21356, 18, 25, Kind::Message, Label::Optional, 329, 0, 0), // disallowed_headers
-    f(21374, 33, 27, Kind::Message, Label::Optional, 356, 0, 0), // enable_dynamic_metadata_ingestion
-    f(11051, 15, 28, Kind::Message, Label::Optional, 367, 0, 0), // filter_metadata
-    f(21407, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
-    f(21430, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
-    f(21460, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
-    f(21490, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
-    f(21501, 16, 33, Kind::Message, Label::Optional, 356, 0, 0), // emit_client_span
+    f(21247, 23, 14, Kind::Message, Label::Optional, 334, 0, 0), // filter_enabled_metadata
+    f(21270, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21299, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(20706, 15, 17, Kind::Message, Label::Optional, 333, 0, 0), // allowed_headers
+    f(21332, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(21351, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
+    f(21380, 29, 20, Kind::Message, Label::Optional, 361, 0, 0), // charge_cluster_response_stats
+    f(21409, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
+    f(21442, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
+    f(21481, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
+    f(21499, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
+    f(21517, 18, 25, Kind::Message, Label::Optional, 333, 0, 0), // disallowed_headers
+    f(21535, 33, 27, Kind::Message, Label::Optional, 361, 0, 0), // enable_dynamic_metadata_ingestion
+    f(11051, 15, 28, Kind::Message, Label::Optional, 372, 0, 0), // filter_metadata
+    f(21568, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
+    f(21591, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
+    f(21621, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
+    f(21651, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21662, 16, 33, Kind::Message, Label::Optional, 361, 0, 0), // emit_client_span
     // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    f(21571, 10, 1, Kind::Message, Label::Optional, 110, 0, 0), // server_uri
-    f(21581, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
-    f(21592, 21, 7, Kind::Message, Label::Optional, 225, 0, 0), // authorization_request
-    f(21613, 22, 8, Kind::Message, Label::Optional, 226, 0, 0), // authorization_response
+    f(21732, 10, 1, Kind::Message, Label::Optional, 110, 0, 0), // server_uri
+    f(21742, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
+    f(21753, 21, 7, Kind::Message, Label::Optional, 228, 0, 0), // authorization_request
+    f(21774, 22, 8, Kind::Message, Label::Optional, 229, 0, 0), // authorization_response
     f(9508, 12, 9, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
-    f(21635, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
+    f(21796, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
     // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    f(21705, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
-    f(21729, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
+    f(21866, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
+    f(21890, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
     // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    f(21808, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
-    f(21825, 21, 3, Kind::Message, Label::Optional, 356, 1, 0), // stats_for_all_methods
-    f(21846, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
-    f(21867, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
+    f(21969, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
+    f(21986, 21, 3, Kind::Message, Label::Optional, 361, 1, 0), // stats_for_all_methods
+    f(22007, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
+    f(22028, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
     // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    f(21958, 13, 1, Kind::Message, Label::Repeated, 234, 0, 0), // request_rules
-    f(21971, 14, 2, Kind::Message, Label::Repeated, 234, 0, 0), // response_rules
+    f(22119, 13, 1, Kind::Message, Label::Repeated, 237, 0, 0), // request_rules
+    f(22132, 14, 2, Kind::Message, Label::Repeated, 237, 0, 0), // response_rules
     f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    f(22056, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(22217, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 3, Kind::String, Label::Implicit, 0, 0, 0), // value
-    f(3005, 4, 4, Kind::Enum, Label::Implicit, 38, 0, 0), // type
-    f(22074, 6, 5, Kind::Enum, Label::Implicit, 37, 0, 0), // encode
-    f(22080, 19, 6, Kind::Message, Label::Optional, 334, 0, 0), // regex_value_rewrite
+    f(3005, 4, 4, Kind::Enum, Label::Implicit, 40, 0, 0), // type
+    f(22235, 6, 5, Kind::Enum, Label::Implicit, 39, 0, 0), // encode
+    f(22241, 19, 6, Kind::Message, Label::Optional, 338, 0, 0), // regex_value_rewrite
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
     f(3712, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // header
-    f(22162, 17, 2, Kind::Message, Label::Optional, 233, 0, 0), // on_header_present
-    f(22179, 17, 3, Kind::Message, Label::Optional, 233, 0, 0), // on_header_missing
-    f(22196, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
-    f(17846, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
+    f(22323, 17, 2, Kind::Message, Label::Optional, 236, 0, 0), // on_header_present
+    f(22340, 17, 3, Kind::Message, Label::Optional, 236, 0, 0), // on_header_missing
+    f(22357, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
+    f(17888, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
     // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    f(22273, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
+    f(22434, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22357, 8, 3, Kind::Message, Label::Map, 237, 0, 0), // requires
+    f(22518, 8, 3, Kind::Message, Label::Map, 240, 0, 0), // requires
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 251, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    f(22494, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
-    f(22507, 23, 2, Kind::Message, Label::Optional, 359, 0, 0), // failed_refetch_duration
+    f(22655, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
+    f(22668, 23, 2, Kind::Message, Label::Optional, 364, 0, 0), // failed_refetch_duration
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    f(22590, 9, 1, Kind::Message, Label::Map, 240, 0, 0), // providers
-    f(15590, 5, 2, Kind::Message, Label::Repeated, 254, 0, 0), // rules
-    f(22599, 18, 3, Kind::Message, Label::Optional, 236, 0, 0), // filter_state_rules
-    f(22617, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
-    f(22638, 15, 5, Kind::Message, Label::Map, 241, 0, 0), // requirement_map
-    f(22653, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
+    f(22751, 9, 1, Kind::Message, Label::Map, 243, 0, 0), // providers
+    f(15590, 5, 2, Kind::Message, Label::Repeated, 257, 0, 0), // rules
+    f(22760, 18, 3, Kind::Message, Label::Optional, 239, 0, 0), // filter_state_rules
+    f(22778, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
+    f(22799, 15, 5, Kind::Message, Label::Map, 244, 0, 0), // requirement_map
+    f(22814, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
     f(14189, 11, 7, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 246, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 249, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 248, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 251, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    f(22887, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
-    f(22901, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
+    f(23048, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
+    f(23062, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    f(18066, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(22978, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
-    f(22988, 10, 3, Kind::Message, Label::Repeated, 244, 0, 0), // claim_path
+    f(18108, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
+    f(23139, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
+    f(23149, 10, 3, Kind::Message, Label::Repeated, 247, 0, 0), // claim_path
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(23121, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
+    f(23282, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    f(23187, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
-    f(23193, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
-    f(23202, 11, 3, Kind::Message, Label::Optional, 253, 1, 0), // remote_jwks
-    f(23213, 10, 4, Kind::Message, Label::Optional, 95, 1, 0), // local_jwks
-    f(23223, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
-    f(23230, 12, 6, Kind::Message, Label::Repeated, 245, 0, 0), // from_headers
-    f(23242, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
-    f(23253, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
-    f(23275, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
-    f(23294, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
-    f(23312, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
-    f(23338, 16, 12, Kind::Message, Label::Optional, 242, 0, 0), // jwt_cache_config
-    f(23354, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
-    f(23366, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
-    f(23384, 16, 15, Kind::Message, Label::Repeated, 243, 0, 0), // claim_to_headers
-    f(23400, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
-    f(20974, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(23425, 29, 18, Kind::Message, Label::Optional, 247, 0, 0), // normalize_payload_in_metadata
-    f(23454, 8, 19, Kind::Message, Label::Optional, 337, 0, 0), // subjects
-    f(23462, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
-    f(23480, 12, 21, Kind::Message, Label::Optional, 359, 0, 0), // max_lifetime
+    f(23348, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
+    f(23354, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23363, 11, 3, Kind::Message, Label::Optional, 256, 1, 0), // remote_jwks
+    f(23374, 10, 4, Kind::Message, Label::Optional, 95, 1, 0), // local_jwks
+    f(23384, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
+    f(23391, 12, 6, Kind::Message, Label::Repeated, 248, 0, 0), // from_headers
+    f(23403, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
+    f(23414, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
+    f(23436, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
+    f(23455, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
+    f(23473, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
+    f(23499, 16, 12, Kind::Message, Label::Optional, 245, 0, 0), // jwt_cache_config
+    f(23515, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
+    f(23527, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
+    f(23545, 16, 15, Kind::Message, Label::Repeated, 246, 0, 0), // claim_to_headers
+    f(23561, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
+    f(21135, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(23586, 29, 18, Kind::Message, Label::Optional, 250, 0, 0), // normalize_payload_in_metadata
+    f(23615, 8, 19, Kind::Message, Label::Optional, 341, 0, 0), // subjects
+    f(23623, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
+    f(23641, 12, 21, Kind::Message, Label::Optional, 364, 0, 0), // max_lifetime
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    f(23563, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
+    f(23724, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    f(23642, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
-    f(23655, 22, 2, Kind::Message, Label::Optional, 252, 1, 0), // provider_and_audiences
-    f(23677, 12, 3, Kind::Message, Label::Optional, 250, 1, 0), // requires_any
-    f(23689, 12, 4, Kind::Message, Label::Optional, 249, 1, 0), // requires_all
-    f(23701, 23, 5, Kind::Message, Label::Optional, 360, 1, 0), // allow_missing_or_failed
-    f(23724, 13, 6, Kind::Message, Label::Optional, 360, 1, 0), // allow_missing
-    f(23737, 31, 7, Kind::Message, Label::Optional, 235, 1, 0), // extract_only_without_validation
+    f(23803, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
+    f(23816, 22, 2, Kind::Message, Label::Optional, 255, 1, 0), // provider_and_audiences
+    f(23838, 12, 3, Kind::Message, Label::Optional, 253, 1, 0), // requires_any
+    f(23850, 12, 4, Kind::Message, Label::Optional, 252, 1, 0), // requires_all
+    f(23862, 23, 5, Kind::Message, Label::Optional, 365, 1, 0), // allow_missing_or_failed
+    f(23885, 13, 6, Kind::Message, Label::Optional, 365, 1, 0), // allow_missing
+    f(23898, 31, 7, Kind::Message, Label::Optional, 238, 1, 0), // extract_only_without_validation
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    f(23832, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
+    f(23993, 12, 1, Kind::Message, Label::Repeated, 251, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    f(23832, 12, 1, Kind::Message, Label::Repeated, 248, 0, 0), // requirements
+    f(23993, 12, 1, Kind::Message, Label::Repeated, 251, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
     f(9384, 8, 1, Kind::Bool, Label::Optional, 0, 1, 0), // disabled
-    f(23964, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(24125, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    f(23642, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(23193, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23803, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(23354, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
     // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
     f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
-    f(24097, 14, 2, Kind::Message, Label::Optional, 359, 0, 0), // cache_duration
-    f(24111, 11, 3, Kind::Message, Label::Optional, 238, 0, 0), // async_fetch
+    f(24258, 14, 2, Kind::Message, Label::Optional, 364, 0, 0), // cache_duration
+    f(24272, 11, 3, Kind::Message, Label::Optional, 241, 0, 0), // async_fetch
     f(9508, 12, 4, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    f(14891, 5, 1, Kind::Message, Label::Optional, 204, 0, 0), // match
-    f(22357, 8, 2, Kind::Message, Label::Optional, 248, 1, 0), // requires
-    f(23964, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(14891, 5, 1, Kind::Message, Label::Optional, 205, 0, 0), // match
+    f(22518, 8, 2, Kind::Message, Label::Optional, 251, 1, 0), // requires
+    f(24125, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
+    f(16316, 6, 2, Kind::Message, Label::Optional, 352, 0, 0), // status
+    f(24404, 12, 3, Kind::Message, Label::Optional, 357, 0, 0), // token_bucket
+    f(21194, 14, 4, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
+    f(24416, 15, 5, Kind::Message, Label::Optional, 126, 0, 0), // filter_enforced
+    f(17120, 23, 6, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
+    f(24431, 11, 8, Kind::Message, Label::Repeated, 226, 0, 0), // descriptors
+    f(24442, 5, 9, Kind::Uint32, Label::Implicit, 0, 0, 0), // stage
+    f(24447, 40, 10, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add_when_not_enforced
+    f(24487, 42, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // local_rate_limit_per_downstream_connection
+    f(24529, 26, 12, Kind::Enum, Label::Implicit, 37, 0, 0), // enable_x_ratelimit_headers
+    f(24555, 14, 13, Kind::Enum, Label::Implicit, 36, 0, 0), // vh_rate_limits
+    f(24569, 35, 14, Kind::Message, Label::Optional, 361, 0, 0), // always_consume_default_token_bucket
+    f(24604, 34, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // rate_limited_as_resource_exhausted
+    f(24638, 24, 16, Kind::Message, Label::Optional, 225, 0, 0), // local_cluster_rate_limit
+    f(17490, 11, 17, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
+    f(24662, 23, 18, Kind::Message, Label::Optional, 375, 0, 0), // max_dynamic_descriptors
+    f(24685, 25, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_retry_after_header
     // envoy.extensions.filters.http.lua.v3.Lua
-    f(24220, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
-    f(24231, 12, 2, Kind::Message, Label::Map, 256, 0, 0), // source_codes
-    f(24243, 19, 3, Kind::Message, Label::Optional, 95, 0, 0), // default_source_code
+    f(24750, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
+    f(24761, 12, 2, Kind::Message, Label::Map, 260, 0, 0), // source_codes
+    f(24773, 19, 3, Kind::Message, Label::Optional, 95, 0, 0), // default_source_code
     f(14189, 11, 4, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(20974, 17, 5, Kind::Message, Label::Optional, 356, 0, 0), // clear_route_cache
-    f(24262, 14, 6, Kind::Message, Label::Optional, 367, 0, 0), // filter_context
-    f(24276, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
-    f(24289, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
+    f(21135, 17, 5, Kind::Message, Label::Optional, 361, 0, 0), // clear_route_cache
+    f(24792, 14, 6, Kind::Message, Label::Optional, 372, 0, 0), // filter_context
+    f(24806, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
+    f(24819, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
     // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.filters.http.rbac.v3.RBAC
     f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
-    f(24402, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
-    f(24414, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(3802, 7, 4, Kind::Message, Label::Optional, 382, 0, 0), // matcher
-    f(24438, 14, 5, Kind::Message, Label::Optional, 382, 0, 0), // shadow_matcher
-    f(24452, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
-    f(24469, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
+    f(24932, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(24944, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 4, Kind::Message, Label::Optional, 387, 0, 0), // matcher
+    f(24968, 14, 5, Kind::Message, Label::Optional, 387, 0, 0), // shadow_matcher
+    f(24982, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
+    f(24999, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
     // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    f(24539, 4, 2, Kind::Message, Label::Optional, 257, 0, 0), // rbac
+    f(25069, 4, 2, Kind::Message, Label::Optional, 261, 0, 0), // rbac
     // envoy.extensions.filters.http.router.v3.Router
-    f(24589, 13, 1, Kind::Message, Label::Optional, 356, 0, 0), // dynamic_stats
-    f(24602, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
-    f(24618, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
-    f(24630, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
-    f(24652, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
-    f(24672, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
-    f(24699, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
-    f(24739, 21, 8, Kind::Message, Label::Repeated, 273, 0, 0), // upstream_http_filters
-    f(24760, 33, 10, Kind::Message, Label::Optional, 356, 0, 0), // reject_connect_request_early_data
+    f(25119, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // dynamic_stats
+    f(25132, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
+    f(25148, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
+    f(25160, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
+    f(25182, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
+    f(25202, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
+    f(25229, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
+    f(25269, 21, 8, Kind::Message, Label::Repeated, 277, 0, 0), // upstream_http_filters
+    f(25290, 33, 10, Kind::Message, Label::Optional, 361, 0, 0), // reject_connect_request_early_data
     // envoy.extensions.filters.http.wasm.v3.Wasm
-    f(24835, 6, 1, Kind::Message, Label::Optional, 316, 0, 0), // config
+    f(25365, 6, 1, Kind::Message, Label::Optional, 320, 0, 0), // config
     // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
     // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    f(15590, 5, 1, Kind::Message, Label::Repeated, 265, 0, 0), // rules
-    f(25032, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
+    f(15590, 5, 1, Kind::Message, Label::Repeated, 269, 0, 0), // rules
+    f(25562, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
     f(11499, 17, 3, Kind::Message, Label::Optional, 121, 0, 0), // pass_through_tlvs
-    f(25069, 19, 4, Kind::Enum, Label::Repeated, 18, 0, 0), // disallowed_versions
+    f(25599, 19, 4, Kind::Enum, Label::Repeated, 18, 0, 0), // disallowed_versions
     f(14189, 11, 5, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(25088, 12, 6, Kind::Enum, Label::Implicit, 40, 0, 0), // tlv_location
+    f(25618, 12, 6, Kind::Enum, Label::Implicit, 42, 0, 0), // tlv_location
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    f(22056, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(22217, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(25178, 21, 3, Kind::Enum, Label::Implicit, 39, 0, 0), // value_string_encoding
+    f(25708, 21, 3, Kind::Enum, Label::Implicit, 41, 0, 0), // value_string_encoding
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
     f(11585, 8, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // tlv_type
-    f(25269, 14, 2, Kind::Message, Label::Optional, 264, 0, 0), // on_tlv_present
+    f(25799, 14, 2, Kind::Message, Label::Optional, 268, 0, 0), // on_tlv_present
     // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    f(25346, 25, 1, Kind::Message, Label::Optional, 356, 0, 0), // enable_ja3_fingerprinting
-    f(25371, 24, 2, Kind::Message, Label::Optional, 370, 0, 0), // initial_read_buffer_size
-    f(25395, 25, 3, Kind::Message, Label::Optional, 356, 0, 0), // enable_ja4_fingerprinting
-    f(25420, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
-    f(25467, 21, 5, Kind::Message, Label::Optional, 370, 0, 0), // max_client_hello_size
+    f(25876, 25, 1, Kind::Message, Label::Optional, 361, 0, 0), // enable_ja3_fingerprinting
+    f(25901, 24, 2, Kind::Message, Label::Optional, 375, 0, 0), // initial_read_buffer_size
+    f(25925, 25, 3, Kind::Message, Label::Optional, 361, 0, 0), // enable_ja4_fingerprinting
+    f(25950, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
+    f(25997, 21, 5, Kind::Message, Label::Optional, 375, 0, 0), // max_client_hello_size
     // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(4875, 15, 2, Kind::Message, Label::Optional, 371, 0, 0), // max_connections
-    f(25556, 5, 3, Kind::Message, Label::Optional, 359, 0, 0), // delay
-    f(25561, 15, 4, Kind::Message, Label::Optional, 125, 0, 0), // runtime_enabled
+    f(4875, 15, 2, Kind::Message, Label::Optional, 376, 0, 0), // max_connections
+    f(26086, 5, 3, Kind::Message, Label::Optional, 364, 0, 0), // delay
+    f(26091, 15, 4, Kind::Message, Label::Optional, 125, 0, 0), // runtime_enabled
     // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(20939, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(21047, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(21100, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(21208, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
     f(8752, 21, 5, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
-    f(21086, 23, 6, Kind::Message, Label::Optional, 330, 0, 0), // filter_enabled_metadata
-    f(21109, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(21171, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(25630, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
-    f(21006, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(21138, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(21490, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21247, 23, 6, Kind::Message, Label::Optional, 334, 0, 0), // filter_enabled_metadata
+    f(21270, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21332, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(26160, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
+    f(21167, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21299, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(21651, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    f(25735, 10, 1, Kind::Enum, Label::Implicit, 41, 0, 0), // codec_type
+    f(26265, 10, 1, Kind::Enum, Label::Implicit, 43, 0, 0), // codec_type
     f(14189, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(25745, 3, 3, Kind::Message, Label::Optional, 274, 1, 0), // rds
-    f(2551, 12, 4, Kind::Message, Label::Optional, 202, 1, 0), // route_config
-    f(25748, 12, 5, Kind::Message, Label::Repeated, 273, 0, 0), // http_filters
-    f(25760, 14, 6, Kind::Message, Label::Optional, 356, 0, 0), // add_user_agent
-    f(4350, 7, 7, Kind::Message, Label::Optional, 271, 0, 0), // tracing
+    f(26275, 3, 3, Kind::Message, Label::Optional, 278, 1, 0), // rds
+    f(2551, 12, 4, Kind::Message, Label::Optional, 203, 1, 0), // route_config
+    f(26278, 12, 5, Kind::Message, Label::Repeated, 277, 0, 0), // http_filters
+    f(26290, 14, 6, Kind::Message, Label::Optional, 361, 0, 0), // add_user_agent
+    f(4350, 7, 7, Kind::Message, Label::Optional, 275, 0, 0), // tracing
     f(5238, 21, 8, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 9, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(25774, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
-    f(25785, 13, 12, Kind::Message, Label::Optional, 359, 0, 0), // drain_timeout
+    f(26304, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
+    f(26315, 13, 12, Kind::Message, Label::Optional, 364, 0, 0), // drain_timeout
     f(4206, 10, 13, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(25798, 18, 14, Kind::Message, Label::Optional, 356, 0, 0), // use_remote_address
-    f(25816, 19, 15, Kind::Message, Label::Optional, 356, 0, 0), // generate_request_id
-    f(25835, 27, 16, Kind::Enum, Label::Implicit, 42, 0, 0), // forward_client_cert_details
-    f(25862, 31, 17, Kind::Message, Label::Optional, 270, 0, 0), // set_current_client_cert_details
-    f(25893, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
-    f(25911, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
-    f(25931, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
-    f(25980, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
-    f(25995, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
-    f(25998, 15, 23, Kind::Message, Label::Repeated, 272, 0, 0), // upgrade_configs
-    f(26013, 19, 24, Kind::Message, Label::Optional, 359, 0, 0), // stream_idle_timeout
-    f(26032, 21, 26, Kind::Message, Label::Optional, 359, 0, 0), // delayed_close_timeout
-    f(8707, 15, 28, Kind::Message, Label::Optional, 359, 0, 0), // request_timeout
-    f(26053, 22, 29, Kind::Message, Label::Optional, 370, 0, 0), // max_request_headers_kb
-    f(26075, 14, 30, Kind::Message, Label::Optional, 356, 0, 0), // normalize_path
-    f(26089, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
-    f(26117, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
-    f(26130, 28, 34, Kind::Enum, Label::Implicit, 45, 0, 0), // server_header_transformation
+    f(26328, 18, 14, Kind::Message, Label::Optional, 361, 0, 0), // use_remote_address
+    f(26346, 19, 15, Kind::Message, Label::Optional, 361, 0, 0), // generate_request_id
+    f(26365, 27, 16, Kind::Enum, Label::Implicit, 44, 0, 0), // forward_client_cert_details
+    f(26392, 31, 17, Kind::Message, Label::Optional, 274, 0, 0), // set_current_client_cert_details
+    f(26423, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
+    f(26441, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
+    f(26461, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
+    f(26510, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
+    f(26525, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
+    f(26528, 15, 23, Kind::Message, Label::Repeated, 276, 0, 0), // upgrade_configs
+    f(26543, 19, 24, Kind::Message, Label::Optional, 364, 0, 0), // stream_idle_timeout
+    f(26562, 21, 26, Kind::Message, Label::Optional, 364, 0, 0), // delayed_close_timeout
+    f(8707, 15, 28, Kind::Message, Label::Optional, 364, 0, 0), // request_timeout
+    f(26583, 22, 29, Kind::Message, Label::Optional, 375, 0, 0), // max_request_headers_kb
+    f(26605, 14, 30, Kind::Message, Label::Optional, 361, 0, 0), // normalize_path
+    f(26619, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
+    f(26647, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
+    f(26660, 28, 34, Kind::Enum, Label::Implicit, 47, 0, 0), // server_header_transformation
     f(5486, 28, 35, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
-    f(26158, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
-    f(26191, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
-    f(26215, 36, 40, Kind::Message, Label::Optional, 356, 0, 0), // stream_error_on_invalid_http_message
-    f(26251, 23, 41, Kind::Message, Label::Optional, 359, 0, 0), // request_headers_timeout
-    f(26274, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
-    f(26293, 22, 44, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
-    f(26315, 32, 45, Kind::Enum, Label::Implicit, 44, 0, 0), // path_with_escaped_slashes_action
-    f(26347, 32, 46, Kind::Message, Label::Repeated, 135, 0, 0), // original_ip_detection_extensions
-    f(26379, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
-    f(26402, 30, 50, Kind::Message, Label::Optional, 135, 0, 0), // typed_header_validation_config
-    f(26432, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
-    f(26455, 32, 52, Kind::Message, Label::Repeated, 135, 0, 0), // early_header_mutation_extensions
-    f(26487, 35, 53, Kind::Message, Label::Optional, 356, 0, 0), // add_proxy_protocol_connection_state
-    f(26522, 25, 54, Kind::Message, Label::Optional, 359, 0, 0), // access_log_flush_interval
-    f(26547, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
-    f(26578, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
-    f(26599, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
-    f(26633, 20, 59, Kind::Message, Label::Optional, 359, 0, 0), // stream_flush_timeout
-    f(26653, 27, 60, Kind::Message, Label::Optional, 382, 0, 0), // forward_client_cert_matcher
-    f(26680, 20, 62, Kind::Message, Label::Optional, 351, 0, 0), // drain_timeout_jitter
+    f(26688, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
+    f(26721, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
+    f(26745, 36, 40, Kind::Message, Label::Optional, 361, 0, 0), // stream_error_on_invalid_http_message
+    f(26781, 23, 41, Kind::Message, Label::Optional, 364, 0, 0), // request_headers_timeout
+    f(26804, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
+    f(26823, 22, 44, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26845, 32, 45, Kind::Enum, Label::Implicit, 46, 0, 0), // path_with_escaped_slashes_action
+    f(26877, 32, 46, Kind::Message, Label::Repeated, 135, 0, 0), // original_ip_detection_extensions
+    f(26909, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
+    f(26932, 30, 50, Kind::Message, Label::Optional, 135, 0, 0), // typed_header_validation_config
+    f(26962, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
+    f(26985, 32, 52, Kind::Message, Label::Repeated, 135, 0, 0), // early_header_mutation_extensions
+    f(27017, 35, 53, Kind::Message, Label::Optional, 361, 0, 0), // add_proxy_protocol_connection_state
+    f(27052, 25, 54, Kind::Message, Label::Optional, 364, 0, 0), // access_log_flush_interval
+    f(27077, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
+    f(27108, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
+    f(27129, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
+    f(27163, 20, 59, Kind::Message, Label::Optional, 364, 0, 0), // stream_flush_timeout
+    f(27183, 27, 60, Kind::Message, Label::Optional, 387, 0, 0), // forward_client_cert_matcher
+    f(27210, 20, 62, Kind::Message, Label::Optional, 355, 0, 0), // drain_timeout_jitter
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    f(26809, 7, 1, Kind::Message, Label::Optional, 356, 0, 0), // subject
-    f(26816, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
+    f(27339, 7, 1, Kind::Message, Label::Optional, 361, 0, 0), // subject
+    f(27346, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
     f(3049, 3, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // dns
     f(3052, 3, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // uri
-    f(26820, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
-    f(19828, 6, 7, Kind::Enum, Label::Implicit, 43, 0, 0), // format
-    f(23187, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
+    f(27350, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
+    f(19870, 6, 7, Kind::Enum, Label::Implicit, 45, 0, 0), // format
+    f(23348, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    f(26914, 15, 3, Kind::Message, Label::Optional, 351, 0, 0), // client_sampling
-    f(26929, 15, 4, Kind::Message, Label::Optional, 351, 0, 0), // random_sampling
-    f(26944, 16, 5, Kind::Message, Label::Optional, 351, 0, 0), // overall_sampling
-    f(26960, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
-    f(26967, 19, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_path_tag_length
-    f(20013, 11, 8, Kind::Message, Label::Repeated, 341, 0, 0), // custom_tags
-    f(26986, 8, 9, Kind::Message, Label::Optional, 216, 0, 0), // provider
-    f(26994, 19, 10, Kind::Message, Label::Optional, 356, 0, 0), // spawn_upstream_span
-    f(27013, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
-    f(27022, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
-    f(27040, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
+    f(27444, 15, 3, Kind::Message, Label::Optional, 355, 0, 0), // client_sampling
+    f(27459, 15, 4, Kind::Message, Label::Optional, 355, 0, 0), // random_sampling
+    f(27474, 16, 5, Kind::Message, Label::Optional, 355, 0, 0), // overall_sampling
+    f(27490, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
+    f(27497, 19, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_path_tag_length
+    f(20055, 11, 8, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
+    f(27516, 8, 9, Kind::Message, Label::Optional, 217, 0, 0), // provider
+    f(27524, 19, 10, Kind::Message, Label::Optional, 361, 0, 0), // spawn_upstream_span
+    f(27543, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
+    f(27552, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
+    f(27570, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    f(27157, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
-    f(3475, 7, 2, Kind::Message, Label::Repeated, 273, 0, 0), // filters
-    f(27169, 7, 3, Kind::Message, Label::Optional, 356, 0, 0), // enabled
+    f(27687, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
+    f(3475, 7, 2, Kind::Message, Label::Repeated, 277, 0, 0), // filters
+    f(27699, 7, 3, Kind::Message, Label::Optional, 361, 0, 0), // enabled
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 355, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     f(16091, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
     f(9384, 8, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
     // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    f(27309, 13, 1, Kind::Message, Label::Optional, 93, 0, 0), // config_source
-    f(27322, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
+    f(27839, 13, 1, Kind::Message, Label::Optional, 93, 0, 0), // config_source
+    f(27852, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
     // envoy.extensions.filters.network.rbac.v3.RBAC
     f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
-    f(24402, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(24932, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
     f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(27384, 16, 4, Kind::Enum, Label::Implicit, 46, 0, 0), // enforcement_type
-    f(24414, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(3802, 7, 6, Kind::Message, Label::Optional, 382, 0, 0), // matcher
-    f(24438, 14, 7, Kind::Message, Label::Optional, 382, 0, 0), // shadow_matcher
-    f(27400, 10, 8, Kind::Message, Label::Optional, 359, 0, 0), // delay_deny
+    f(27914, 16, 4, Kind::Enum, Label::Implicit, 48, 0, 0), // enforcement_type
+    f(24944, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 6, Kind::Message, Label::Optional, 387, 0, 0), // matcher
+    f(24968, 14, 7, Kind::Message, Label::Optional, 387, 0, 0), // shadow_matcher
+    f(27930, 10, 8, Kind::Message, Label::Optional, 364, 0, 0), // delay_deny
     // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(27522, 23, 3, Kind::Message, Label::Optional, 359, 0, 0), // downstream_idle_timeout
-    f(27545, 21, 4, Kind::Message, Label::Optional, 359, 0, 0), // upstream_idle_timeout
+    f(28052, 23, 3, Kind::Message, Label::Optional, 364, 0, 0), // downstream_idle_timeout
+    f(28075, 21, 4, Kind::Message, Label::Optional, 364, 0, 0), // upstream_idle_timeout
     f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(27566, 20, 7, Kind::Message, Label::Optional, 370, 0, 0), // max_connect_attempts
-    f(10667, 12, 8, Kind::Message, Label::Optional, 359, 0, 0), // idle_timeout
-    f(17408, 14, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
-    f(17391, 17, 10, Kind::Message, Label::Optional, 281, 1, 0), // weighted_clusters
-    f(17481, 11, 11, Kind::Message, Label::Repeated, 347, 0, 0), // hash_policy
-    f(27586, 16, 12, Kind::Message, Label::Optional, 280, 0, 0), // tunneling_config
-    f(27602, 34, 13, Kind::Message, Label::Optional, 359, 0, 0), // max_downstream_connection_duration
-    f(27636, 9, 14, Kind::Message, Label::Optional, 278, 0, 0), // on_demand
-    f(26522, 25, 15, Kind::Message, Label::Optional, 359, 0, 0), // access_log_flush_interval
-    f(27645, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
-    f(27674, 18, 17, Kind::Message, Label::Optional, 279, 0, 0), // access_log_options
-    f(27692, 15, 18, Kind::Message, Label::Optional, 88, 0, 0), // backoff_options
-    f(27707, 19, 19, Kind::Message, Label::Repeated, 133, 0, 0), // proxy_protocol_tlvs
-    f(27726, 52, 20, Kind::Message, Label::Optional, 351, 0, 0), // max_downstream_connection_duration_jitter_percentage
-    f(27778, 21, 21, Kind::Enum, Label::Implicit, 48, 0, 0), // upstream_connect_mode
-    f(27799, 20, 22, Kind::Message, Label::Optional, 370, 0, 0), // max_early_data_bytes
-    f(27819, 31, 23, Kind::Enum, Label::Implicit, 47, 0, 0), // proxy_protocol_tlv_merge_policy
-    f(27850, 17, 24, Kind::Message, Label::Optional, 356, 0, 0), // check_drain_close
+    f(28096, 20, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_connect_attempts
+    f(10667, 12, 8, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
+    f(17439, 14, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(17422, 17, 10, Kind::Message, Label::Optional, 285, 1, 0), // weighted_clusters
+    f(17523, 11, 11, Kind::Message, Label::Repeated, 351, 0, 0), // hash_policy
+    f(28116, 16, 12, Kind::Message, Label::Optional, 284, 0, 0), // tunneling_config
+    f(28132, 34, 13, Kind::Message, Label::Optional, 364, 0, 0), // max_downstream_connection_duration
+    f(28166, 9, 14, Kind::Message, Label::Optional, 282, 0, 0), // on_demand
+    f(27052, 25, 15, Kind::Message, Label::Optional, 364, 0, 0), // access_log_flush_interval
+    f(28175, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
+    f(28204, 18, 17, Kind::Message, Label::Optional, 283, 0, 0), // access_log_options
+    f(28222, 15, 18, Kind::Message, Label::Optional, 88, 0, 0), // backoff_options
+    f(28237, 19, 19, Kind::Message, Label::Repeated, 133, 0, 0), // proxy_protocol_tlvs
+    f(28256, 52, 20, Kind::Message, Label::Optional, 355, 0, 0), // max_downstream_connection_duration_jitter_percentage
+    f(28308, 21, 21, Kind::Enum, Label::Implicit, 50, 0, 0), // upstream_connect_mode
+    f(28329, 20, 22, Kind::Message, Label::Optional, 375, 0, 0), // max_early_data_bytes
+    f(28349, 31, 23, Kind::Enum, Label::Implicit, 49, 0, 0), // proxy_protocol_tlv_merge_policy
+    f(28380, 17, 24, Kind::Message, Label::Optional, 361, 0, 0), // check_drain_close
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    f(4586, 8, 1, Kind::Message, Label::Repeated, 282, 0, 0), // clusters
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 286, 0, 0), // clusters
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1997, 6, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
-    f(17408, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
+    f(17439, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     // envoy.extensions.filters.network.wasm.v3.Wasm
-    f(24835, 6, 1, Kind::Message, Label::Optional, 316, 0, 0), // config
+    f(25365, 6, 1, Kind::Message, Label::Optional, 320, 0, 0), // config
     // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    f(24835, 6, 1, Kind::Message, Label::Optional, 120, 0, 0), // config
+    f(25365, 6, 1, Kind::Message, Label::Optional, 120, 0, 0), // config
     f(5415, 16, 2, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
-    f(28356, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
-    f(28381, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
+    f(28886, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
+    f(28911, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
     // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
     // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    f(28529, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28542, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(29059, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(29072, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    f(28628, 10, 1, Kind::Message, Label::Optional, 95, 0, 0), // trusted_ca
-    f(28638, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
-    f(28661, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
-    f(28684, 36, 6, Kind::Message, Label::Optional, 356, 0, 0), // require_signed_certificate_timestamp
-    f(28720, 3, 7, Kind::Message, Label::Optional, 95, 0, 0), // crl
-    f(28723, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
-    f(28748, 23, 9, Kind::Message, Label::Repeated, 337, 0, 0), // match_subject_alt_names
-    f(28771, 24, 10, Kind::Enum, Label::Implicit, 49, 0, 0), // trust_chain_verification
+    f(29158, 10, 1, Kind::Message, Label::Optional, 95, 0, 0), // trusted_ca
+    f(29168, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
+    f(29191, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
+    f(29214, 36, 6, Kind::Message, Label::Optional, 361, 0, 0), // require_signed_certificate_timestamp
+    f(29250, 3, 7, Kind::Message, Label::Optional, 95, 0, 0), // crl
+    f(29253, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
+    f(29278, 23, 9, Kind::Message, Label::Repeated, 341, 0, 0), // match_subject_alt_names
+    f(29301, 24, 10, Kind::Enum, Label::Implicit, 51, 0, 0), // trust_chain_verification
     f(9274, 17, 11, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(28795, 23, 12, Kind::Message, Label::Optional, 135, 0, 0), // custom_validator_config
-    f(28818, 32, 13, Kind::Message, Label::Optional, 286, 0, 0), // ca_certificate_provider_instance
-    f(28850, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
-    f(28875, 29, 15, Kind::Message, Label::Repeated, 301, 0, 0), // match_typed_subject_alt_names
-    f(28904, 16, 16, Kind::Message, Label::Optional, 370, 0, 0), // max_verify_depth
-    f(28920, 17, 17, Kind::Message, Label::Optional, 288, 0, 0), // system_root_certs
-    f(28937, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
+    f(29325, 23, 12, Kind::Message, Label::Optional, 135, 0, 0), // custom_validator_config
+    f(29348, 32, 13, Kind::Message, Label::Optional, 290, 0, 0), // ca_certificate_provider_instance
+    f(29380, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
+    f(29405, 29, 15, Kind::Message, Label::Repeated, 305, 0, 0), // match_typed_subject_alt_names
+    f(29434, 16, 16, Kind::Message, Label::Optional, 375, 0, 0), // max_verify_depth
+    f(29450, 17, 17, Kind::Message, Label::Optional, 292, 0, 0), // system_root_certs
+    f(29467, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    f(29104, 10, 1, Kind::Message, Label::Optional, 304, 0, 0), // tls_params
-    f(29114, 16, 2, Kind::Message, Label::Repeated, 302, 0, 0), // tls_certificates
-    f(29130, 18, 3, Kind::Message, Label::Optional, 287, 1, 0), // validation_context
-    f(29148, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
-    f(29162, 34, 6, Kind::Message, Label::Repeated, 299, 0, 0), // tls_certificate_sds_secret_configs
-    f(29196, 36, 7, Kind::Message, Label::Optional, 299, 1, 0), // validation_context_sds_secret_config
-    f(29232, 27, 8, Kind::Message, Label::Optional, 292, 1, 0), // combined_validation_context
-    f(29259, 36, 9, Kind::Message, Label::Optional, 290, 0, 0), // tls_certificate_certificate_provider
-    f(29295, 39, 10, Kind::Message, Label::Optional, 290, 1, 0), // validation_context_certificate_provider
-    f(29334, 45, 11, Kind::Message, Label::Optional, 291, 0, 0), // tls_certificate_certificate_provider_instance
-    f(29379, 48, 12, Kind::Message, Label::Optional, 291, 1, 0), // validation_context_certificate_provider_instance
-    f(29427, 17, 13, Kind::Message, Label::Optional, 135, 0, 0), // custom_handshaker
-    f(29444, 33, 14, Kind::Message, Label::Optional, 286, 0, 0), // tls_certificate_provider_instance
-    f(29477, 7, 15, Kind::Message, Label::Optional, 303, 0, 0), // key_log
-    f(29484, 31, 16, Kind::Message, Label::Optional, 135, 0, 0), // custom_tls_certificate_selector
+    f(29634, 10, 1, Kind::Message, Label::Optional, 308, 0, 0), // tls_params
+    f(29644, 16, 2, Kind::Message, Label::Repeated, 306, 0, 0), // tls_certificates
+    f(29660, 18, 3, Kind::Message, Label::Optional, 291, 1, 0), // validation_context
+    f(29678, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
+    f(29692, 34, 6, Kind::Message, Label::Repeated, 303, 0, 0), // tls_certificate_sds_secret_configs
+    f(29726, 36, 7, Kind::Message, Label::Optional, 303, 1, 0), // validation_context_sds_secret_config
+    f(29762, 27, 8, Kind::Message, Label::Optional, 296, 1, 0), // combined_validation_context
+    f(29789, 36, 9, Kind::Message, Label::Optional, 294, 0, 0), // tls_certificate_certificate_provider
+    f(29825, 39, 10, Kind::Message, Label::Optional, 294, 1, 0), // validation_context_certificate_provider
+    f(29864, 45, 11, Kind::Message, Label::Optional, 295, 0, 0), // tls_certificate_certificate_provider_instance
+    f(29909, 48, 12, Kind::Message, Label::Optional, 295, 1, 0), // validation_context_certificate_provider_instance
+    f(29957, 17, 13, Kind::Message, Label::Optional, 135, 0, 0), // custom_handshaker
+    f(29974, 33, 14, Kind::Message, Label::Optional, 290, 0, 0), // tls_certificate_provider_instance
+    f(30007, 7, 15, Kind::Message, Label::Optional, 307, 0, 0), // key_log
+    f(30014, 31, 16, Kind::Message, Label::Optional, 135, 0, 0), // custom_tls_certificate_selector
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3185, 12, 2, Kind::Message, Label::Optional, 135, 1, 0), // typed_config
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    f(28529, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(28542, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(29059, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(29072, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    f(29774, 26, 1, Kind::Message, Label::Optional, 287, 0, 0), // default_validation_context
-    f(29196, 36, 2, Kind::Message, Label::Optional, 299, 0, 0), // validation_context_sds_secret_config
-    f(29295, 39, 3, Kind::Message, Label::Optional, 290, 0, 0), // validation_context_certificate_provider
-    f(29379, 48, 4, Kind::Message, Label::Optional, 291, 0, 0), // validation_context_certificate_provider_instance
+    f(30304, 26, 1, Kind::Message, Label::Optional, 291, 0, 0), // default_validation_context
+    f(29726, 36, 2, Kind::Message, Label::Optional, 303, 0, 0), // validation_context_sds_secret_config
+    f(29825, 39, 3, Kind::Message, Label::Optional, 294, 0, 0), // validation_context_certificate_provider
+    f(29909, 48, 4, Kind::Message, Label::Optional, 295, 0, 0), // validation_context_certificate_provider_instance
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    f(29862, 18, 1, Kind::Message, Label::Optional, 289, 0, 0), // common_tls_context
-    f(29880, 26, 2, Kind::Message, Label::Optional, 356, 0, 0), // require_client_certificate
-    f(29906, 11, 3, Kind::Message, Label::Optional, 356, 0, 0), // require_sni
-    f(29917, 19, 4, Kind::Message, Label::Optional, 305, 1, 0), // session_ticket_keys
-    f(29936, 37, 5, Kind::Message, Label::Optional, 299, 1, 0), // session_ticket_keys_sds_secret_config
-    f(29973, 15, 6, Kind::Message, Label::Optional, 359, 0, 0), // session_timeout
-    f(29988, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
-    f(30024, 18, 8, Kind::Enum, Label::Implicit, 50, 0, 0), // ocsp_staple_policy
-    f(30042, 31, 9, Kind::Message, Label::Optional, 356, 0, 0), // full_scan_certs_on_sni_mismatch
-    f(30073, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
-    f(30108, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
+    f(30392, 18, 1, Kind::Message, Label::Optional, 293, 0, 0), // common_tls_context
+    f(30410, 26, 2, Kind::Message, Label::Optional, 361, 0, 0), // require_client_certificate
+    f(30436, 11, 3, Kind::Message, Label::Optional, 361, 0, 0), // require_sni
+    f(30447, 19, 4, Kind::Message, Label::Optional, 309, 1, 0), // session_ticket_keys
+    f(30466, 37, 5, Kind::Message, Label::Optional, 303, 1, 0), // session_ticket_keys_sds_secret_config
+    f(30503, 15, 6, Kind::Message, Label::Optional, 364, 0, 0), // session_timeout
+    f(30518, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
+    f(30554, 18, 8, Kind::Enum, Label::Implicit, 52, 0, 0), // ocsp_staple_policy
+    f(30572, 31, 9, Kind::Message, Label::Optional, 361, 0, 0), // full_scan_certs_on_sni_mismatch
+    f(30603, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
+    f(30638, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret
     f(2786, 6, 1, Kind::Message, Label::Optional, 95, 0, 1), // secret
-    f(4594, 7, 2, Kind::Message, Label::Map, 295, 0, 1), // secrets
+    f(4594, 7, 2, Kind::Message, Label::Map, 299, 0, 1), // secrets
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    f(23642, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 355, 1, 1), // typed_config
-    f(30312, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
+    f(23803, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 1), // typed_config
+    f(30842, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    f(30387, 13, 1, Kind::Message, Label::Repeated, 298, 0, 0), // trust_domains
-    f(30400, 13, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundles
+    f(30917, 13, 1, Kind::Message, Label::Repeated, 302, 0, 0), // trust_domains
+    f(30930, 13, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundles
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30492, 12, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundle
-    f(30504, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
+    f(31022, 12, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundle
+    f(31034, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
     // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30582, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // sds_config
+    f(31112, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // sds_config
     // envoy.extensions.transport_sockets.tls.v3.Secret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(30640, 15, 2, Kind::Message, Label::Optional, 302, 1, 0), // tls_certificate
-    f(29917, 19, 3, Kind::Message, Label::Optional, 305, 1, 0), // session_ticket_keys
-    f(29130, 18, 4, Kind::Message, Label::Optional, 287, 1, 0), // validation_context
-    f(30655, 14, 5, Kind::Message, Label::Optional, 294, 1, 0), // generic_secret
+    f(31170, 15, 2, Kind::Message, Label::Optional, 306, 1, 0), // tls_certificate
+    f(30447, 19, 3, Kind::Message, Label::Optional, 309, 1, 0), // session_ticket_keys
+    f(29660, 18, 4, Kind::Message, Label::Optional, 291, 1, 0), // validation_context
+    f(31185, 14, 5, Kind::Message, Label::Optional, 298, 1, 0), // generic_secret
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    f(30732, 8, 1, Kind::Enum, Label::Implicit, 51, 0, 0), // san_type
-    f(3802, 7, 2, Kind::Message, Label::Optional, 337, 0, 0), // matcher
-    f(30740, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
+    f(31262, 8, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // san_type
+    f(3802, 7, 2, Kind::Message, Label::Optional, 341, 0, 0), // matcher
+    f(31270, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
     // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    f(30799, 17, 1, Kind::Message, Label::Optional, 95, 0, 0), // certificate_chain
-    f(30816, 11, 2, Kind::Message, Label::Optional, 95, 0, 1), // private_key
-    f(30827, 8, 3, Kind::Message, Label::Optional, 95, 0, 1), // password
-    f(30835, 11, 4, Kind::Message, Label::Optional, 95, 0, 0), // ocsp_staple
-    f(30846, 28, 5, Kind::Message, Label::Repeated, 95, 0, 0), // signed_certificate_timestamp
-    f(30874, 20, 6, Kind::Message, Label::Optional, 296, 0, 0), // private_key_provider
+    f(31329, 17, 1, Kind::Message, Label::Optional, 95, 0, 0), // certificate_chain
+    f(31346, 11, 2, Kind::Message, Label::Optional, 95, 0, 1), // private_key
+    f(31357, 8, 3, Kind::Message, Label::Optional, 95, 0, 1), // password
+    f(31365, 11, 4, Kind::Message, Label::Optional, 95, 0, 0), // ocsp_staple
+    f(31376, 28, 5, Kind::Message, Label::Repeated, 95, 0, 0), // signed_certificate_timestamp
+    f(31404, 20, 6, Kind::Message, Label::Optional, 300, 0, 0), // private_key_provider
     f(9274, 17, 7, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(30894, 6, 8, Kind::Message, Label::Optional, 95, 0, 1), // pkcs12
-    f(29104, 10, 9, Kind::Message, Label::Optional, 304, 0, 0), // tls_params
+    f(31424, 6, 8, Kind::Message, Label::Optional, 95, 0, 1), // pkcs12
+    f(29634, 10, 9, Kind::Message, Label::Optional, 308, 0, 0), // tls_params
     // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(30951, 19, 2, Kind::Message, Label::Repeated, 92, 0, 0), // local_address_range
-    f(30970, 20, 3, Kind::Message, Label::Repeated, 92, 0, 0), // remote_address_range
+    f(31481, 19, 2, Kind::Message, Label::Repeated, 92, 0, 0), // local_address_range
+    f(31500, 20, 3, Kind::Message, Label::Repeated, 92, 0, 0), // remote_address_range
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    f(31045, 28, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // tls_minimum_protocol_version
-    f(31073, 28, 2, Kind::Enum, Label::Implicit, 53, 0, 0), // tls_maximum_protocol_version
-    f(31101, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
-    f(31114, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
-    f(31125, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
-    f(31145, 19, 6, Kind::Enum, Label::Repeated, 52, 0, 0), // compliance_policies
+    f(31575, 28, 1, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_minimum_protocol_version
+    f(31603, 28, 2, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_maximum_protocol_version
+    f(31631, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
+    f(31644, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
+    f(31655, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
+    f(31675, 19, 6, Kind::Enum, Label::Repeated, 54, 0, 0), // compliance_policies
     // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    f(31226, 4, 1, Kind::Message, Label::Repeated, 95, 0, 1), // keys
+    f(31756, 4, 1, Kind::Message, Label::Repeated, 95, 0, 1), // keys
     // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    f(29862, 18, 1, Kind::Message, Label::Optional, 289, 0, 0), // common_tls_context
-    f(31290, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
-    f(31293, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
-    f(31312, 16, 4, Kind::Message, Label::Optional, 370, 0, 0), // max_session_keys
-    f(31328, 21, 5, Kind::Message, Label::Optional, 356, 0, 0), // enforce_rsa_key_usage
-    f(31349, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
-    f(31362, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
+    f(30392, 18, 1, Kind::Message, Label::Optional, 293, 0, 0), // common_tls_context
+    f(31820, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
+    f(31823, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
+    f(31842, 16, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_session_keys
+    f(31858, 21, 5, Kind::Message, Label::Optional, 361, 0, 0), // enforce_rsa_key_usage
+    f(31879, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
+    f(31892, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     f(5486, 28, 1, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
     f(5831, 30, 2, Kind::Message, Label::Optional, 136, 0, 0), // upstream_http_protocol_options
-    f(31439, 20, 3, Kind::Message, Label::Optional, 309, 1, 0), // explicit_http_config
-    f(31459, 30, 4, Kind::Message, Label::Optional, 311, 1, 0), // use_downstream_protocol_config
-    f(31489, 11, 5, Kind::Message, Label::Optional, 308, 1, 0), // auto_config
-    f(25748, 12, 6, Kind::Message, Label::Repeated, 273, 0, 0), // http_filters
-    f(31500, 24, 7, Kind::Message, Label::Optional, 135, 0, 0), // header_validation_config
-    f(5327, 17, 8, Kind::Message, Label::Optional, 310, 0, 0), // outlier_detection
-    f(17601, 23, 9, Kind::Message, Label::Repeated, 201, 0, 0), // request_mirror_policies
-    f(17481, 11, 10, Kind::Message, Label::Repeated, 196, 0, 0), // hash_policy
-    f(9508, 12, 11, Kind::Message, Label::Optional, 191, 0, 0), // retry_policy
+    f(31969, 20, 3, Kind::Message, Label::Optional, 313, 1, 0), // explicit_http_config
+    f(31989, 30, 4, Kind::Message, Label::Optional, 315, 1, 0), // use_downstream_protocol_config
+    f(32019, 11, 5, Kind::Message, Label::Optional, 312, 1, 0), // auto_config
+    f(26278, 12, 6, Kind::Message, Label::Repeated, 277, 0, 0), // http_filters
+    f(32030, 24, 7, Kind::Message, Label::Optional, 135, 0, 0), // header_validation_config
+    f(5327, 17, 8, Kind::Message, Label::Optional, 314, 0, 0), // outlier_detection
+    f(17643, 23, 9, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
+    f(17523, 11, 10, Kind::Message, Label::Repeated, 197, 0, 0), // hash_policy
+    f(9508, 12, 11, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 1, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 1, 0), // http2_protocol_options
-    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 1, 0), // http3_protocol_options
+    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 1, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(26293, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    f(31867, 20, 1, Kind::Message, Label::Map, 313, 0, 0), // allowed_capabilities
+    f(32397, 20, 1, Kind::Message, Label::Map, 317, 0, 0), // allowed_capabilities
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 317, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 321, 0, 0), // value
     // envoy.extensions.wasm.v3.EnvironmentVariables
-    f(32009, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
-    f(32022, 10, 2, Kind::Message, Label::Map, 315, 0, 0), // key_values
+    f(32539, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
+    f(32552, 10, 2, Kind::Message, Label::Map, 319, 0, 0), // key_values
     // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.extensions.wasm.v3.PluginConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(32129, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
-    f(32136, 9, 3, Kind::Message, Label::Optional, 318, 1, 0), // vm_config
-    f(32145, 13, 4, Kind::Message, Label::Optional, 355, 0, 0), // configuration
-    f(32158, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
-    f(32167, 29, 6, Kind::Message, Label::Optional, 312, 0, 0), // capability_restriction_config
-    f(32196, 14, 7, Kind::Enum, Label::Implicit, 54, 0, 0), // failure_policy
-    f(32210, 31, 9, Kind::Message, Label::Optional, 356, 0, 0), // allow_on_headers_stop_iteration
+    f(32659, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
+    f(32666, 9, 3, Kind::Message, Label::Optional, 322, 1, 0), // vm_config
+    f(32675, 13, 4, Kind::Message, Label::Optional, 360, 0, 0), // configuration
+    f(32688, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
+    f(32697, 29, 6, Kind::Message, Label::Optional, 316, 0, 0), // capability_restriction_config
+    f(32726, 14, 7, Kind::Enum, Label::Implicit, 56, 0, 0), // failure_policy
+    f(32740, 31, 9, Kind::Message, Label::Optional, 361, 0, 0), // allow_on_headers_stop_iteration
     // envoy.extensions.wasm.v3.SanitizationConfig
     // envoy.extensions.wasm.v3.VmConfig
-    f(32317, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
-    f(32322, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
-    f(32329, 4, 3, Kind::Message, Label::Optional, 87, 0, 0), // code
-    f(32145, 13, 4, Kind::Message, Label::Optional, 355, 0, 0), // configuration
-    f(32333, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
-    f(32350, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
-    f(32373, 21, 7, Kind::Message, Label::Optional, 314, 0, 0), // environment_variables
-    f(32167, 29, 8, Kind::Message, Label::Optional, 312, 0, 0), // capability_restriction_config
+    f(32847, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
+    f(32852, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
+    f(32859, 4, 3, Kind::Message, Label::Optional, 87, 0, 0), // code
+    f(32675, 13, 4, Kind::Message, Label::Optional, 360, 0, 0), // configuration
+    f(32863, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
+    f(32880, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
+    f(32903, 21, 7, Kind::Message, Label::Optional, 318, 0, 0), // environment_variables
+    f(32697, 29, 8, Kind::Message, Label::Optional, 316, 0, 0), // capability_restriction_config
     // envoy.service.discovery.v3.DeltaDiscoveryRequest
     f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
-    f(32442, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32450, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
-    f(32474, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
-    f(32500, 25, 5, Kind::Message, Label::Map, 320, 0, 0), // initial_resource_versions
-    f(32525, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
-    f(32539, 12, 7, Kind::Message, Label::Optional, 373, 0, 0), // error_detail
+    f(32972, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32980, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
+    f(33004, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
+    f(33030, 25, 5, Kind::Message, Label::Map, 324, 0, 0), // initial_resource_versions
+    f(33055, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
+    f(33069, 12, 7, Kind::Message, Label::Optional, 378, 0, 0), // error_detail
     // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    f(32677, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
-    f(32696, 9, 2, Kind::Message, Label::Repeated, 323, 0, 0), // resources
-    f(32442, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32705, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32710, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
-    f(32727, 13, 7, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
-    f(32740, 22, 8, Kind::Message, Label::Repeated, 324, 0, 0), // removed_resource_names
+    f(33207, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
+    f(33226, 9, 2, Kind::Message, Label::Repeated, 327, 0, 0), // resources
+    f(32972, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33235, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(33240, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
+    f(33257, 13, 7, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
+    f(33270, 22, 8, Kind::Message, Label::Repeated, 328, 0, 0), // removed_resource_names
     // envoy.service.discovery.v3.DiscoveryResponse
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(32696, 9, 2, Kind::Message, Label::Repeated, 355, 0, 0), // resources
-    f(32806, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
-    f(32442, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32705, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(32727, 13, 6, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
+    f(33226, 9, 2, Kind::Message, Label::Repeated, 360, 0, 0), // resources
+    f(33336, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
+    f(32972, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33235, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(33257, 13, 6, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
     // envoy.service.discovery.v3.Resource
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
-    f(32847, 8, 2, Kind::Message, Label::Optional, 355, 0, 0), // resource
+    f(33377, 8, 2, Kind::Message, Label::Optional, 360, 0, 0), // resource
     f(345, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(32855, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
-    f(18012, 3, 6, Kind::Message, Label::Optional, 359, 0, 0), // ttl
-    f(32862, 13, 8, Kind::Message, Label::Optional, 324, 0, 0), // resource_name
+    f(33385, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
+    f(18054, 3, 6, Kind::Message, Label::Optional, 364, 0, 0), // ttl
+    f(33392, 13, 8, Kind::Message, Label::Optional, 328, 0, 0), // resource_name
     f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     // envoy.service.discovery.v3.ResourceName
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.type.matcher.v3.AddressMatcher
-    f(32950, 6, 1, Kind::Message, Label::Repeated, 378, 0, 0), // ranges
+    f(33480, 6, 1, Kind::Message, Label::Repeated, 383, 0, 0), // ranges
     f(16441, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     // envoy.type.matcher.v3.DoubleMatcher
-    f(32991, 5, 1, Kind::Message, Label::Optional, 345, 1, 0), // range
-    f(32996, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
+    f(33521, 5, 1, Kind::Message, Label::Optional, 349, 1, 0), // range
+    f(33526, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
     // envoy.type.matcher.v3.FilterStateMatcher
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(16507, 12, 2, Kind::Message, Label::Optional, 337, 1, 0), // string_match
-    f(33041, 13, 3, Kind::Message, Label::Optional, 325, 1, 0), // address_match
+    f(16507, 12, 2, Kind::Message, Label::Optional, 341, 1, 0), // string_match
+    f(33571, 13, 3, Kind::Message, Label::Optional, 329, 1, 0), // address_match
     // envoy.type.matcher.v3.ListMatcher
-    f(33087, 6, 1, Kind::Message, Label::Optional, 338, 1, 0), // one_of
+    f(33617, 6, 1, Kind::Message, Label::Optional, 342, 1, 0), // one_of
     // envoy.type.matcher.v3.ListStringMatcher
-    f(33132, 8, 1, Kind::Message, Label::Repeated, 337, 0, 0), // patterns
+    f(33662, 8, 1, Kind::Message, Label::Repeated, 341, 0, 0), // patterns
     // envoy.type.matcher.v3.MetadataMatcher
     f(3179, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // filter
-    f(131, 4, 2, Kind::Message, Label::Repeated, 331, 0, 0), // path
-    f(3009, 5, 3, Kind::Message, Label::Optional, 338, 0, 0), // value
-    f(33177, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
+    f(131, 4, 2, Kind::Message, Label::Repeated, 335, 0, 0), // path
+    f(3009, 5, 3, Kind::Message, Label::Optional, 342, 0, 0), // value
+    f(33707, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
     // envoy.type.matcher.v3.MetadataMatcher.PathSegment
     f(7579, 3, 1, Kind::String, Label::Optional, 0, 1, 0), // key
     // envoy.type.matcher.v3.OrMatcher
-    f(33263, 14, 1, Kind::Message, Label::Repeated, 338, 0, 0), // value_matchers
+    f(33793, 14, 1, Kind::Message, Label::Repeated, 342, 0, 0), // value_matchers
     // envoy.type.matcher.v3.PathMatcher
-    f(131, 4, 1, Kind::Message, Label::Optional, 337, 1, 0), // path
+    f(131, 4, 1, Kind::Message, Label::Optional, 341, 1, 0), // path
     // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    f(33355, 7, 1, Kind::Message, Label::Optional, 335, 0, 0), // pattern
-    f(33362, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
+    f(33885, 7, 1, Kind::Message, Label::Optional, 339, 0, 0), // pattern
+    f(33892, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
     // envoy.type.matcher.v3.RegexMatcher
-    f(33408, 10, 1, Kind::Message, Label::Optional, 336, 1, 0), // google_re2
+    f(33938, 10, 1, Kind::Message, Label::Optional, 340, 1, 0), // google_re2
     f(15354, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // regex
     // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    f(33462, 16, 1, Kind::Message, Label::Optional, 370, 0, 0), // max_program_size
+    f(33992, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // max_program_size
     // envoy.type.matcher.v3.StringMatcher
-    f(32996, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
+    f(33526, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
     f(14816, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // prefix
-    f(33513, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
-    f(18584, 10, 5, Kind::Message, Label::Optional, 335, 1, 0), // safe_regex
-    f(33519, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
-    f(33530, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
-    f(15787, 6, 8, Kind::Message, Label::Optional, 381, 1, 0), // custom
+    f(34043, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
+    f(18626, 10, 5, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex
+    f(34049, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
+    f(34060, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
+    f(15787, 6, 8, Kind::Message, Label::Optional, 386, 1, 0), // custom
     // envoy.type.matcher.v3.ValueMatcher
-    f(33572, 10, 1, Kind::Message, Label::Optional, 339, 1, 0), // null_match
-    f(33582, 12, 2, Kind::Message, Label::Optional, 326, 1, 0), // double_match
-    f(16507, 12, 3, Kind::Message, Label::Optional, 337, 1, 0), // string_match
-    f(33594, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
+    f(34102, 10, 1, Kind::Message, Label::Optional, 343, 1, 0), // null_match
+    f(34112, 12, 2, Kind::Message, Label::Optional, 330, 1, 0), // double_match
+    f(16507, 12, 3, Kind::Message, Label::Optional, 341, 1, 0), // string_match
+    f(34124, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
     f(16428, 13, 5, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
-    f(33604, 10, 6, Kind::Message, Label::Optional, 328, 1, 0), // list_match
-    f(33614, 8, 7, Kind::Message, Label::Optional, 332, 1, 0), // or_match
+    f(34134, 10, 6, Kind::Message, Label::Optional, 332, 1, 0), // list_match
+    f(34144, 8, 7, Kind::Message, Label::Optional, 336, 1, 0), // or_match
     // envoy.type.matcher.v3.ValueMatcher.NullMatch
     // envoy.type.metadata.v3.MetadataKey
     // envoy.type.tracing.v3.CustomTag
-    f(33731, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
-    f(33734, 7, 2, Kind::Message, Label::Optional, 344, 1, 0), // literal
-    f(33741, 11, 3, Kind::Message, Label::Optional, 342, 1, 0), // environment
-    f(33752, 14, 4, Kind::Message, Label::Optional, 343, 1, 0), // request_header
+    f(34261, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
+    f(34264, 7, 2, Kind::Message, Label::Optional, 348, 1, 0), // literal
+    f(34271, 11, 3, Kind::Message, Label::Optional, 346, 1, 0), // environment
+    f(34282, 14, 4, Kind::Message, Label::Optional, 347, 1, 0), // request_header
     f(3009, 5, 6, Kind::String, Label::Optional, 0, 1, 0), // value
     // envoy.type.tracing.v3.CustomTag.Environment
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -2197,30 +2226,34 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // envoy.type.tracing.v3.CustomTag.Literal
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.DoubleRange
-    f(33911, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
-    f(33916, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
+    f(34441, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
+    f(34446, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.FractionalPercent
-    f(33950, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
-    f(33959, 11, 2, Kind::Enum, Label::Implicit, 55, 0, 0), // denominator
+    f(34480, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
+    f(34489, 11, 2, Kind::Enum, Label::Implicit, 57, 0, 0), // denominator
     // envoy.type.v3.HashPolicy
     // envoy.type.v3.HttpStatus
-    f(32329, 4, 1, Kind::Enum, Label::Implicit, 56, 0, 0), // code
+    f(32859, 4, 1, Kind::Enum, Label::Implicit, 58, 0, 0), // code
     // envoy.type.v3.Int32Range
-    f(33911, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
-    f(33916, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
+    f(34441, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
+    f(34446, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Int64Range
-    f(33911, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
-    f(33916, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
+    f(34441, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
+    f(34446, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Percent
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.SemanticVersion
-    f(34116, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
-    f(34128, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
-    f(34140, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    f(34646, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
+    f(34658, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
+    f(34670, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    // envoy.type.v3.TokenBucket
+    f(34700, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_tokens
+    f(34710, 15, 2, Kind::Message, Label::Optional, 375, 0, 0), // tokens_per_fill
+    f(34725, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // fill_interval
     // google.api.expr.v1alpha1.CheckedExpr
     // google.api.expr.v1alpha1.Expr
     // google.protobuf.Any
-    f(32442, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(32972, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
     f(3009, 5, 2, Kind::Bytes, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.BoolValue
     f(3009, 5, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // value
@@ -2229,11 +2262,11 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // google.protobuf.DoubleValue
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Duration
-    f(34331, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(34338, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34924, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34931, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.Empty
     // google.protobuf.FieldMask
-    f(34389, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
+    f(34982, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
     // google.protobuf.FloatValue
     f(3009, 5, 1, Kind::Float, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Int32Value
@@ -2241,52 +2274,52 @@ pub(crate) static FIELDS: [Field; 1518] = [
     // google.protobuf.Int64Value
     f(3009, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.ListValue
-    f(34497, 6, 1, Kind::Message, Label::Repeated, 372, 0, 0), // values
+    f(35090, 6, 1, Kind::Message, Label::Repeated, 377, 0, 0), // values
     // google.protobuf.StringValue
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Struct
-    f(34552, 6, 1, Kind::Message, Label::Map, 368, 0, 0), // fields
+    f(35145, 6, 1, Kind::Message, Label::Map, 373, 0, 0), // fields
     // google.protobuf.Struct.FieldsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 372, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 377, 0, 0), // value
     // google.protobuf.Timestamp
-    f(34331, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(34338, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(34924, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(34931, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.UInt32Value
     f(3009, 5, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.UInt64Value
     f(3009, 5, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Value
-    f(34692, 10, 1, Kind::Enum, Label::Optional, 57, 1, 0), // null_value
-    f(34702, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
-    f(34714, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34726, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34736, 12, 5, Kind::Message, Label::Optional, 367, 1, 0), // struct_value
-    f(34748, 10, 6, Kind::Message, Label::Optional, 365, 1, 0), // list_value
+    f(35285, 10, 1, Kind::Enum, Label::Optional, 59, 1, 0), // null_value
+    f(35295, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
+    f(35307, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(35319, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(35329, 12, 5, Kind::Message, Label::Optional, 372, 1, 0), // struct_value
+    f(35341, 10, 6, Kind::Message, Label::Optional, 370, 1, 0), // list_value
     // google.rpc.Status
-    f(32329, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
-    f(34775, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
-    f(3137, 7, 3, Kind::Message, Label::Repeated, 355, 0, 0), // details
+    f(32859, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
+    f(35368, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
+    f(3137, 7, 3, Kind::Message, Label::Repeated, 360, 0, 0), // details
     // opentelemetry.proto.common.v1.AnyValue
-    f(34714, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(34726, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(34820, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
-    f(34829, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
-    f(34841, 11, 5, Kind::Message, Label::Optional, 375, 1, 0), // array_value
-    f(34852, 12, 6, Kind::Message, Label::Optional, 377, 1, 0), // kvlist_value
-    f(34864, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
-    f(34875, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
+    f(35307, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(35319, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(35413, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
+    f(35422, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
+    f(35434, 11, 5, Kind::Message, Label::Optional, 380, 1, 0), // array_value
+    f(35445, 12, 6, Kind::Message, Label::Optional, 382, 1, 0), // kvlist_value
+    f(35457, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
+    f(35468, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
     // opentelemetry.proto.common.v1.ArrayValue
-    f(34497, 6, 1, Kind::Message, Label::Repeated, 374, 0, 0), // values
+    f(35090, 6, 1, Kind::Message, Label::Repeated, 379, 0, 0), // values
     // opentelemetry.proto.common.v1.KeyValue
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 374, 0, 0), // value
-    f(34974, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
+    f(3009, 5, 2, Kind::Message, Label::Optional, 379, 0, 0), // value
+    f(35567, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
     // opentelemetry.proto.common.v1.KeyValueList
-    f(34497, 6, 1, Kind::Message, Label::Repeated, 376, 0, 0), // values
+    f(35090, 6, 1, Kind::Message, Label::Repeated, 381, 0, 0), // values
     // xds.core.v3.CidrRange
     // xds.core.v3.ContextParams
-    f(35074, 6, 1, Kind::Message, Label::Map, 380, 0, 0), // params
+    f(35667, 6, 1, Kind::Message, Label::Map, 385, 0, 0), // params
     // xds.core.v3.ContextParams.ParamsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
@@ -2295,7 +2328,7 @@ pub(crate) static FIELDS: [Field; 1518] = [
 ];
 
 /// Each one's part of the values.
-pub(crate) static ENUMS: [Enum; 58] = [
+pub(crate) static ENUMS: [Enum; 60] = [
     e(0, 7), // envoy.admin.v3.ClientResourceStatus
     e(7, 2), // envoy.admin.v3.CommandLineOptions.DrainStrategy
     e(9, 2), // envoy.admin.v3.CommandLineOptions.IpVersion
@@ -2332,359 +2365,368 @@ pub(crate) static ENUMS: [Enum; 58] = [
     e(125, 4), // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
     e(129, 2), // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
     e(131, 15), // envoy.data.accesslog.v3.AccessLogType
-    e(146, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    e(148, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    e(150, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    e(153, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    e(156, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    e(158, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    e(162, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    e(167, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    e(169, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    e(174, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    e(177, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    e(179, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    e(182, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    e(185, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    e(187, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    e(190, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    e(196, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    e(199, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    e(204, 4), // envoy.extensions.wasm.v3.FailurePolicy
-    e(208, 3), // envoy.type.v3.FractionalPercent.DenominatorType
-    e(211, 57), // envoy.type.v3.StatusCode
-    e(268, 1), // google.protobuf.NullValue
+    e(146, 3), // envoy.extensions.common.ratelimit.v3.VhRateLimitsOptions
+    e(149, 2), // envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRFCVersion
+    e(151, 2), // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
+    e(153, 2), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
+    e(155, 3), // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
+    e(158, 3), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
+    e(161, 2), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
+    e(163, 4), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
+    e(167, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
+    e(172, 2), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
+    e(174, 5), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
+    e(179, 3), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
+    e(182, 2), // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
+    e(184, 3), // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
+    e(187, 3), // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
+    e(190, 2), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
+    e(192, 3), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
+    e(195, 6), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
+    e(201, 3), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
+    e(204, 5), // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
+    e(209, 4), // envoy.extensions.wasm.v3.FailurePolicy
+    e(213, 3), // envoy.type.v3.FractionalPercent.DenominatorType
+    e(216, 57), // envoy.type.v3.StatusCode
+    e(273, 1), // google.protobuf.NullValue
 ];
 
 /// Of each enum in turn.
-pub(crate) static VALUES: [EnumValue; 269] = [
+pub(crate) static VALUES: [EnumValue; 274] = [
     // envoy.admin.v3.ClientResourceStatus
-    v(35176, 7, 0), // UNKNOWN
-    v(35183, 9, 1), // REQUESTED
-    v(35192, 14, 2), // DOES_NOT_EXIST
-    v(35206, 5, 3), // ACKED
-    v(35211, 6, 4), // NACKED
-    v(35217, 14, 5), // RECEIVED_ERROR
-    v(35231, 7, 6), // TIMEOUT
+    v(35769, 7, 0), // UNKNOWN
+    v(35776, 9, 1), // REQUESTED
+    v(35785, 14, 2), // DOES_NOT_EXIST
+    v(35799, 5, 3), // ACKED
+    v(35804, 6, 4), // NACKED
+    v(35810, 14, 5), // RECEIVED_ERROR
+    v(35824, 7, 6), // TIMEOUT
     // envoy.admin.v3.CommandLineOptions.DrainStrategy
-    v(35238, 7, 0), // Gradual
-    v(35245, 9, 1), // Immediate
+    v(35831, 7, 0), // Gradual
+    v(35838, 9, 1), // Immediate
     // envoy.admin.v3.CommandLineOptions.IpVersion
-    v(35254, 2, 0), // v4
-    v(35256, 2, 1), // v6
+    v(35847, 2, 0), // v4
+    v(35849, 2, 1), // v6
     // envoy.admin.v3.CommandLineOptions.Mode
-    v(35258, 5, 0), // Serve
-    v(35263, 8, 1), // Validate
-    v(35271, 8, 2), // InitOnly
+    v(35851, 5, 0), // Serve
+    v(35856, 8, 1), // Validate
+    v(35864, 8, 2), // InitOnly
     // envoy.admin.v3.ServerInfo.State
-    v(35279, 4, 0), // LIVE
-    v(35283, 8, 1), // DRAINING
-    v(35291, 16, 2), // PRE_INITIALIZING
-    v(35307, 12, 3), // INITIALIZING
+    v(35872, 4, 0), // LIVE
+    v(35876, 8, 1), // DRAINING
+    v(35884, 16, 2), // PRE_INITIALIZING
+    v(35900, 12, 3), // INITIALIZING
     // envoy.admin.v3.SimpleMetric.Type
-    v(35319, 7, 0), // COUNTER
-    v(35326, 5, 1), // GAUGE
+    v(35912, 7, 0), // COUNTER
+    v(35919, 5, 1), // GAUGE
     // envoy.config.accesslog.v3.ComparisonFilter.Op
-    v(35331, 2, 0), // EQ
-    v(35333, 2, 1), // GE
-    v(35335, 2, 2), // LE
-    v(35337, 2, 3), // NE
+    v(35924, 2, 0), // EQ
+    v(35926, 2, 1), // GE
+    v(35928, 2, 2), // LE
+    v(35930, 2, 3), // NE
     // envoy.config.accesslog.v3.GrpcStatusFilter.Status
-    v(35339, 2, 0), // OK
-    v(35341, 8, 1), // CANCELED
-    v(35176, 7, 2), // UNKNOWN
-    v(35349, 16, 3), // INVALID_ARGUMENT
-    v(35365, 17, 4), // DEADLINE_EXCEEDED
-    v(35382, 9, 5), // NOT_FOUND
-    v(35391, 14, 6), // ALREADY_EXISTS
-    v(35405, 17, 7), // PERMISSION_DENIED
-    v(35422, 18, 8), // RESOURCE_EXHAUSTED
-    v(35440, 19, 9), // FAILED_PRECONDITION
-    v(35459, 7, 10), // ABORTED
-    v(35466, 12, 11), // OUT_OF_RANGE
-    v(35478, 13, 12), // UNIMPLEMENTED
-    v(35491, 8, 13), // INTERNAL
-    v(35499, 11, 14), // UNAVAILABLE
-    v(35510, 9, 15), // DATA_LOSS
-    v(35519, 15, 16), // UNAUTHENTICATED
+    v(35932, 2, 0), // OK
+    v(35934, 8, 1), // CANCELED
+    v(35769, 7, 2), // UNKNOWN
+    v(35942, 16, 3), // INVALID_ARGUMENT
+    v(35958, 17, 4), // DEADLINE_EXCEEDED
+    v(35975, 9, 5), // NOT_FOUND
+    v(35984, 14, 6), // ALREADY_EXISTS
+    v(35998, 17, 7), // PERMISSION_DENIED
+    v(36015, 18, 8), // RESOURCE_EXHAUSTED
+    v(36033, 19, 9), // FAILED_PRECONDITION
+    v(36052, 7, 10), // ABORTED
+    v(36059, 12, 11), // OUT_OF_RANGE
+    v(36071, 13, 12), // UNIMPLEMENTED
+    v(36084, 8, 13), // INTERNAL
+    v(36092, 11, 14), // UNAVAILABLE
+    v(36103, 9, 15), // DATA_LOSS
+    v(36112, 15, 16), // UNAUTHENTICATED
     // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
-    v(35534, 23, 0), // USE_CONFIGURED_PROTOCOL
-    v(35557, 23, 1), // USE_DOWNSTREAM_PROTOCOL
+    v(36127, 23, 0), // USE_CONFIGURED_PROTOCOL
+    v(36150, 23, 1), // USE_DOWNSTREAM_PROTOCOL
     // envoy.config.cluster.v3.Cluster.DiscoveryType
-    v(35580, 6, 0), // STATIC
-    v(35586, 10, 1), // STRICT_DNS
-    v(35596, 11, 2), // LOGICAL_DNS
-    v(35607, 3, 3), // EDS
-    v(35610, 12, 4), // ORIGINAL_DST
+    v(36173, 6, 0), // STATIC
+    v(36179, 10, 1), // STRICT_DNS
+    v(36189, 11, 2), // LOGICAL_DNS
+    v(36200, 3, 3), // EDS
+    v(36203, 12, 4), // ORIGINAL_DST
     // envoy.config.cluster.v3.Cluster.DnsLookupFamily
-    v(35622, 4, 0), // AUTO
-    v(35626, 7, 1), // V4_ONLY
-    v(35633, 7, 2), // V6_ONLY
-    v(35640, 12, 3), // V4_PREFERRED
-    v(35652, 3, 4), // ALL
+    v(36215, 4, 0), // AUTO
+    v(36219, 7, 1), // V4_ONLY
+    v(36226, 7, 2), // V6_ONLY
+    v(36233, 12, 3), // V4_PREFERRED
+    v(36245, 3, 4), // ALL
     // envoy.config.cluster.v3.Cluster.LbPolicy
-    v(35655, 11, 0), // ROUND_ROBIN
-    v(35666, 13, 1), // LEAST_REQUEST
-    v(35679, 9, 2), // RING_HASH
-    v(35688, 6, 3), // RANDOM
-    v(35694, 6, 5), // MAGLEV
-    v(35700, 16, 6), // CLUSTER_PROVIDED
-    v(35716, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
+    v(36248, 11, 0), // ROUND_ROBIN
+    v(36259, 13, 1), // LEAST_REQUEST
+    v(36272, 9, 2), // RING_HASH
+    v(36281, 6, 3), // RANDOM
+    v(36287, 6, 5), // MAGLEV
+    v(36293, 16, 6), // CLUSTER_PROVIDED
+    v(36309, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
-    v(35744, 7, 0), // XX_HASH
-    v(35751, 13, 1), // MURMUR_HASH_2
+    v(36337, 7, 0), // XX_HASH
+    v(36344, 13, 1), // MURMUR_HASH_2
     // envoy.config.core.v3.ApiConfigSource.ApiType
-    v(35764, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(35801, 4, 1), // REST
-    v(35805, 4, 2), // GRPC
-    v(35809, 10, 3), // DELTA_GRPC
-    v(35819, 15, 5), // AGGREGATED_GRPC
-    v(35834, 21, 6), // AGGREGATED_DELTA_GRPC
+    v(36357, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(36394, 4, 1), // REST
+    v(36398, 4, 2), // GRPC
+    v(36402, 10, 3), // DELTA_GRPC
+    v(36412, 15, 5), // AGGREGATED_GRPC
+    v(36427, 21, 6), // AGGREGATED_DELTA_GRPC
     // envoy.config.core.v3.ApiVersion
-    v(35622, 4, 0), // AUTO
-    v(35855, 2, 1), // V2
-    v(35857, 2, 2), // V3
+    v(36215, 4, 0), // AUTO
+    v(36448, 2, 1), // V2
+    v(36450, 2, 2), // V3
     // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
-    v(35859, 23, 0), // APPEND_IF_EXISTS_OR_ADD
-    v(35882, 13, 1), // ADD_IF_ABSENT
-    v(35895, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
-    v(35921, 19, 3), // OVERWRITE_IF_EXISTS
+    v(36452, 23, 0), // APPEND_IF_EXISTS_OR_ADD
+    v(36475, 13, 1), // ADD_IF_ABSENT
+    v(36488, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
+    v(36514, 19, 3), // OVERWRITE_IF_EXISTS
     // envoy.config.core.v3.HealthStatus
-    v(35176, 7, 0), // UNKNOWN
-    v(35940, 7, 1), // HEALTHY
-    v(35947, 9, 2), // UNHEALTHY
-    v(35283, 8, 3), // DRAINING
-    v(35231, 7, 4), // TIMEOUT
-    v(35956, 8, 5), // DEGRADED
+    v(35769, 7, 0), // UNKNOWN
+    v(36533, 7, 1), // HEALTHY
+    v(36540, 9, 2), // UNHEALTHY
+    v(35876, 8, 3), // DRAINING
+    v(35824, 7, 4), // TIMEOUT
+    v(36549, 8, 5), // DEGRADED
     // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
-    v(35964, 5, 0), // ALLOW
-    v(35969, 14, 1), // REJECT_REQUEST
-    v(35983, 11, 2), // DROP_HEADER
+    v(36557, 5, 0), // ALLOW
+    v(36562, 14, 1), // REJECT_REQUEST
+    v(36576, 11, 2), // DROP_HEADER
     // envoy.config.core.v3.ProxyProtocolConfig.Version
-    v(35994, 2, 0), // V1
-    v(35855, 2, 1), // V2
+    v(36587, 2, 0), // V1
+    v(36448, 2, 1), // V2
     // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
-    v(35996, 11, 0), // INCLUDE_ALL
-    v(36007, 7, 1), // INCLUDE
+    v(36589, 11, 0), // INCLUDE_ALL
+    v(36600, 7, 1), // INCLUDE
     // envoy.config.core.v3.RoutingPriority
-    v(36014, 7, 0), // DEFAULT
-    v(36021, 4, 1), // HIGH
+    v(36607, 7, 0), // DEFAULT
+    v(36614, 4, 1), // HIGH
     // envoy.config.core.v3.SocketAddress.Protocol
-    v(36025, 3, 0), // TCP
-    v(36028, 3, 1), // UDP
+    v(36618, 3, 0), // TCP
+    v(36621, 3, 1), // UDP
     // envoy.config.core.v3.TrafficDirection
-    v(36031, 11, 0), // UNSPECIFIED
-    v(36042, 7, 1), // INBOUND
-    v(36049, 8, 2), // OUTBOUND
+    v(36624, 11, 0), // UNSPECIFIED
+    v(36635, 7, 1), // INBOUND
+    v(36642, 8, 2), // OUTBOUND
     // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
-    v(36057, 3, 0), // ANY
-    v(36060, 19, 1), // SAME_IP_OR_LOOPBACK
-    v(36079, 8, 2), // EXTERNAL
+    v(36650, 3, 0), // ANY
+    v(36653, 19, 1), // SAME_IP_OR_LOOPBACK
+    v(36672, 8, 2), // EXTERNAL
     // envoy.config.listener.v3.Listener.DrainType
-    v(36014, 7, 0), // DEFAULT
-    v(36087, 11, 1), // MODIFY_ONLY
+    v(36607, 7, 0), // DEFAULT
+    v(36680, 11, 1), // MODIFY_ONLY
     // envoy.config.metrics.v3.HistogramEmitMode
-    v(36098, 21, 0), // SUMMARY_AND_HISTOGRAM
-    v(36119, 7, 1), // SUMMARY
-    v(36126, 9, 2), // HISTOGRAM
+    v(36691, 21, 0), // SUMMARY_AND_HISTOGRAM
+    v(36712, 7, 1), // SUMMARY
+    v(36719, 9, 2), // HISTOGRAM
     // envoy.config.rbac.v3.MetadataSource
-    v(36135, 7, 0), // DYNAMIC
-    v(36142, 5, 1), // ROUTE
+    v(36728, 7, 0), // DYNAMIC
+    v(36735, 5, 1), // ROUTE
     // envoy.config.rbac.v3.RBAC.Action
-    v(35964, 5, 0), // ALLOW
-    v(36147, 4, 1), // DENY
-    v(36151, 3, 2), // LOG
+    v(36557, 5, 0), // ALLOW
+    v(36740, 4, 1), // DENY
+    v(36744, 3, 2), // LOG
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
-    v(36154, 4, 0), // NONE
-    v(36158, 7, 1), // ON_DENY
-    v(36165, 8, 2), // ON_ALLOW
-    v(36173, 17, 3), // ON_DENY_AND_ALLOW
+    v(36747, 4, 0), // NONE
+    v(36751, 7, 1), // ON_DENY
+    v(36758, 8, 2), // ON_ALLOW
+    v(36766, 17, 3), // ON_DENY_AND_ALLOW
     // envoy.config.route.v3.RedirectAction.RedirectResponseCode
-    v(36190, 17, 0), // MOVED_PERMANENTLY
-    v(36207, 5, 1), // FOUND
-    v(36212, 9, 2), // SEE_OTHER
-    v(36221, 18, 3), // TEMPORARY_REDIRECT
-    v(36239, 18, 4), // PERMANENT_REDIRECT
+    v(36783, 17, 0), // MOVED_PERMANENTLY
+    v(36800, 5, 1), // FOUND
+    v(36805, 9, 2), // SEE_OTHER
+    v(36814, 18, 3), // TEMPORARY_REDIRECT
+    v(36832, 18, 4), // PERMANENT_REDIRECT
     // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
-    v(36257, 19, 0), // SERVICE_UNAVAILABLE
-    v(35382, 9, 1), // NOT_FOUND
-    v(36276, 21, 2), // INTERNAL_SERVER_ERROR
+    v(36850, 19, 0), // SERVICE_UNAVAILABLE
+    v(35975, 9, 1), // NOT_FOUND
+    v(36869, 21, 2), // INTERNAL_SERVER_ERROR
     // envoy.config.route.v3.RouteAction.InternalRedirectAction
-    v(36297, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
-    v(36327, 24, 1), // HANDLE_INTERNAL_REDIRECT
+    v(36890, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
+    v(36920, 24, 1), // HANDLE_INTERNAL_REDIRECT
     // envoy.config.route.v3.VirtualHost.TlsRequirementType
-    v(36154, 4, 0), // NONE
-    v(36351, 13, 1), // EXTERNAL_ONLY
-    v(35652, 3, 2), // ALL
+    v(36747, 4, 0), // NONE
+    v(36944, 13, 1), // EXTERNAL_ONLY
+    v(36245, 3, 2), // ALL
     // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
-    v(35764, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(36364, 9, 1), // HTTP_JSON
-    v(36373, 10, 2), // HTTP_PROTO
-    v(35805, 4, 3), // GRPC
+    v(36357, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(36957, 9, 1), // HTTP_JSON
+    v(36966, 10, 2), // HTTP_PROTO
+    v(36398, 4, 3), // GRPC
     // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    v(36383, 6, 0), // USE_B3
-    v(36389, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    v(36976, 6, 0), // USE_B3
+    v(36982, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
     // envoy.data.accesslog.v3.AccessLogType
-    v(36416, 6, 0), // NotSet
-    v(36422, 20, 1), // TcpUpstreamConnected
-    v(36442, 11, 2), // TcpPeriodic
-    v(36453, 16, 3), // TcpConnectionEnd
-    v(36469, 15, 4), // DownstreamStart
-    v(36484, 18, 5), // DownstreamPeriodic
-    v(36502, 13, 6), // DownstreamEnd
-    v(36515, 17, 7), // UpstreamPoolReady
-    v(36532, 16, 8), // UpstreamPeriodic
-    v(36548, 11, 9), // UpstreamEnd
-    v(36559, 39, 10), // DownstreamTunnelSuccessfullyEstablished
-    v(36598, 26, 11), // UdpTunnelUpstreamConnected
-    v(36624, 11, 12), // UdpPeriodic
-    v(36635, 13, 13), // UdpSessionEnd
-    v(36648, 18, 14), // TcpConnectionStart
+    v(37009, 6, 0), // NotSet
+    v(37015, 20, 1), // TcpUpstreamConnected
+    v(37035, 11, 2), // TcpPeriodic
+    v(37046, 16, 3), // TcpConnectionEnd
+    v(37062, 15, 4), // DownstreamStart
+    v(37077, 18, 5), // DownstreamPeriodic
+    v(37095, 13, 6), // DownstreamEnd
+    v(37108, 17, 7), // UpstreamPoolReady
+    v(37125, 16, 8), // UpstreamPeriodic
+    v(37141, 11, 9), // UpstreamEnd
+    v(37152, 39, 10), // DownstreamTunnelSuccessfullyEstablished
+    v(37191, 26, 11), // UdpTunnelUpstreamConnected
+    v(37217, 11, 12), // UdpPeriodic
+    v(37228, 13, 13), // UdpSessionEnd
+    v(37241, 18, 14), // TcpConnectionStart
+    // envoy.extensions.common.ratelimit.v3.VhRateLimitsOptions
+    v(37259, 8, 0), // OVERRIDE
+    v(36600, 7, 1), // INCLUDE
+    v(37267, 6, 2), // IGNORE
+    // envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRFCVersion
+    v(37273, 3, 0), // OFF
+    v(37276, 16, 1), // DRAFT_VERSION_03
     // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    v(36666, 11, 0), // SYNCHRONOUS
-    v(36677, 12, 1), // ASYNCHRONOUS
+    v(37292, 11, 0), // SYNCHRONOUS
+    v(37303, 12, 1), // ASYNCHRONOUS
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    v(36154, 4, 0), // NONE
-    v(36689, 6, 1), // BASE64
+    v(36747, 4, 0), // NONE
+    v(37315, 6, 1), // BASE64
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    v(36695, 6, 0), // STRING
-    v(36701, 6, 1), // NUMBER
-    v(36707, 14, 2), // PROTOBUF_VALUE
+    v(37321, 6, 0), // STRING
+    v(37327, 6, 1), // NUMBER
+    v(37333, 14, 2), // PROTOBUF_VALUE
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    v(36031, 11, 0), // UNSPECIFIED
-    v(36721, 14, 1), // SANITIZED_UTF8
-    v(36689, 6, 2), // BASE64
+    v(36624, 11, 0), // UNSPECIFIED
+    v(37347, 14, 1), // SANITIZED_UTF8
+    v(37315, 6, 2), // BASE64
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    v(36735, 16, 0), // DYNAMIC_METADATA
-    v(36751, 12, 1), // FILTER_STATE
+    v(37361, 16, 0), // DYNAMIC_METADATA
+    v(37377, 12, 1), // FILTER_STATE
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    v(35622, 4, 0), // AUTO
-    v(36763, 5, 1), // HTTP1
-    v(36768, 5, 2), // HTTP2
-    v(36773, 5, 3), // HTTP3
+    v(36215, 4, 0), // AUTO
+    v(37389, 5, 1), // HTTP1
+    v(37394, 5, 2), // HTTP2
+    v(37399, 5, 3), // HTTP3
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    v(36778, 8, 0), // SANITIZE
-    v(36786, 12, 1), // FORWARD_ONLY
-    v(36798, 14, 2), // APPEND_FORWARD
-    v(36812, 12, 3), // SANITIZE_SET
-    v(36824, 19, 4), // ALWAYS_FORWARD_ONLY
+    v(37404, 8, 0), // SANITIZE
+    v(37412, 12, 1), // FORWARD_ONLY
+    v(37424, 14, 2), // APPEND_FORWARD
+    v(37438, 12, 3), // SANITIZE_SET
+    v(37450, 19, 4), // ALWAYS_FORWARD_ONLY
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    v(36843, 4, 0), // TEXT
-    v(36847, 4, 1), // JSON
+    v(37469, 4, 0), // TEXT
+    v(37473, 4, 1), // JSON
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    v(36851, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
-    v(36882, 14, 1), // KEEP_UNCHANGED
-    v(35969, 14, 2), // REJECT_REQUEST
-    v(36896, 21, 3), // UNESCAPE_AND_REDIRECT
-    v(36917, 20, 4), // UNESCAPE_AND_FORWARD
+    v(37477, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
+    v(37508, 14, 1), // KEEP_UNCHANGED
+    v(36562, 14, 2), // REJECT_REQUEST
+    v(37522, 21, 3), // UNESCAPE_AND_REDIRECT
+    v(37543, 20, 4), // UNESCAPE_AND_FORWARD
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    v(36937, 9, 0), // OVERWRITE
-    v(36946, 16, 1), // APPEND_IF_ABSENT
-    v(36962, 12, 2), // PASS_THROUGH
+    v(37563, 9, 0), // OVERWRITE
+    v(37572, 16, 1), // APPEND_IF_ABSENT
+    v(37588, 12, 2), // PASS_THROUGH
     // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    v(36974, 22, 0), // ONE_TIME_ON_FIRST_BYTE
-    v(36996, 10, 1), // CONTINUOUS
+    v(37600, 22, 0), // ONE_TIME_ON_FIRST_BYTE
+    v(37622, 10, 1), // CONTINUOUS
     // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    v(35882, 13, 0), // ADD_IF_ABSENT
-    v(37006, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
-    v(35859, 23, 2), // APPEND_IF_EXISTS_OR_ADD
+    v(36475, 13, 0), // ADD_IF_ABSENT
+    v(37632, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
+    v(36452, 23, 2), // APPEND_IF_EXISTS_OR_ADD
     // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    v(37040, 9, 0), // IMMEDIATE
-    v(37049, 18, 1), // ON_DOWNSTREAM_DATA
-    v(37067, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
+    v(37666, 9, 0), // IMMEDIATE
+    v(37675, 18, 1), // ON_DOWNSTREAM_DATA
+    v(37693, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    v(37094, 18, 0), // VERIFY_TRUST_CHAIN
-    v(37112, 16, 1), // ACCEPT_UNTRUSTED
+    v(37720, 18, 0), // VERIFY_TRUST_CHAIN
+    v(37738, 16, 1), // ACCEPT_UNTRUSTED
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    v(37128, 16, 0), // LENIENT_STAPLING
-    v(37144, 15, 1), // STRICT_STAPLING
-    v(37159, 11, 2), // MUST_STAPLE
+    v(37754, 16, 0), // LENIENT_STAPLING
+    v(37770, 15, 1), // STRICT_STAPLING
+    v(37785, 11, 2), // MUST_STAPLE
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    v(37170, 20, 0), // SAN_TYPE_UNSPECIFIED
-    v(37190, 5, 1), // EMAIL
-    v(37195, 3, 2), // DNS
-    v(37198, 3, 3), // URI
-    v(37201, 10, 4), // IP_ADDRESS
-    v(37211, 10, 5), // OTHER_NAME
+    v(37796, 20, 0), // SAN_TYPE_UNSPECIFIED
+    v(37816, 5, 1), // EMAIL
+    v(37821, 3, 2), // DNS
+    v(37824, 3, 3), // URI
+    v(37827, 10, 4), // IP_ADDRESS
+    v(37837, 10, 5), // OTHER_NAME
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    v(37221, 11, 0), // FIPS_202205
-    v(37232, 12, 1), // CNSA2_202603
-    v(37244, 12, 2), // CNSA1_202603
+    v(37847, 11, 0), // FIPS_202205
+    v(37858, 12, 1), // CNSA2_202603
+    v(37870, 12, 2), // CNSA1_202603
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    v(37256, 8, 0), // TLS_AUTO
-    v(37264, 7, 1), // TLSv1_0
-    v(37271, 7, 2), // TLSv1_1
-    v(37278, 7, 3), // TLSv1_2
-    v(37285, 7, 4), // TLSv1_3
+    v(37882, 8, 0), // TLS_AUTO
+    v(37890, 7, 1), // TLSv1_0
+    v(37897, 7, 2), // TLSv1_1
+    v(37904, 7, 3), // TLSv1_2
+    v(37911, 7, 4), // TLSv1_3
     // envoy.extensions.wasm.v3.FailurePolicy
-    v(36031, 11, 0), // UNSPECIFIED
-    v(37292, 11, 1), // FAIL_RELOAD
-    v(37303, 11, 2), // FAIL_CLOSED
-    v(37314, 9, 3), // FAIL_OPEN
+    v(36624, 11, 0), // UNSPECIFIED
+    v(37918, 11, 1), // FAIL_RELOAD
+    v(37929, 11, 2), // FAIL_CLOSED
+    v(37940, 9, 3), // FAIL_OPEN
     // envoy.type.v3.FractionalPercent.DenominatorType
-    v(37323, 7, 0), // HUNDRED
-    v(37330, 12, 1), // TEN_THOUSAND
-    v(37342, 7, 2), // MILLION
+    v(37949, 7, 0), // HUNDRED
+    v(37956, 12, 1), // TEN_THOUSAND
+    v(37968, 7, 2), // MILLION
     // envoy.type.v3.StatusCode
-    v(37349, 5, 0), // Empty
-    v(37354, 8, 100), // Continue
-    v(35339, 2, 200), // OK
-    v(37362, 7, 201), // Created
-    v(37369, 8, 202), // Accepted
-    v(37377, 27, 203), // NonAuthoritativeInformation
-    v(37404, 9, 204), // NoContent
-    v(37413, 12, 205), // ResetContent
-    v(37425, 14, 206), // PartialContent
-    v(37439, 11, 207), // MultiStatus
-    v(37450, 15, 208), // AlreadyReported
-    v(37465, 6, 226), // IMUsed
-    v(37471, 15, 300), // MultipleChoices
-    v(37486, 16, 301), // MovedPermanently
-    v(37502, 5, 302), // Found
-    v(37507, 8, 303), // SeeOther
-    v(37515, 11, 304), // NotModified
-    v(37526, 8, 305), // UseProxy
-    v(37534, 17, 307), // TemporaryRedirect
-    v(37551, 17, 308), // PermanentRedirect
-    v(37568, 10, 400), // BadRequest
-    v(37578, 12, 401), // Unauthorized
-    v(37590, 15, 402), // PaymentRequired
-    v(37605, 9, 403), // Forbidden
-    v(37614, 8, 404), // NotFound
-    v(37622, 16, 405), // MethodNotAllowed
-    v(37638, 13, 406), // NotAcceptable
-    v(37651, 27, 407), // ProxyAuthenticationRequired
-    v(37678, 14, 408), // RequestTimeout
-    v(37692, 8, 409), // Conflict
-    v(37700, 4, 410), // Gone
-    v(37704, 14, 411), // LengthRequired
-    v(37718, 18, 412), // PreconditionFailed
-    v(37736, 15, 413), // PayloadTooLarge
-    v(37751, 10, 414), // URITooLong
-    v(37761, 20, 415), // UnsupportedMediaType
-    v(37781, 19, 416), // RangeNotSatisfiable
-    v(37800, 17, 417), // ExpectationFailed
-    v(37817, 18, 421), // MisdirectedRequest
-    v(37835, 19, 422), // UnprocessableEntity
-    v(37854, 6, 423), // Locked
-    v(37860, 16, 424), // FailedDependency
-    v(37876, 15, 426), // UpgradeRequired
-    v(37891, 20, 428), // PreconditionRequired
-    v(37911, 15, 429), // TooManyRequests
-    v(37926, 27, 431), // RequestHeaderFieldsTooLarge
-    v(37953, 19, 500), // InternalServerError
-    v(37972, 14, 501), // NotImplemented
-    v(37986, 10, 502), // BadGateway
-    v(37996, 18, 503), // ServiceUnavailable
-    v(38014, 14, 504), // GatewayTimeout
-    v(38028, 23, 505), // HTTPVersionNotSupported
-    v(38051, 21, 506), // VariantAlsoNegotiates
-    v(38072, 19, 507), // InsufficientStorage
-    v(38091, 12, 508), // LoopDetected
-    v(38103, 11, 510), // NotExtended
-    v(38114, 29, 511), // NetworkAuthenticationRequired
+    v(37975, 5, 0), // Empty
+    v(37980, 8, 100), // Continue
+    v(35932, 2, 200), // OK
+    v(37988, 7, 201), // Created
+    v(37995, 8, 202), // Accepted
+    v(38003, 27, 203), // NonAuthoritativeInformation
+    v(38030, 9, 204), // NoContent
+    v(38039, 12, 205), // ResetContent
+    v(38051, 14, 206), // PartialContent
+    v(38065, 11, 207), // MultiStatus
+    v(38076, 15, 208), // AlreadyReported
+    v(38091, 6, 226), // IMUsed
+    v(38097, 15, 300), // MultipleChoices
+    v(38112, 16, 301), // MovedPermanently
+    v(38128, 5, 302), // Found
+    v(38133, 8, 303), // SeeOther
+    v(38141, 11, 304), // NotModified
+    v(38152, 8, 305), // UseProxy
+    v(38160, 17, 307), // TemporaryRedirect
+    v(38177, 17, 308), // PermanentRedirect
+    v(38194, 10, 400), // BadRequest
+    v(38204, 12, 401), // Unauthorized
+    v(38216, 15, 402), // PaymentRequired
+    v(38231, 9, 403), // Forbidden
+    v(38240, 8, 404), // NotFound
+    v(38248, 16, 405), // MethodNotAllowed
+    v(38264, 13, 406), // NotAcceptable
+    v(38277, 27, 407), // ProxyAuthenticationRequired
+    v(38304, 14, 408), // RequestTimeout
+    v(38318, 8, 409), // Conflict
+    v(38326, 4, 410), // Gone
+    v(38330, 14, 411), // LengthRequired
+    v(38344, 18, 412), // PreconditionFailed
+    v(38362, 15, 413), // PayloadTooLarge
+    v(38377, 10, 414), // URITooLong
+    v(38387, 20, 415), // UnsupportedMediaType
+    v(38407, 19, 416), // RangeNotSatisfiable
+    v(38426, 17, 417), // ExpectationFailed
+    v(38443, 18, 421), // MisdirectedRequest
+    v(38461, 19, 422), // UnprocessableEntity
+    v(38480, 6, 423), // Locked
+    v(38486, 16, 424), // FailedDependency
+    v(38502, 15, 426), // UpgradeRequired
+    v(38517, 20, 428), // PreconditionRequired
+    v(38537, 15, 429), // TooManyRequests
+    v(38552, 27, 431), // RequestHeaderFieldsTooLarge
+    v(38579, 19, 500), // InternalServerError
+    v(38598, 14, 501), // NotImplemented
+    v(38612, 10, 502), // BadGateway
+    v(38622, 18, 503), // ServiceUnavailable
+    v(38640, 14, 504), // GatewayTimeout
+    v(38654, 23, 505), // HTTPVersionNotSupported
+    v(38677, 21, 506), // VariantAlsoNegotiates
+    v(38698, 19, 507), // InsufficientStorage
+    v(38717, 12, 508), // LoopDetected
+    v(38729, 11, 510), // NotExtended
+    v(38740, 29, 511), // NetworkAuthenticationRequired
     // google.protobuf.NullValue
-    v(38143, 10, 0), // NULL_VALUE
+    v(38769, 10, 0), // NULL_VALUE
 ];
 
 /// Every name once; the rows above say where it starts and how long it is.
@@ -2827,184 +2869,190 @@ udit_loggeris_optionalenvoy.config.rbac.v3.RBAC.PoliciesEntryenvoy.config.rbac.v
 a_sourceenvoy.config.route.v3.CookieMatcherenvoy.config.route.v3.Decoratorenvoy.config.route.v3.DirectResponseActionstat\
 usbodybody_formatenvoy.config.route.v3.FilterActionenvoy.config.route.v3.HeaderMatcherexact_matchrange_matchpresent_matc\
 hinvert_matchprefix_matchsuffix_matchsafe_regex_matchcontains_matchstring_matchtreat_missing_header_as_emptyenvoy.config\
-.route.v3.NonForwardingActionenvoy.config.route.v3.QueryParameterMatcherenvoy.config.route.v3.RedirectActionhost_redirec\
-tpath_redirectresponse_codehttps_redirectprefix_rewritestrip_queryscheme_redirectport_redirectregex_rewritepath_rewritee\
-nvoy.config.route.v3.RetryPolicyper_try_timeoutretriable_status_codesretriable_headersretriable_request_headersretry_opt\
-ions_predicatesper_try_idle_timeoutrefresh_cluster_on_retryenvoy.config.route.v3.RetryPolicy.RetryBackOffenvoy.config.ro\
-ute.v3.Routerouteredirectdecoratordirect_responseresponse_headers_to_addresponse_headers_to_removerequest_headers_to_rem\
-ovetyped_per_filter_configper_request_buffer_limit_bytesfilter_actionnon_forwarding_actionrequest_body_buffer_limitroute\
-_specifiersenvoy.config.route.v3.Route.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteActioncluster_headerweighted_\
-clustersmetadata_matchhost_rewrite_literalauto_host_rewriteinclude_vh_rate_limitshash_policycluster_not_found_response_c\
-odemax_grpc_timeoutinternal_redirect_actiongrpc_timeout_offsethost_rewrite_headerrequest_mirror_policiesmax_internal_red\
-irectsretry_policy_typed_confighost_rewrite_path_regexcluster_specifier_pluginappend_x_forwarded_hostearly_data_policypa\
-th_rewrite_policyflush_timeouthost_rewriteenvoy.config.route.v3.RouteAction.HashPolicycookieconnection_propertiestermina\
-lquery_parameterenvoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropertiesenvoy.config.route.v3.RouteAction.HashP\
-olicy.Cookiettlenvoy.config.route.v3.RouteAction.HashPolicy.Headerheader_nameenvoy.config.route.v3.RouteAction.HashPolic\
-y.QueryParameterenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.config.route.v3.RouteConfigurationvirtual_hos\
-tsinternal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax_direct_response_body_size_bytesignore_por\
-t_in_host_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.config.route.v3.RouteConfiguration.TypedPerFi\
-lterConfigEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_parametersgrpcruntime_fractionsafe_regextls_co\
-ntextconnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycookiesenvoy.config.route.v3.RouteMatch.Connec\
-tMatcherenvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.route.v3.RouteMatch.TlsContextMatchOptionsenv\
-oy.config.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequire_tlsinclude_request_attempt_countinclude_\
-attempt_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntryenvoy\
-.config.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policyenvoy.config.route.v3.WeightedCluster.Clust\
-erWeightenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntryenvoy.config.trace.v3.OpenTelemetry\
-Confighttp_serviceresource_detectorssamplermax_cache_sizeset_telemetry_sdk_resource_attributesset_service_name_resource_\
-attributeset_instrumentation_scopeexporterenvoy.config.trace.v3.Tracinghttpenvoy.config.trace.v3.Tracing.Httpenvoy.confi\
-g.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span_contextcollector_endpoint_versionco\
-llector_hostnamesplit_spans_for_requesttrace_context_optioncollector_servicetimestamp_trace_idsenvoy.extensions.access_l\
-oggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfiglog_\
-namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycustom_tagsenvoy.extensions\
-.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attributesdisable_builtin_\
-labelsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.access_loggers.stream.v3.StdoutAccessLog\
-envoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.filters.http.aws_lambda.v3.Configarnpayload_passthr\
-oughinvocation_modecredentials_profilematch_excluded_headersmatch_included_headersenvoy.extensions.filters.http.ext_auth\
-z.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.ext_authz.v3.AuthorizationResponseal\
-lowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowed_client_headers_on_successdynamic_m\
-etadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_request_bytesallow_partial_messagepack_\
-as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowwith_request_bodyclear_route_cachestatus_on\
-_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_disablefilter_enabled_metadatabootstrap_m\
-etadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_mode_allow_header_addcharge_cluster_respon\
-se_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespacesencode_raw_headersvalidate_mutationsdisa\
-llowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denied_response_body_bytesenforce_response_hea\
-der_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3.HttpServiceserver_uripath_prefixauthoriz\
-ation_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.grpc_http1_bridge.v3.Configupgrade_protobu\
-f_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.FilterConfigemit_filter_statestats_for_all_m\
-ethodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.filters.http.header_to_metadata.v3.Configre\
-quest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePairmetadata_namespaceencode\
-regex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.Ruleon_header_presenton_header_missingremo\
-veenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverification_status_headerenvoy.extensions.filt\
-ers.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntryenv\
-oy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refetch_durationenvoy.extensions.filters.http.\
-jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightrequirement_mapstrip_failure_responseenvoy\
-.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtAuth\
-entication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfigjwt_cache_sizejwt_max_token_sizee\
-nvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathenvoy.extensions.filters.http.jwt_authn.v3\
-.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHeadervalue_prefixenvoy.extensions.filters.ht\
-tp.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_headersfrom_paramsforward_payload_headerpaylo\
-ad_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_cookiesheader_in_metadataclaim_to_headers\
-failed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expirationmax_lifetimeenvoy.extensions.filters.htt\
-p.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensions.filters.http.jwt_authn.v3.JwtRequireme\
-ntprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_failedallow_missingextract_only_without_va\
-lidationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequirementsenvoy.extensions.filters.http.jwt_au\
-thn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteConfigrequirement_nameenvoy.extensions.fil\
-ters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_authn.v3.RemoteJwkscache_durationasync_fet\
-chenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.filters.http.lua.v3.Luainline_codesource_co\
-desdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry\
-envoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_stat_prefixshadow_matcherrules_stat_prefixtrack_per_r\
-ule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.extensions.filters.http.router.v3.Routerdynamic_sta\
-tsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_headersrespect_expected_rq_timeoutsuppress_grpc_request\
-_failure_code_statsupstream_http_filtersreject_connect_request_early_dataenvoy.extensions.filters.http.wasm.v3.Wasmconfi\
-genvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvoy.extensions.filters.listener.original_dst.v3.Orig\
-inalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocolallow_requests_without_proxy_protocoldisallowed_\
-versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePairvalue_string_encodinge\
-nvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleon_tlv_presentenvoy.extensions.filters.listener.tls\
-_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer_sizeenable_ja4_fingerprintingclose_connection_on_\
-client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filters.network.connection_limit.v3.ConnectionLimitdela\
-yruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthzsend_tls_alert_on_denialenvoy.extensions.filters.n\
-etwork.http_connection_manager.v3.HttpConnectionManagercodec_typerdshttp_filtersadd_user_agentserver_namedrain_timeoutus\
-e_remote_addressgenerate_request_idforward_client_cert_detailsset_current_client_cert_detailsproxy_100_continuexff_num_t\
-rusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_appendviaupgrade_configsstream_idle_timeoutdelayed_\
-close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_request_idmerge_slashesserver_header_transformational\
-ways_set_request_id_in_responsestrip_matching_host_portstream_error_on_invalid_http_messagerequest_headers_timeoutstrip_\
-any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionoriginal_ip_detection_extensionsstrip_trailing_host_d\
-ottyped_header_validation_configappend_x_forwarded_portearly_header_mutation_extensionsadd_proxy_protocol_connection_sta\
-teaccess_log_flush_intervalflush_access_log_on_new_requestappend_local_overloadhttp1_safe_max_connection_durationstream_\
-flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.extensions.filters.network.http_connection_manager.v3.\
-HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy.extensions.filters.network.http_connection_manage\
-r.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoverall_samplingverbosemax_path_tag_lengthproviderspawn_\
-upstream_spanoperationupstream_operationno_context_propagationenvoy.extensions.filters.network.http_connection_manager.v\
-3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensions.filters.network.http_connection_manager.v3.Http\
-Filterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsconfig_sourceroute_config_nameenvoy.extensions.filt\
-ers.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.filters.network.sni_cluster.v3.SniClusterenvoy.extens\
-ions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstream_idle_timeoutmax_connect_attemptstunneling_conf\
-igmax_downstream_connection_durationon_demandflush_access_log_on_connectedaccess_log_optionsbackoff_optionsproxy_protoco\
-l_tlvsmax_downstream_connection_duration_jitter_percentageupstream_connect_modemax_early_data_bytesproxy_protocol_tlv_me\
-rge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemandenvoy.extensions.filters.netwo\
-rk.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfigenvoy.\
-extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.W\
-eightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.Wasmenvoy.extensions.transport_sockets.proxy_protoc\
-ol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_pool_keyenvoy.extensions.transport_sockets.raw_buffe\
-r.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstanceinstance_namecertificate_nameen\
-voy.extensions.transport_sockets.tls.v3.CertificateValidationContexttrusted_caverify_certificate_hashverify_certificate_\
-spkirequire_signed_certificate_timestampcrlallow_expired_certificatematch_subject_alt_namestrust_chain_verificationcusto\
-m_validator_configca_certificate_provider_instanceonly_verify_leaf_cert_crlmatch_typed_subject_alt_namesmax_verify_depth\
-system_root_certssuppress_client_ca_listenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRoo\
-tCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_paramstls_certificatesvalidation_contextalpn_protoco\
-lstls_certificate_sds_secret_configsvalidation_context_sds_secret_configcombined_validation_contexttls_certificate_certi\
-ficate_providervalidation_context_certificate_providertls_certificate_certificate_provider_instancevalidation_context_ce\
-rtificate_provider_instancecustom_handshakertls_certificate_provider_instancekey_logcustom_tls_certificate_selectorenvoy\
-.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderenvoy.extensions.transport_sockets.tls.v3.Commo\
-nTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateVal\
-idationContextdefault_validation_contextenvoy.extensions.transport_sockets.tls.v3.DownstreamTlsContextcommon_tls_context\
-require_client_certificaterequire_snisession_ticket_keyssession_ticket_keys_sds_secret_configsession_timeoutdisable_stat\
-eless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_mismatchdisable_stateful_session_resumptionprefer_clien\
-t_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.extensions.transport_sockets.tls.v3.GenericSecret.\
-SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProviderfallbackenvoy.extensions.transport_sockets.tls.v\
-3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig\
-.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transport_sockets.tls.v3.SdsSecretConfigsds_configenvoy.ex\
-tensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secretenvoy.extensions.transport_sockets.tls.v3.SubjectAl\
-tNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCertificatecertificate_chainprivate_keypasswordocsp_\
-staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.extensions.transport_sockets.tls.v3.TlsKeyLoglocal_add\
-ress_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v3.TlsParameterstls_minimum_protocol_versiontls_max\
-imum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompliance_policiesenvoy.extensions.transport_sockets.t\
-ls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v3.UpstreamTlsContextsniallow_renegotiationmax_sess\
-ion_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy.extensions.upstreams.http.v3.HttpProtocolOptionse\
-xplicit_http_configuse_downstream_protocol_configauto_configheader_validation_configenvoy.extensions.upstreams.http.v3.H\
-ttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigenvoy.extensio\
-ns.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDowns\
-treamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigallowed_capabilitiesenvoy.extensions.wasm.v3.Capabili\
-tyRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.EnvironmentVariableshost_env_keyskey_valuesenvoy.ex\
-tensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.wasm.v3.PluginConfigroot_idvm_configconfigurationfa\
-il_opencapability_restriction_configfailure_policyallow_on_headers_stop_iterationenvoy.extensions.wasm.v3.SanitizationCo\
-nfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompilednack_on_code_cache_missenvironment_variablesenvoy.\
-service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subscriberesource_names_unsubscribeinitial_resource_ver\
-sionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryenvoy.servic\
-e.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonceremoved_resourcescontrol_planeremoved_resource_nam\
-esenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.discovery.v3.Resourceresourcealiasesresource_nameenvoy\
-.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcherrangesenvoy.type.matcher.v3.DoubleMatcherrangeexac\
-tenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.matcher.v3.ListMatcherone_ofenvoy.type.matcher.v3.ListS\
-tringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.type.matcher.v3.MetadataMatcher.PathSegmentenvoy.ty\
-pe.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcherenvoy.type.matcher.v3.RegexMatchAndSubstitutepatte\
-rnsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.matcher.v3.RegexMatcher.GoogleRE2max_program_sizeen\
-voy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.matcher.v3.ValueMatchernull_matchdouble_matchbool_m\
-atchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvoy.type.metadata.v3.MetadataKeyenvoy.type.tracing.v\
-3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.CustomTag.Environmentenvoy.type.tracing.v3.CustomTag\
-.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRangestartendenvoy.type.v3.FractionalPercentnumeratord\
-enominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.type.v3.\
-Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1a\
-lpha1.Exprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protob\
-uf.Durationsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int3\
-2Valuegoogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgo\
-ogle.protobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.pr\
-otobuf.Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.prot\
-o.common.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.comm\
-on.v1.ArrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.\
-CidrRangexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.ma\
-tcher.v3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyL\
-IVEDRAININGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEEQGELENEOKCANCELEDINVALID_ARGUMENTDEADLINE_EXCEEDEDNOT_FOUNDALREADY_E\
-XISTSPERMISSION_DENIEDRESOURCE_EXHAUSTEDFAILED_PRECONDITIONABORTEDOUT_OF_RANGEUNIMPLEMENTEDINTERNALUNAVAILABLEDATA_LOSSU\
-NAUTHENTICATEDUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLY\
-V4_PREFERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HA\
-SH_2DEPRECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_A\
-DDADD_IF_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCL\
-UDE_ALLINCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMS\
-UMMARYHISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTP\
-ERMANENT_REDIRECTSERVICE_UNAVAILABLEINTERNAL_SERVER_ERRORPASS_THROUGH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_\
-ONLYHTTP_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONNotSetTcpUpstreamConnectedTcpPeriodicTcpConnectionEndDownstreamS\
-tartDownstreamPeriodicDownstreamEndUpstreamPoolReadyUpstreamPeriodicUpstreamEndDownstreamTunnelSuccessfullyEstablishedUd\
-pTunnelUpstreamConnectedUdpPeriodicUdpSessionEndTcpConnectionStartSYNCHRONOUSASYNCHRONOUSBASE64STRINGNUMBERPROTOBUF_VALU\
-ESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSANITIZE_SETALWAYS_FORWARD_O\
-NLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORWARDOVERWRITEAPPEND_IF_ABSE\
-NTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWNSTREAM\
-_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAILDNSUR\
-IIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSEDFAIL_O\
-PENHUNDREDTEN_THOUSANDMILLIONEmptyContinueCreatedAcceptedNonAuthoritativeInformationNoContentResetContentPartialContentM\
-ultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOtherNotModifiedUseProxyTemporaryRedirectPermanent\
-RedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllowedNotAcceptableProxyAuthenticationRequiredRe\
-questTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURITooLongUnsupportedMediaTypeRangeNotSatisfiable\
-ExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependencyUpgradeRequiredPreconditionRequiredTooManyRe\
-questsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewayServiceUnavailableGatewayTimeoutHTTPVersionN\
-otSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedNetworkAuthenticationRequiredNULL_VALUE\
+.route.v3.NonForwardingActionenvoy.config.route.v3.QueryParameterMatcherenvoy.config.route.v3.RateLimitenvoy.config.rout\
+e.v3.RedirectActionhost_redirectpath_redirectresponse_codehttps_redirectprefix_rewritestrip_queryscheme_redirectport_red\
+irectregex_rewritepath_rewriteenvoy.config.route.v3.RetryPolicyper_try_timeoutretriable_status_codesretriable_headersret\
+riable_request_headersretry_options_predicatesper_try_idle_timeoutrefresh_cluster_on_retryenvoy.config.route.v3.RetryPol\
+icy.RetryBackOffenvoy.config.route.v3.Routerouteredirectdecoratordirect_responseresponse_headers_to_addresponse_headers_\
+to_removerequest_headers_to_removetyped_per_filter_configper_request_buffer_limit_bytesfilter_actionnon_forwarding_actio\
+nrequest_body_buffer_limitroute_specifiersenvoy.config.route.v3.Route.TypedPerFilterConfigEntryenvoy.config.route.v3.Rou\
+teActioncluster_headerweighted_clustersmetadata_matchhost_rewrite_literalauto_host_rewriterate_limitsinclude_vh_rate_lim\
+itshash_policycluster_not_found_response_codemax_grpc_timeoutinternal_redirect_actiongrpc_timeout_offsethost_rewrite_hea\
+derrequest_mirror_policiesmax_internal_redirectsretry_policy_typed_confighost_rewrite_path_regexcluster_specifier_plugin\
+append_x_forwarded_hostearly_data_policypath_rewrite_policyflush_timeouthost_rewriteenvoy.config.route.v3.RouteAction.Ha\
+shPolicycookieconnection_propertiesterminalquery_parameterenvoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropert\
+iesenvoy.config.route.v3.RouteAction.HashPolicy.Cookiettlenvoy.config.route.v3.RouteAction.HashPolicy.Headerheader_namee\
+nvoy.config.route.v3.RouteAction.HashPolicy.QueryParameterenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.con\
+fig.route.v3.RouteConfigurationvirtual_hostsinternal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax\
+_direct_response_body_size_bytesignore_port_in_host_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.con\
+fig.route.v3.RouteConfiguration.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_para\
+metersgrpcruntime_fractionsafe_regextls_contextconnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycook\
+iesenvoy.config.route.v3.RouteMatch.ConnectMatcherenvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.rou\
+te.v3.RouteMatch.TlsContextMatchOptionsenvoy.config.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequir\
+e_tlsinclude_request_attempt_countinclude_attempt_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.\
+VirtualHost.TypedPerFilterConfigEntryenvoy.config.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policye\
+nvoy.config.route.v3.WeightedCluster.ClusterWeightenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConf\
+igEntryenvoy.config.trace.v3.OpenTelemetryConfighttp_serviceresource_detectorssamplermax_cache_sizeset_telemetry_sdk_res\
+ource_attributesset_service_name_resource_attributeset_instrumentation_scopeexporterenvoy.config.trace.v3.Tracinghttpenv\
+oy.config.trace.v3.Tracing.Httpenvoy.config.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshare\
+d_span_contextcollector_endpoint_versioncollector_hostnamesplit_spans_for_requesttrace_context_optioncollector_serviceti\
+mestamp_trace_idsenvoy.extensions.access_loggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_log\
+gers.grpc.v3.CommonGrpcAccessLogConfiglog_namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stre\
+am_retry_policycustom_tagsenvoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configatt\
+ributesresource_attributesdisable_builtin_labelsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extension\
+s.access_loggers.stream.v3.StdoutAccessLogenvoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.common.ra\
+telimit.v3.LocalClusterRateLimitenvoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptorenvoy.extensions.filters.ht\
+tp.aws_lambda.v3.Configarnpayload_passthroughinvocation_modecredentials_profilematch_excluded_headersmatch_included_head\
+ersenvoy.extensions.filters.http.ext_authz.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.\
+http.ext_authz.v3.AuthorizationResponseallowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appenda\
+llowed_client_headers_on_successdynamic_metadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsma\
+x_request_bytesallow_partial_messagepack_as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowwi\
+th_request_bodyclear_route_cachestatus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_\
+disablefilter_enabled_metadatabootstrap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_m\
+ode_allow_header_addcharge_cluster_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespace\
+sencode_raw_headersvalidate_mutationsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denie\
+d_response_body_bytesenforce_response_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3\
+.HttpServiceserver_uripath_prefixauthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.g\
+rpc_http1_bridge.v3.Configupgrade_protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.Fil\
+terConfigemit_filter_statestats_for_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.fi\
+lters.http.header_to_metadata.v3.Configrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Co\
+nfig.KeyValuePairmetadata_namespaceencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.R\
+uleon_header_presenton_header_missingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverifi\
+cation_status_headerenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_\
+authn.v3.FilterStateRule.RequiresEntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refet\
+ch_durationenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightr\
+equirement_mapstrip_failure_responseenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.ext\
+ensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCac\
+heConfigjwt_cache_sizejwt_max_token_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathe\
+nvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHead\
+ervalue_prefixenvoy.extensions.filters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_head\
+ersfrom_paramsforward_payload_headerpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_\
+cookiesheader_in_metadataclaim_to_headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expiratio\
+nmax_lifetimeenvoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensio\
+ns.filters.http.jwt_authn.v3.JwtRequirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_f\
+ailedallow_missingextract_only_without_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequire\
+mentsenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteC\
+onfigrequirement_nameenvoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_a\
+uthn.v3.RemoteJwkscache_durationasync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.fi\
+lters.http.local_ratelimit.v3.LocalRateLimittoken_bucketfilter_enforceddescriptorsstagerequest_headers_to_add_when_not_e\
+nforcedlocal_rate_limit_per_downstream_connectionenable_x_ratelimit_headersvh_rate_limitsalways_consume_default_token_bu\
+cketrate_limited_as_resource_exhaustedlocal_cluster_rate_limitmax_dynamic_descriptorsenable_retry_after_headerenvoy.exte\
+nsions.filters.http.lua.v3.Luainline_codesource_codesdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.e\
+xtensions.filters.http.lua.v3.Lua.SourceCodesEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_sta\
+t_prefixshadow_matcherrules_stat_prefixtrack_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.e\
+xtensions.filters.http.router.v3.Routerdynamic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_heade\
+rsrespect_expected_rq_timeoutsuppress_grpc_request_failure_code_statsupstream_http_filtersreject_connect_request_early_d\
+ataenvoy.extensions.filters.http.wasm.v3.Wasmconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvo\
+y.extensions.filters.listener.original_dst.v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtoc\
+olallow_requests_without_proxy_protocoldisallowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v\
+3.ProxyProtocol.KeyValuePairvalue_string_encodingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleo\
+n_tlv_presentenvoy.extensions.filters.listener.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer\
+_sizeenable_ja4_fingerprintingclose_connection_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filte\
+rs.network.connection_limit.v3.ConnectionLimitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthz\
+send_tls_alert_on_denialenvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManagercodec_typerdsht\
+tp_filtersadd_user_agentserver_namedrain_timeoutuse_remote_addressgenerate_request_idforward_client_cert_detailsset_curr\
+ent_client_cert_detailsproxy_100_continuexff_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_a\
+ppendviaupgrade_configsstream_idle_timeoutdelayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_req\
+uest_idmerge_slashesserver_header_transformationalways_set_request_id_in_responsestrip_matching_host_portstream_error_on\
+_invalid_http_messagerequest_headers_timeoutstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionori\
+ginal_ip_detection_extensionsstrip_trailing_host_dottyped_header_validation_configappend_x_forwarded_portearly_header_mu\
+tation_extensionsadd_proxy_protocol_connection_stateaccess_log_flush_intervalflush_access_log_on_new_requestappend_local\
+_overloadhttp1_safe_max_connection_durationstream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.exte\
+nsions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy\
+.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoveral\
+l_samplingverbosemax_path_tag_lengthproviderspawn_upstream_spanoperationupstream_operationno_context_propagationenvoy.ex\
+tensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensio\
+ns.filters.network.http_connection_manager.v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsc\
+onfig_sourceroute_config_nameenvoy.extensions.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.fil\
+ters.network.sni_cluster.v3.SniClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstr\
+eam_idle_timeoutmax_connect_attemptstunneling_configmax_downstream_connection_durationon_demandflush_access_log_on_conne\
+ctedaccess_log_optionsbackoff_optionsproxy_protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstream_con\
+nect_modemax_early_data_bytesproxy_protocol_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.\
+v3.TcpProxy.OnDemandenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.n\
+etwork.tcp_proxy.v3.TcpProxy.TunnelingConfigenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.\
+extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.W\
+asmenvoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_po\
+ol_keyenvoy.extensions.transport_sockets.raw_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificatePro\
+viderPluginInstanceinstance_namecertificate_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContexttr\
+usted_caverify_certificate_hashverify_certificate_spkirequire_signed_certificate_timestampcrlallow_expired_certificatema\
+tch_subject_alt_namestrust_chain_verificationcustom_validator_configca_certificate_provider_instanceonly_verify_leaf_cer\
+t_crlmatch_typed_subject_alt_namesmax_verify_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transport_soc\
+kets.tls.v3.CertificateValidationContext.SystemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_pa\
+ramstls_certificatesvalidation_contextalpn_protocolstls_certificate_sds_secret_configsvalidation_context_sds_secret_conf\
+igcombined_validation_contexttls_certificate_certificate_providervalidation_context_certificate_providertls_certificate_\
+certificate_provider_instancevalidation_context_certificate_provider_instancecustom_handshakertls_certificate_provider_i\
+nstancekey_logcustom_tls_certificate_selectorenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvi\
+derenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sock\
+ets.tls.v3.CommonTlsContext.CombinedCertificateValidationContextdefault_validation_contextenvoy.extensions.transport_soc\
+kets.tls.v3.DownstreamTlsContextcommon_tls_contextrequire_client_certificaterequire_snisession_ticket_keyssession_ticket\
+_keys_sds_secret_configsession_timeoutdisable_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_misma\
+tchdisable_stateful_session_resumptionprefer_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.\
+extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProvid\
+erfallbackenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.\
+transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transpor\
+t_sockets.tls.v3.SdsSecretConfigsds_configenvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secrete\
+nvoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCe\
+rtificatecertificate_chainprivate_keypasswordocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.exte\
+nsions.transport_sockets.tls.v3.TlsKeyLoglocal_address_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v\
+3.TlsParameterstls_minimum_protocol_versiontls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompl\
+iance_policiesenvoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v\
+3.UpstreamTlsContextsniallow_renegotiationmax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy\
+.extensions.upstreams.http.v3.HttpProtocolOptionsexplicit_http_configuse_downstream_protocol_configauto_configheader_val\
+idation_configenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.Ht\
+tpProtocolOptions.ExplicitHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensi\
+ons.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigall\
+owed_capabilitiesenvoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.E\
+nvironmentVariableshost_env_keyskey_valuesenvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.w\
+asm.v3.PluginConfigroot_idvm_configconfigurationfail_opencapability_restriction_configfailure_policyallow_on_headers_sto\
+p_iterationenvoy.extensions.wasm.v3.SanitizationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompiled\
+nack_on_code_cache_missenvironment_variablesenvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subsc\
+riberesource_names_unsubscribeinitial_resource_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscove\
+ryRequest.InitialResourceVersionsEntryenvoy.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonce\
+removed_resourcescontrol_planeremoved_resource_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.disc\
+overy.v3.Resourceresourcealiasesresource_nameenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcher\
+rangesenvoy.type.matcher.v3.DoubleMatcherrangeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.match\
+er.v3.ListMatcherone_ofenvoy.type.matcher.v3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.t\
+ype.matcher.v3.MetadataMatcher.PathSegmentenvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcher\
+envoy.type.matcher.v3.RegexMatchAndSubstitutepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.m\
+atcher.v3.RegexMatcher.GoogleRE2max_program_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.m\
+atcher.v3.ValueMatchernull_matchdouble_matchbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvo\
+y.type.metadata.v3.MetadataKeyenvoy.type.tracing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.Cu\
+stomTag.Environmentenvoy.type.tracing.v3.CustomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRang\
+estartendenvoy.type.v3.FractionalPercentnumeratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v\
+3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.type.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchenvoy\
+.type.v3.TokenBucketmax_tokenstokens_per_fillfill_intervalgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1alpha1.E\
+xprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protobuf.Dura\
+tionsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int32Valueg\
+oogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgoogle.pr\
+otobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.protobuf.\
+Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.proto.commo\
+n.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.common.v1.A\
+rrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.CidrRan\
+gexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.matcher.v\
+3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyLIVEDRAI\
+NINGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEEQGELENEOKCANCELEDINVALID_ARGUMENTDEADLINE_EXCEEDEDNOT_FOUNDALREADY_EXISTSPE\
+RMISSION_DENIEDRESOURCE_EXHAUSTEDFAILED_PRECONDITIONABORTEDOUT_OF_RANGEUNIMPLEMENTEDINTERNALUNAVAILABLEDATA_LOSSUNAUTHEN\
+TICATEDUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREF\
+ERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEP\
+RECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_I\
+F_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALL\
+INCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYH\
+ISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANEN\
+T_REDIRECTSERVICE_UNAVAILABLEINTERNAL_SERVER_ERRORPASS_THROUGH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTT\
+P_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONNotSetTcpUpstreamConnectedTcpPeriodicTcpConnectionEndDownstreamStartDow\
+nstreamPeriodicDownstreamEndUpstreamPoolReadyUpstreamPeriodicUpstreamEndDownstreamTunnelSuccessfullyEstablishedUdpTunnel\
+UpstreamConnectedUdpPeriodicUdpSessionEndTcpConnectionStartOVERRIDEIGNOREOFFDRAFT_VERSION_03SYNCHRONOUSASYNCHRONOUSBASE6\
+4STRINGNUMBERPROTOBUF_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSA\
+NITIZE_SETALWAYS_FORWARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORW\
+ARDOVERWRITEAPPEND_IF_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DO\
+WNSTREAM_DATAON_DOWNSTREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_\
+TYPE_UNSPECIFIEDEMAILDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FA\
+IL_RELOADFAIL_CLOSEDFAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueCreatedAcceptedNonAuthoritativeInformationNoContentR\
+esetContentPartialContentMultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOtherNotModifiedUseProxy\
+TemporaryRedirectPermanentRedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllowedNotAcceptablePro\
+xyAuthenticationRequiredRequestTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURITooLongUnsupportedMe\
+diaTypeRangeNotSatisfiableExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependencyUpgradeRequiredPre\
+conditionRequiredTooManyRequestsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewayServiceUnavailable\
+GatewayTimeoutHTTPVersionNotSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedNetworkAuthenticatio\
+nRequiredNULL_VALUE\
 ";

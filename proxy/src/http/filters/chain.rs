@@ -7,10 +7,15 @@ use hyper::header::{HeaderMap, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 
 use super::jwt::{JwtRequest, Refusal};
+use crate::http::forwarding::by_chance;
+use crate::http::header_mutation::{Side, apply};
+use crate::http::header_to_metadata;
+use crate::http::local_rate_limit::{self, Verdict};
 use crate::http::local_reply::LocalReply;
 use crate::http::message::{RequestHead, RequestView};
+use crate::http::record;
 use crate::http::stream::{Stop, Stream};
-use crate::model::http::HttpFilter;
+use crate::model::http::{HttpFilter, LocalRateLimit};
 use crate::model::jwt::JwtAuthn;
 use crate::model::matcher::Request;
 use crate::model::{Action, Metadata, Rbac};
@@ -27,10 +32,23 @@ pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
                 rules: Some(rules), ..
             } => rbac(stream, rules)?,
             HttpFilter::JwtAuthn(config) => jwt(stream, config).await?,
-            HttpFilter::Rbac { rules: None, .. }
-            | HttpFilter::HeaderToMetadata(_)
-            | HttpFilter::GrpcStats(_)
-            | HttpFilter::GrpcHttp1Bridge => {}
+            HttpFilter::HeaderToMetadata(config) => {
+                let head = &mut *stream.head.borrow_mut();
+                let (method, target, authority, scheme) =
+                    (head.method.clone(), &head.target, &head.authority, head.scheme);
+                let pseudo = |name: &str| match name {
+                    ":method" => Some(method.as_str()),
+                    ":path" => Some(target.as_str()),
+                    ":authority" => Some(authority.as_str()),
+                    ":scheme" => Some(scheme),
+                    _ => None,
+                };
+                let metadata = &mut stream.metadata.borrow_mut();
+                header_to_metadata::apply(&config.request_rules, &mut head.headers, pseudo, metadata);
+            }
+            HttpFilter::LocalRateLimit(options) => rate_limit(stream, options)?,
+            HttpFilter::Rbac { rules: None, .. } | HttpFilter::GrpcStats(_) | HttpFilter::GrpcHttp1Bridge => {
+            }
         }
     }
     Ok(())
@@ -44,6 +62,73 @@ fn rbac(stream: &Stream, rules: &Rbac) -> Result<(), Stop> {
     Err(reply
         .because(ResponseFlag::UnauthorizedDetails, &format!("denied by {policy}"))
         .into())
+}
+
+fn rate_limit(stream: &Stream, options: &Arc<LocalRateLimit>) -> Result<(), Stop> {
+    let limit = stream.connection.worker.rate_limit(options);
+    let own = options
+        .per_connection
+        .then(|| stream.connection.own_bucket(options))
+        .flatten();
+    let bucket = if options.per_connection {
+        own.as_deref()
+    } else {
+        limit.bucket.as_deref()
+    };
+    let metrics = &limit.metrics;
+    let verdict = local_rate_limit::check(options, bucket, local_rate_limit::now(), by_chance);
+    if verdict != Verdict::Disabled {
+        metrics.enabled.increment(1);
+    }
+    match verdict {
+        Verdict::Disabled => Ok(()),
+        Verdict::Allowed => {
+            metrics.ok.increment(1);
+            Ok(())
+        }
+        Verdict::NotEnforced => {
+            metrics.rate_limited.increment(1);
+            let head = &mut *stream.head.borrow_mut();
+            let mut headers = std::mem::take(&mut head.headers);
+            record::with_facts_of(stream, head, Some(&headers.clone()), None, |facts| {
+                apply(
+                    &mut headers,
+                    Side::Request,
+                    &options.request_headers_to_add,
+                    facts,
+                );
+            });
+            head.headers = headers;
+            Ok(())
+        }
+        Verdict::Refused {
+            status,
+            grpc_status,
+            body,
+        } => {
+            metrics.rate_limited.increment(1);
+            metrics.enforced.increment(1);
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+            let mut reply = LocalReply::text(status, body, "local_rate_limited");
+            reply.grpc_status = Some(grpc_status);
+            let mut headers = HeaderMap::new();
+            let head = stream.head.borrow();
+            record::with_facts_of(stream, &head, None, None, |facts| {
+                apply(
+                    &mut headers,
+                    Side::Response,
+                    &options.response_headers_to_add,
+                    facts,
+                );
+            });
+            reply
+                .headers
+                .extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+            Err(reply
+                .because(ResponseFlag::RateLimited, "over the local rate limit")
+                .into())
+        }
+    }
 }
 
 /// The rule by which the newest configuration would keep a request out that is under way.

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::super::{Connection, HttpWorker, serve};
+use super::super::{Accepted, Connection, HttpWorker, serve};
 use crate::limit::Limits;
 use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::listener::Address;
@@ -159,14 +159,7 @@ impl Rig {
                     let metrics = Rc::new(ListenerMetrics::new("test"));
                     let mut log = ConnectionLog::open("test".into(), from.to_string(), metrics);
                     let newest = Box::new(move || Arc::clone(&manager.borrow()));
-                    let connection = Rc::new(Connection::new(
-                        newest,
-                        Rc::default(),
-                        false,
-                        worker,
-                        None,
-                        "test",
-                    ));
+                    let connection = Rc::new(Connection::new(newest, accepted(), worker));
                     let stream = Box::new(PlainStream::Tcp(socket));
                     serve(connection, stream, drain.notified(), &mut log).await;
                 });
@@ -183,6 +176,18 @@ impl Rig {
     pub(super) fn last(&self) -> String {
         let requests = self.upstream.requests.borrow();
         requests.last().map(|(_, head)| head.clone()).unwrap_or_default()
+    }
+}
+
+fn accepted() -> Accepted<'static> {
+    Accepted {
+        downstream: Rc::default(),
+        encrypted: false,
+        tls: None,
+        certificates: None,
+        listener: "test".into(),
+        listener_address: "test",
+        filter_chain: None,
     }
 }
 

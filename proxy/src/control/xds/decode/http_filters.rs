@@ -1,4 +1,4 @@
-//! HTTP filters: RBAC, JWT, header_to_metadata, the two of gRPC, and the router, which must be the last.
+//! HTTP filters: RBAC, JWT, header_to_metadata, the two of gRPC, the local rate limit, and the router, which must be the last.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use attache_proto::envoy::extensions::filters::http::{
         config::{KeyValuePair, Rule, ValueEncode, ValueType},
     },
     jwt_authn::v3::JwtAuthentication,
+    local_ratelimit::v3::LocalRateLimit as WireLocalRateLimit,
     lua::v3::Lua,
     rbac::v3::Rbac,
     router::v3::Router as WireRouter,
@@ -26,7 +27,7 @@ use prost_types::Any;
 use super::common::{enumeration, need, type_name, unpack, unsupported, without_effect};
 use super::context::Context;
 use super::error::{At, DecodeError};
-use super::{jwt, matcher, rbac};
+use super::{jwt, local_rate_limit, matcher, rbac};
 use crate::model::http::{
     GrpcStats, HeaderToMetadata, HeaderToMetadataRule, HttpFilter, MetadataEntry, MetadataKind,
     MetadataSource, MetadataValue,
@@ -118,6 +119,9 @@ fn one(filter: &Wire, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Decoded, Dec
             &[(bridge.ignore_query_parameters, "ignore_query_parameters")],
         );
         HttpFilter::GrpcHttp1Bridge
+    } else if name == WireLocalRateLimit::TYPE_NAME {
+        let limit = local_rate_limit::decode(&unpack(config, &inner)?, &inner, ctx)?;
+        HttpFilter::LocalRateLimit(Arc::new(limit))
     } else {
         return Err(refuse(filter, name, at));
     };

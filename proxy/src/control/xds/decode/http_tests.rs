@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::testing::Bench;
 use super::super::{listener, route};
 use super::*;
-use crate::model::http::{HttpFilter, MetadataValue};
+use crate::model::http::{HttpFilter, LocalRateLimit, MetadataValue, Sampling};
 use crate::model::jwt::{Jwks, JwtRequirement};
 use crate::model::matcher::StringPattern;
 use crate::model::rbac::Permission;
@@ -245,6 +245,84 @@ fn the_filters_that_consul_writes() {
     assert!(matches!(&grpc.http_filters[..], [HttpFilter::GrpcStats(stats)] if stats.stats_for_all_methods));
     let bridge = decoded(&filter("grpc_http1_bridge.v3.Config", json!({})));
     assert_eq!(bridge.http_filters, [HttpFilter::GrpcHttp1Bridge]);
+}
+
+fn local_rate_limit(change: impl FnOnce(&mut Value)) -> Value {
+    let mut config = json!({
+        "stat_prefix": "limit",
+        "token_bucket": {"max_tokens": 4, "tokens_per_fill": 2, "fill_interval": "1s"},
+        "filter_enabled": {"default_value": {"numerator": 100}},
+        "filter_enforced": {"default_value": {"numerator": 5000, "denominator": "TEN_THOUSAND"}},
+        "response_headers_to_add": [{"header": {"key": "X-Limited", "value": "yes"}}],
+    });
+    change(&mut config);
+    filter("local_ratelimit.v3.LocalRateLimit", config)
+}
+
+#[test]
+fn a_local_rate_limit_is_one_bucket() {
+    let limit = |change: fn(&mut Value)| {
+        let manager = decoded(&local_rate_limit(change));
+        match &manager.http_filters[..] {
+            [HttpFilter::LocalRateLimit(limit)] => LocalRateLimit::clone(limit),
+            other => panic!("{other:?}"),
+        }
+    };
+    let full = limit(|_| {});
+    let bucket = full.bucket.unwrap();
+    assert_eq!((bucket.max_tokens, bucket.tokens_per_fill), (4, 2));
+    assert_eq!(bucket.fill_interval.as_secs(), 1);
+    assert_eq!(
+        (full.enabled, full.enforced.of_ten_thousand()),
+        (Sampling::ALL, 5000)
+    );
+    assert_eq!(full.status, 429);
+    assert_eq!(&*full.response_headers_to_add[0].name, "x-limited");
+
+    let bare = limit(|config| *config = json!({"stat_prefix": "limit", "status": {"code": 200}}));
+    assert_eq!(
+        (bare.bucket, bare.enabled.of_ten_thousand(), bare.status),
+        (None, 0, 429)
+    );
+    assert_eq!(
+        limit(|config| config["status"] = json!({"code": 503})).status,
+        503
+    );
+    let single = limit(|config| config["token_bucket"] = json!({"max_tokens": 1, "fill_interval": "0.05s"}));
+    assert_eq!(single.bucket.unwrap().tokens_per_fill, 1);
+}
+
+#[test]
+fn a_local_rate_limit_that_would_let_more_pass_is_refused() {
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 7] = [
+        (|config| config["descriptors"] = json!([{}]), "descriptors"),
+        (
+            |config| config["enable_x_ratelimit_headers"] = "DRAFT_VERSION_03".into(),
+            "enable_x_ratelimit_headers",
+        ),
+        (
+            |config| config["token_bucket"]["fill_interval"] = "0.049s".into(),
+            "token_bucket.fill_interval",
+        ),
+        (
+            |config| config["token_bucket"]["max_tokens"] = 0.into(),
+            "token_bucket.max_tokens",
+        ),
+        (
+            |config| config["token_bucket"]["tokens_per_fill"] = 0.into(),
+            "token_bucket.tokens_per_fill",
+        ),
+        (|config| config["stat_prefix"] = "".into(), "stat_prefix"),
+        (
+            |config| config["enable_retry_after_header"] = true.into(),
+            "enable_retry_after_header",
+        ),
+    ];
+    for (change, field) in cases {
+        let why = refused(&local_rate_limit(change));
+        assert!(why.contains(field), "{field}: {why}");
+    }
 }
 
 fn provider(remote: Value) -> Value {

@@ -24,6 +24,7 @@ mod http_filters;
 mod http_tracing;
 mod jwt;
 pub mod listener;
+mod local_rate_limit;
 pub mod matcher;
 mod network_filters;
 mod otel_access_log;

@@ -124,6 +124,7 @@ fn virtual_host(
                 wire.request_body_buffer_limit.is_some(),
                 "request_body_buffer_limit",
             ),
+            (!wire.rate_limits.is_empty(), "rate_limits"),
             (wire.metadata.is_some(), "metadata"),
         ],
     );
@@ -315,7 +316,8 @@ impl Mutations<'_> {
     }
 }
 
-fn header_value(wire: &WireHeader, at: &At<'_>) -> Result<HeaderValueOption, DecodeError> {
+/// A header that is added.
+pub(super) fn header_value(wire: &WireHeader, at: &At<'_>) -> Result<HeaderValueOption, DecodeError> {
     let header_at = at.field("header");
     let header = wire
         .header

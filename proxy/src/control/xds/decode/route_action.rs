@@ -68,6 +68,7 @@ fn forward(wire: &WireAction, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Rout
         &[
             (wire.flush_timeout.is_some(), "flush_timeout"),
             (wire.early_data_policy.is_some(), "early_data_policy"),
+            (!wire.rate_limits.is_empty(), "rate_limits"),
             (wire.include_vh_rate_limits.is_some(), "include_vh_rate_limits"),
             (wire.max_internal_redirects.is_some(), "max_internal_redirects"),
         ],
