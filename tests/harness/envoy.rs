@@ -164,17 +164,24 @@ impl Static {
         Self::run(by, resources, &["--concurrency", "1"]).await
     }
 
+    /// What `program` says when it ends instead of running a file of these `static_resources`. `None` without an
+    /// Envoy where one is wanted.
+    pub async fn refusal(program: Program, resources: &Value) -> Option<String> {
+        let (_, path) = program.found()?;
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let arguments = arguments(admin, resources, &["--concurrency", "1"]);
+        let mut process = Process::start("the proxy", &path, &arguments, &[]);
+        let ended = process.ended().await;
+        assert!(!ended.success(), "it ran and ended:\n{}", process.log());
+        Some(process.log())
+    }
+
     async fn run((program, before): (String, Vec<String>), resources: &Value, arguments: &[&str]) -> Self {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let config = json!({
-            "node": { "id": "scenario", "cluster": "scenario" },
-            "admin": { "address": place(admin) },
-            "static_resources": resources,
-        });
-        let config = config.to_string();
-        let common = ["--config-yaml", &config, "--disable-hot-restart", "-l", "info"];
-        let given = common.iter().chain(arguments).map(|&a| a.to_owned());
-        let arguments: Vec<String> = before.into_iter().chain(given).collect();
+        let arguments: Vec<String> = before
+            .into_iter()
+            .chain(self::arguments(admin, resources, arguments))
+            .collect();
         let mut process = Process::start("the proxy", &program, &arguments, &[]);
         let ready = tokio::time::timeout(crate::PATIENCE, async {
             while get(admin, "/ready").await.is_none_or(|(status, _)| status != 200) {
@@ -200,6 +207,18 @@ impl Static {
         let values = of.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
         values.reduce(|sum, value| sum + value)
     }
+}
+
+/// What a proxy is given to run a file of these `static_resources` alone.
+fn arguments(admin: SocketAddr, resources: &Value, more: &[&str]) -> Vec<String> {
+    let config = json!({
+        "node": { "id": "scenario", "cluster": "scenario" },
+        "admin": { "address": place(admin) },
+        "static_resources": resources,
+    });
+    let config = config.to_string();
+    let common = ["--config-yaml", &config, "--disable-hot-restart", "-l", "info"];
+    common.iter().chain(more).map(|&a| a.to_owned()).collect()
 }
 
 async fn start(

@@ -24,7 +24,7 @@ pub mod seen;
 pub mod upstream;
 pub mod wire;
 
-pub use bed::Bed;
+pub use bed::{Bed, Upstreams};
 pub use case::{Case, Path, case, get, post, raw};
 pub use config::{Manager, cluster};
 pub use group::Group;

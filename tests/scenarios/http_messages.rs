@@ -107,7 +107,7 @@ fn interim() -> Vec<Case> {
 }
 
 /// The same cases through managers with these fields.
-async fn interim_group(name: &str, managers: &[(&str, Value)]) {
+fn interim_group(name: &str, managers: &[(&str, Value)]) -> Group {
     let routes = json!([
         { "match": { "path": "/direct" }, "direct_response": { "status": 403 } },
         { "match": { "path": "/none" }, "route": { "cluster": "nowhere" } },
@@ -122,20 +122,27 @@ async fn interim_group(name: &str, managers: &[(&str, Value)]) {
         let manager = Manager::new(name).with(fields.clone()).routes(routes.clone());
         group = group.manager(manager).cases(of);
     }
-    group.run(OURS).await;
+    group
 }
 
 #[tokio::test]
 async fn http_trailers_and_interim_answers() {
     let proxying = json!({ "proxy_100_continue": true });
     let managers = [("plain", json!({})), ("proxying 100", proxying)];
-    interim_group("trailers and interim answers", &managers).await;
+    let group = interim_group("trailers and interim answers", &managers);
+    group.run(OURS).await;
 }
 
 #[tokio::test]
 async fn http_trailers_of_http1() {
     let fields = json!({ "http_protocol_options": { "enable_trailers": true } });
-    interim_group("trailers of HTTP/1", &[("with trailers", fields)]).await;
+    interim_group("trailers of HTTP/1", &[("with trailers", fields)])
+        .refused(
+            "Options that Consul does not set",
+            "enable_trailers is not supported",
+        )
+        .run(OURS)
+        .await;
 }
 
 const HOST: &str = "host: test.local\r\n";
@@ -326,12 +333,16 @@ async fn http_10_accepted() {
     Group::new("HTTP/1.0 accepted")
         .manager(Manager::new("main").with(http10))
         .cases(old)
+        .refused(
+            "Options that Consul does not set",
+            "accept_http_10 is not supported",
+        )
         .run(OURS)
         .await;
 }
 
 /// Requests for upgrades, of managers that allow some and of one that allows none.
-async fn upgrade_group(name: &str, allowing: Value) {
+fn upgrade_group(name: &str, allowing: Value) -> Group {
     let mut fields = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }, { "upgrade_type": "Echo" },
         { "upgrade_type": "off", "enabled": false }] });
     merge(&mut fields, allowing);
@@ -365,18 +376,24 @@ async fn upgrade_group(name: &str, allowing: Value) {
         });
         group = group.manager(manager.routes(routes.clone())).cases(cases);
     }
-    group.run(OURS).await;
+    group
 }
 
 #[tokio::test]
 async fn http_upgrades() {
-    upgrade_group("upgrades", json!({})).await;
+    upgrade_group("upgrades", json!({})).run(OURS).await;
 }
 
 #[tokio::test]
 async fn http_upgrades_by_extended_connect() {
     let fields = json!({ "http2_protocol_options": { "allow_connect": true } });
-    upgrade_group("upgrades by extended CONNECT", fields).await;
+    upgrade_group("upgrades by extended CONNECT", fields)
+        .refused(
+            "Options that Consul does not set",
+            "allow_connect is not supported",
+        )
+        .run(OURS)
+        .await;
 }
 
 #[tokio::test]
@@ -397,6 +414,20 @@ async fn http_between_versions() {
         h2("upgrade of the app").wish("header=upgrade: h2c"),
         get("transfer-encoding of the app", "/").wish("chunked;size=10"),
         post("many on a connection", "/").times(5),
+        get("ten at once", "/").at_once(10),
+        post("fifty at once with bodies", "/")
+            .body("u".repeat(10_000))
+            .at_once(50),
+        get("ten large answers at once", "/")
+            .wish("size=200000")
+            .at_once(10),
+        get("ten slow answers at once", "/")
+            .wish("delay=100;size=10")
+            .at_once(10),
+        get("ten that are cut", "/")
+            .wish("hangup")
+            .at_once(10)
+            .over(&[Path::H2_H2]),
         get("accept", "/")
             .header("accept", "a")
             .header("accept", "b")

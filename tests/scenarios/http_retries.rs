@@ -251,21 +251,16 @@ async fn http_retry_attempt_counts() {
     group.run(OURS).await;
 }
 
-#[tokio::test]
-async fn http_retries_asked_for_by_headers() {
-    let policy = policy("gateway-error", json!({ "num_retries": 1 }));
-    let routes = json!([
-        action("/with", json!({ "retry_policy": policy })),
-        action("/", json!({}))
-    ]);
+/// What a downstream may ask for.
+fn wanted() -> Vec<Case> {
+    let on = ("x-envoy-retry-on", "5xx");
     let ask = |name: &str, path: &str, headers: &[(&str, &str)], wish: &str| {
         let none = get(name, path).wish(wish).over(&Path::SAME);
         headers
             .iter()
             .fold(none, |case, (name, value)| case.header(name, value))
     };
-    let on = ("x-envoy-retry-on", "5xx");
-    let cases = [
+    vec![
         ask("without a policy", "/", &[on], "status=500;fail=1"),
         ask("beside a policy", "/with", &[on], "status=500;fail=1"),
         ask(
@@ -275,7 +270,7 @@ async fn http_retries_asked_for_by_headers() {
             "status=500;fail=99",
         ),
         ask(
-            "delay=500",
+            "never",
             "/with",
             &[("x-envoy-max-retries", "0")],
             "status=503;fail=99",
@@ -322,7 +317,16 @@ async fn http_retries_asked_for_by_headers() {
             &[("x-envoy-retry-on", "what"), ("x-envoy-max-retries", "many")],
             "status=500;fail=1",
         ),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn http_retries_asked_for_by_headers() {
+    let policy = policy("gateway-error", json!({ "num_retries": 1 }));
+    let routes = json!([
+        action("/with", json!({ "retry_policy": policy })),
+        action("/", json!({}))
+    ]);
     Group::new("retries asked for")
         .manager(Manager::new("main").routes(routes.clone()))
         .manager(
@@ -330,8 +334,8 @@ async fn http_retries_asked_for_by_headers() {
                 .routes(routes)
                 .with(json!({ "use_remote_address": true })),
         )
-        .cases(cases.clone())
-        .cases(cases.map(|mut case| {
+        .cases(wanted())
+        .cases(wanted().into_iter().map(|mut case| {
             case.name = format!("at the edge, {}", case.name);
             case.header("x-forwarded-for", "8.8.8.8").on("edge")
         }))

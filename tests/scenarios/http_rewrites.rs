@@ -1,7 +1,7 @@
 //! What a route makes of a request's path and host, redirects, answers of a route's own, and requests that no
 //! route or cluster takes.
 
-use attache_tests::http::{Case, Group, Manager, Path, case, get, post};
+use attache_tests::http::{Case, Group, Manager, Path, case, cluster, get, post};
 use serde_json::{Value, json};
 
 use crate::xds_mesh::OURS;
@@ -123,6 +123,12 @@ async fn http_host_rewrites() {
             "/path-too",
             json!({ "host_rewrite_literal": "new.test", "prefix_rewrite": "/x" })
         ),
+        action("/named", json!({ "cluster": "named", "auto_host_rewrite": true })),
+        action(
+            "/named-append",
+            json!({ "cluster": "named", "auto_host_rewrite": true,
+            "append_x_forwarded_host": true })
+        ),
         action("/none", json!({})),
     ]));
     let list = [
@@ -134,6 +140,8 @@ async fn http_host_rewrites() {
         "/same",
         "/path-too/y",
         "/none",
+        "/named",
+        "/named-append",
     ];
     let dressed = list.map(|path| {
         get(&format!("{path} with headers of that kind there"), path)
@@ -143,6 +151,7 @@ async fn http_host_rewrites() {
     });
     Group::new("host rewrites")
         .manager(main)
+        .cluster(cluster("named").endpoints(&["a"]).hostname("app.test"))
         .cases(paths(&list))
         .cases(dressed)
         .run(OURS)

@@ -15,6 +15,7 @@ mod endpoints;
 mod ends;
 mod envoy;
 mod http1_messages;
+mod http_balance;
 mod http_grpc;
 mod http_headers;
 mod http_local_replies;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -14,53 +15,62 @@ use super::{h1, h2c};
 use crate::envoy::{Program, Static};
 use crate::free_port;
 
+/// Running upstreams, each with a name.
+#[derive(Debug)]
+pub struct Upstreams {
+    /// What they saw.
+    pub book: Book,
+    running: Vec<(String, Upstream)>,
+}
+
+impl Upstreams {
+    /// Starts one of each name.
+    pub async fn start(names: &[String]) -> Self {
+        let book = Book::default();
+        let mut running = Vec::new();
+        for name in names {
+            running.push((name.clone(), Upstream::start(name, &book).await));
+        }
+        Self { book, running }
+    }
+}
+
 /// A proxy that runs a group's configuration.
 #[derive(Debug)]
 pub struct Bed {
     /// The proxy.
     pub proxy: Static,
-    /// What its upstreams saw.
-    pub book: Book,
+    upstreams: Arc<Upstreams>,
     ports: BTreeMap<String, u16>,
-    _upstreams: Vec<Upstream>,
 }
 
 impl Bed {
-    /// Starts upstreams of these names and, before them, the program. `None` without an Envoy where one is
-    /// wanted.
+    /// Starts the program before these upstreams, which another may have as well. `None` without an Envoy where
+    /// one is wanted.
     pub async fn start(
         program: Program,
-        upstreams: &[String],
+        upstreams: Arc<Upstreams>,
         managers: &[Manager],
         clusters: &[Cluster],
     ) -> Option<Self> {
         program.found()?;
-        let book = Book::default();
-        let mut ports = BTreeMap::from([("closed".to_owned(), free_port())]);
-        let mut running = Vec::new();
-        for name in upstreams {
-            let upstream = Upstream::start(name, &book).await;
-            ports.insert(name.clone(), upstream.address.port());
-            running.push(upstream);
-        }
-        let mut listeners: Vec<Value> = Vec::new();
-        let mut resources: Vec<Value> = Vec::new();
-        for upstream in [Version::H1, Version::H2] {
-            for manager in managers {
-                ports.insert(config::listener_name(&manager.name, upstream), free_port());
-                listeners.push(manager.listener(upstream, clusters));
-            }
-            resources.extend(clusters.iter().map(|cluster| cluster.resource(upstream)));
-        }
-        let resources = json!({ "listeners": listeners, "clusters": resources });
-        let resources = config::with_ports(&resources, &|name| ports[name]);
+        let (resources, ports) = resources(&upstreams, managers, clusters);
         let proxy = Static::start(program, &resources).await?;
         Some(Self {
             proxy,
-            book,
+            upstreams,
             ports,
-            _upstreams: running,
         })
+    }
+
+    /// What the program says when it ends instead of running that. `None` without an Envoy where one is wanted.
+    pub async fn refusal(
+        program: Program,
+        upstreams: &Upstreams,
+        managers: &[Manager],
+        clusters: &[Cluster],
+    ) -> Option<String> {
+        Static::refusal(program, &resources(upstreams, managers, clusters).0).await
     }
 
     /// Where a manager listens.
@@ -78,7 +88,7 @@ impl Bed {
         };
         let mut lines: Vec<String> = answers.iter().flat_map(Got::lines).collect();
         lines.push(after);
-        for seen in self.book.take().await {
+        for seen in self.upstreams.book.take().await {
             lines.extend(seen.lines());
         }
         let mut names: BTreeMap<u16, String> = self
@@ -89,6 +99,29 @@ impl Bed {
         names.insert(port, "downstream".to_owned());
         lines.iter().map(|line| name_ports(line, &names)).collect()
     }
+}
+
+/// Static resources and the ports in them.
+fn resources(
+    upstreams: &Upstreams,
+    managers: &[Manager],
+    clusters: &[Cluster],
+) -> (Value, BTreeMap<String, u16>) {
+    let mut ports = BTreeMap::from([("closed".to_owned(), free_port())]);
+    let running = upstreams.running.iter();
+    ports.extend(running.map(|(name, upstream)| (name.clone(), upstream.address.port())));
+    let mut listeners: Vec<Value> = Vec::new();
+    let mut resources: Vec<Value> = Vec::new();
+    for upstream in [Version::H1, Version::H2] {
+        for manager in managers {
+            ports.insert(config::listener_name(&manager.name, upstream), free_port());
+            listeners.push(manager.listener(upstream, clusters));
+        }
+        resources.extend(clusters.iter().map(|cluster| cluster.resource(upstream)));
+    }
+    let all = json!({ "listeners": listeners, "clusters": resources });
+    let all = config::with_ports(&all, &|name| ports[name]);
+    (all, ports)
 }
 
 /// Asks whether a connection goes on.
@@ -109,7 +142,7 @@ async fn over_h1(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
 }
 
 async fn over_h2(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
-    let Some(mut connection) = h2c::Connection::open(to).await else {
+    let Some(connection) = h2c::Connection::open(to).await else {
         return (0, Vec::new(), "no HTTP/2".to_owned());
     };
     let mut answers = Vec::new();
@@ -117,7 +150,10 @@ async fn over_h2(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
         // The settings, which say whether an extended CONNECT is allowed, are there with the first answer.
         let _ = connection.ask(&probe()).await;
     }
-    for _ in 0..case.times {
+    if case.at_once {
+        answers = connection.ask_at_once(&case.ask, case.times).await;
+    }
+    while answers.len() < case.times {
         answers.push(connection.ask(&case.ask).await);
     }
     let after = connection.afterwards(&probe()).await;

@@ -125,8 +125,10 @@ pub struct Case {
     pub ask: Ask,
     /// Over which versions.
     pub paths: Vec<Path>,
-    /// How often, one after the other on one connection.
+    /// How often on one connection: one after the other, or all at once.
     pub times: usize,
+    /// All at once (HTTP/2 only).
+    pub at_once: bool,
     /// What is known to differ, over which versions.
     pub deviations: Vec<(Vec<Path>, Deviation)>,
 }
@@ -139,6 +141,7 @@ pub fn case(name: &str, method: &str, path: &str) -> Case {
         ask: Ask::new(method, path),
         paths: Path::ALL.to_vec(),
         times: 1,
+        at_once: false,
         deviations: Vec::new(),
     }
 }
@@ -239,6 +242,12 @@ impl Case {
     pub fn over(mut self, paths: &[Path]) -> Self {
         self.paths = paths.to_vec();
         self
+    }
+
+    /// So many at once on one connection (HTTP/2 only).
+    pub fn at_once(mut self, number: usize) -> Self {
+        self.at_once = true;
+        self.times(number).over(&Path::FROM_H2)
     }
 
     /// A gRPC call of one message over HTTP/2.

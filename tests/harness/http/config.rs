@@ -118,6 +118,8 @@ pub struct Cluster {
     /// Routes name it.
     pub name: String,
     endpoints: Vec<String>,
+    weights: Vec<u32>,
+    hostname: Option<String>,
     fields: Value,
 }
 
@@ -126,6 +128,8 @@ pub fn cluster(name: &str) -> Cluster {
     Cluster {
         name: name.to_owned(),
         endpoints: vec![name.to_owned()],
+        weights: Vec::new(),
+        hostname: None,
         fields: json!({}),
     }
 }
@@ -134,6 +138,18 @@ impl Cluster {
     /// With these upstreams as endpoints; `closed` is a port at which nobody listens.
     pub fn endpoints(mut self, upstreams: &[&str]) -> Self {
         self.endpoints = upstreams.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// With these `load_balancing_weight`s of its endpoints.
+    pub fn weights(mut self, weights: &[u32]) -> Self {
+        self.weights = weights.to_vec();
+        self
+    }
+
+    /// With this `hostname` of its endpoints.
+    pub fn hostname(mut self, name: &str) -> Self {
+        self.hostname = Some(name.to_owned());
         self
     }
 
@@ -151,12 +167,19 @@ impl Cluster {
     /// As a resource whose upstreams are spoken to in this protocol.
     pub fn resource(&self, upstream: Version) -> Value {
         let name = cluster_name(&self.name, upstream);
-        let endpoint = |of: &String| {
-            json!({ "endpoint": { "address": {
+        let endpoint = |(at, of): (usize, &String)| {
+            let mut endpoint = json!({ "endpoint": { "address": {
                 "socket_address": { "address": "127.0.0.1", "port_value": format!("@{of}") },
-            }}})
+            }}});
+            if let Some(&weight) = self.weights.get(at) {
+                endpoint["load_balancing_weight"] = weight.into();
+            }
+            if let Some(name) = &self.hostname {
+                endpoint["endpoint"]["hostname"] = name.as_str().into();
+            }
+            endpoint
         };
-        let endpoints: Vec<Value> = self.endpoints.iter().map(endpoint).collect();
+        let endpoints: Vec<Value> = self.endpoints.iter().enumerate().map(endpoint).collect();
         let protocol = match upstream {
             Version::H1 => json!({ "http_protocol_options": {} }),
             Version::H2 => json!({ "http2_protocol_options": {} }),

@@ -6,8 +6,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 
-use super::bed::Bed;
+use super::bed::{Bed, Upstreams};
 use super::case::{Case, Path};
 use super::config::{Cluster, Manager, cluster};
 use super::diff;
@@ -24,6 +25,7 @@ pub struct Group {
     managers: Vec<Manager>,
     clusters: Vec<Cluster>,
     cases: Vec<Case>,
+    refused: Option<(&'static str, &'static str)>,
 }
 
 /// A case over some versions, with what came of it on both sides.
@@ -38,6 +40,7 @@ impl Group {
             managers: Vec::new(),
             clusters: ["a", "b", "c"].map(cluster).to_vec(),
             cases: Vec::new(),
+            refused: None,
         }
     }
 
@@ -66,11 +69,20 @@ impl Group {
         self
     }
 
+    /// Attaché refuses this configuration with these words, for the reason in `DEVIATIONS.md` under `id`.
+    pub fn refused(mut self, id: &'static str, words: &'static str) -> Self {
+        self.refused = Some((id, words));
+        self
+    }
+
     /// Runs all of it on Envoy and on `ours` and fails with every difference that is not known. Without an
     /// Envoy on PATH only that `ours` answers is looked at.
     pub async fn run(mut self, ours: Program) {
         let twice = setting("HTTP_DIFF_TWICE").is_some();
         let ours = if twice { Program::Envoy } else { ours };
+        if let Some((id, words)) = self.refused.filter(|_| !twice) {
+            return self.is_refused(ours, id, words).await;
+        }
         if let Some(only) = setting("HTTP_DIFF_ONLY") {
             self.cases.retain(|case| case.name.contains(&only));
         }
@@ -91,8 +103,18 @@ impl Group {
         self.report(&judged.collect::<Vec<_>>(), all.len());
     }
 
+    async fn is_refused(&self, ours: Program, id: &str, words: &str) {
+        assert!(has_reason(id), "DEVIATIONS.md has no heading {id:?}");
+        let upstreams = Upstreams::start(&self.upstreams).await;
+        let said = Bed::refusal(ours, &upstreams, &self.managers, &self.clusters).await;
+        let said = said.unwrap();
+        assert!(said.contains(words), "it does not say {words:?}:\n{said}");
+    }
+
     async fn outcomes(&self, program: Program) -> Option<Vec<(&Case, Path, Vec<String>)>> {
-        let mut bed = Bed::start(program, &self.upstreams, &self.managers, &self.clusters).await?;
+        program.found()?;
+        let upstreams = Arc::new(Upstreams::start(&self.upstreams).await);
+        let mut bed = Bed::start(program, upstreams, &self.managers, &self.clusters).await?;
         let first = &self.managers.first().unwrap().name;
         let mut all = Vec::new();
         for case in &self.cases {
@@ -133,7 +155,7 @@ impl Group {
         match known {
             None if lines.is_empty() => None,
             None => Some(format!("{name}\n  {}\n", lines.join("\n  "))),
-            Some(known) if !DEVIATIONS.contains(&format!("## {}\n", known.id)) => {
+            Some(known) if !has_reason(known.id) => {
                 Some(format!("{name}\n  DEVIATIONS.md has no heading {:?}\n", known.id))
             }
             Some(known) if lines == known.lines => None,
@@ -162,6 +184,11 @@ impl Group {
         }
         assert!(wrong.is_empty(), "{sum}\n{text}");
     }
+}
+
+/// Whether the page has this heading.
+fn has_reason(id: &str) -> bool {
+    DEVIATIONS.contains(&format!("## {id}\n"))
 }
 
 /// What is wrong with an outcome that there is nothing to compare with.

@@ -52,46 +52,22 @@ impl Connection {
     }
 
     /// Sends a request and reads the answer.
-    pub async fn ask(&mut self, ask: &Ask) -> Got {
-        let mut got = Got::default();
-        match timeout(SILENCE, self.try_exchange(ask, &mut got)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => got.stop = Some(told(&error)),
-            Err(_) => got.stop = Some("silent".to_owned()),
-        }
-        got
+    pub async fn ask(&self, ask: &Ask) -> Got {
+        exchanged(self.requests.clone(), ask).await
     }
 
-    async fn try_exchange(&mut self, ask: &Ask, got: &mut Got) -> Result<(), h2::Error> {
-        poll_fn(|cx| self.requests.poll_ready(cx)).await?;
-        if ask.upgrade.is_some() && !self.requests.is_extended_connect_protocol_enabled() {
-            got.stop = Some("extended CONNECT is not offered".to_owned());
-            return Ok(());
+    /// Sends the same request so often at once.
+    pub async fn ask_at_once(&self, ask: &Ask, times: usize) -> Vec<Got> {
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..times {
+            let (requests, ask) = (self.requests.clone(), ask.clone());
+            waiting.spawn(async move { exchanged(requests, &ask).await });
         }
-        let streams = ask.body.is_some() || !ask.trailers.is_empty() || ask.upgrade.is_some();
-        let (mut answer, mut sender) = self.requests.send_request(request(ask), !streams)?;
-        if ask.expects
-            && let Some(early) = first_answer(&mut answer, got).await?
-        {
-            return read(early, got).await;
-        }
-        if ask.upgrade.is_some() {
-            return upgraded(answer, sender, ask, got).await;
-        }
-        if streams {
-            send(&mut sender, ask);
-        }
-        let answered = loop {
-            match first_answer(&mut answer, got).await? {
-                Some(answered) => break answered,
-                None => continue,
-            }
-        };
-        read(answered, got).await
+        waiting.join_all().await
     }
 
     /// How the connection goes on after the last answer; `probe` is asked of it.
-    pub async fn afterwards(&mut self, probe: &Ask) -> String {
+    pub async fn afterwards(&self, probe: &Ask) -> String {
         let got = self.ask(probe).await;
         match got.stop {
             None => "connection kept".to_owned(),
@@ -99,6 +75,44 @@ impl Connection {
             Some(_) => "connection kept".to_owned(),
         }
     }
+}
+
+async fn exchanged(requests: SendRequest<Bytes>, ask: &Ask) -> Got {
+    let mut got = Got::default();
+    match timeout(SILENCE, try_exchange(requests, ask, &mut got)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => got.stop = Some(told(&error)),
+        Err(_) => got.stop = Some("silent".to_owned()),
+    }
+    got
+}
+
+async fn try_exchange(mut requests: SendRequest<Bytes>, ask: &Ask, got: &mut Got) -> Result<(), h2::Error> {
+    poll_fn(|cx| requests.poll_ready(cx)).await?;
+    if ask.upgrade.is_some() && !requests.is_extended_connect_protocol_enabled() {
+        got.stop = Some("extended CONNECT is not offered".to_owned());
+        return Ok(());
+    }
+    let streams = ask.body.is_some() || !ask.trailers.is_empty() || ask.upgrade.is_some();
+    let (mut answer, mut sender) = requests.send_request(request(ask), !streams)?;
+    if ask.expects
+        && let Some(early) = first_answer(&mut answer, got).await?
+    {
+        return read(early, got).await;
+    }
+    if ask.upgrade.is_some() {
+        return upgraded(answer, sender, ask, got).await;
+    }
+    if streams {
+        send(&mut sender, ask);
+    }
+    let answered = loop {
+        match first_answer(&mut answer, got).await? {
+            Some(answered) => break answered,
+            None => continue,
+        }
+    };
+    read(answered, got).await
 }
 
 /// An interim answer is noted and gives `None`.
