@@ -92,7 +92,9 @@ pub(super) fn write(stream: &Stream) {
     if !logs.is_empty() {
         let response = stream.facts.response_headers.borrow();
         let head = stream.head.borrow();
-        with_facts_of(stream, &head, None, response.as_ref(), |facts| request::write(logs, facts));
+        with_facts_of(stream, &head, None, response.as_ref(), |facts| {
+            request::write(logs, facts)
+        });
     }
     if let Some((flag, why)) = &*stream.facts.why.borrow() {
         let head = stream.head.borrow();
