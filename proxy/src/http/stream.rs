@@ -216,6 +216,11 @@ impl Stream {
         }
     }
 
+    /// Whether the response's head was sent.
+    pub(super) fn has_started(&self) -> bool {
+        self.started.get()
+    }
+
     /// The cluster that the request goes to, once that is known.
     fn cluster(&self) -> Option<Rc<ClusterState>> {
         let name = self.facts.cluster.borrow().clone()?;
@@ -597,7 +602,7 @@ impl Failed {
             FailedBy::Exchange(error) => {
                 let why = error.to_string();
                 match error {
-                    ExchangeError::Ended(_) => LocalReply::before_headers(
+                    ExchangeError::Ended { .. } => LocalReply::before_headers(
                         "connection termination",
                         retried,
                         "upstream_reset_before_response_started{connection_termination}",

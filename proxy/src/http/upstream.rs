@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use hyper::StatusCode;
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use tokio::time::Instant;
 
 use super::body::{Chunk, Place};
@@ -96,6 +97,7 @@ pub(super) async fn attempt(
         match response(stream, &mut live, retries).await {
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
+                let head = translated(stream, &live, head);
                 live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
@@ -127,13 +129,43 @@ pub(super) async fn attempt(
     }
 }
 
+/// A protocol that is switched to is said otherwise in each version: 101 in HTTP/1, 200 to an extended CONNECT
+/// (RFC 8441).
+fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseHead {
+    let request = stream.head.borrow();
+    let Some(protocol) = &request.upgrade else {
+        return head;
+    };
+    let by_http2 = matches!(live.exchange, Exchange::Http2(_));
+    match (by_http2, request.version) {
+        (true, Version::Http10 | Version::Http11) if head.status == StatusCode::OK => {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            if let Ok(protocol) = HeaderValue::from_str(protocol) {
+                head.headers.insert(UPGRADE, protocol);
+                head.headers
+                    .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+        }
+        (false, Version::Http2) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+            head.status = StatusCode::OK;
+            head.headers.remove(UPGRADE);
+            head.headers.remove(CONNECTION);
+        }
+        _ => {}
+    }
+    head
+}
+
 /// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back and it
 /// is safe to repeat (RFC 9110 section 9.2.1).
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Refused => stream.body.can_be_replayed(),
-        ExchangeError::Ended(_) => {
-            !live.exchange.is_answered() && stream.body.is_empty() && stream.head.borrow().method.is_safe()
+        ExchangeError::Ended { by_reset, .. } => {
+            *by_reset
+                && !live.exchange.is_answered()
+                && stream.body.is_empty()
+                && stream.head.borrow().method.is_safe()
         }
         ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }

@@ -247,9 +247,7 @@ pub(in crate::http) fn write_request(
     out.push(b' ');
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    if !host.is_empty() {
-        field(out, "host", host.as_bytes());
-    }
+    field(out, "host", host.as_bytes());
     fields(out, headers);
 }
 
