@@ -425,6 +425,13 @@ async fn http1_requests(
             Ended::Cut => {
                 let why = stream.facts.why.borrow().clone();
                 let (flag, why) = why.unwrap_or((ResponseFlag::LocalReset, "cut".to_owned()));
+                if stream.has_started()
+                    && server.shows_a_cut()
+                    && flag != ResponseFlag::DownstreamConnectionTermination
+                {
+                    *connection.state.failure.borrow_mut() = Some((flag, why));
+                    return End::InOrder("closed in the middle of a response");
+                }
                 return End::Broken(flag, why);
             }
             Ended::Answered if sink.close.get() || !server.body_has_ended() => return End::InOrder("closed"),
@@ -582,6 +589,7 @@ async fn http2_connection(
     };
     let (opened, mut idle_since) = (Instant::now(), Instant::now());
     let mut streams = JoinSet::new();
+    let mut served: u32 = 0;
     let mut alarm = Alarm::default();
     let mut ending = None;
     poll_fn(|cx| {
@@ -592,6 +600,12 @@ async fn http2_connection(
             match http2.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     accept(connection, request, respond, &mut streams);
+                    served = served.saturating_add(1);
+                    if ending.is_none() && Some(served) == manager.limits.max_requests_per_connection {
+                        connection.metrics.counts.cx_max_requests_reached.increment(1);
+                        ending = Some("as many requests as it may carry");
+                        http2.graceful_shutdown();
+                    }
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(http2_error(&error)),

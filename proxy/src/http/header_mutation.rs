@@ -237,6 +237,27 @@ fn values<'o>(
     values
 }
 
+/// Makes one header of those that came several times and of which Envoy holds one at most.
+pub(super) fn join(headers: &mut HeaderMap, side: Side) {
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    let known: &[&str] = match side {
+        Side::Request => &JOINED_IN_REQUESTS,
+        Side::Response => &JOINED_IN_RESPONSES,
+    };
+    let several =
+        |name: &&HeaderName| known.contains(&name.as_str()) && headers.get_all(*name).iter().nth(1).is_some();
+    let several: Vec<HeaderName> = headers.keys().filter(several).cloned().collect();
+    for name in several {
+        let values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        // Of parts that are values, with commas between.
+        if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(values.join(&b","[..]))) {
+            headers.insert(name, all);
+        }
+    }
+}
+
 fn append(headers: &mut HeaderMap, side: Side, name: &HeaderName, value: HeaderValue) {
     let joined: &[&str] = match side {
         Side::Request => &JOINED_IN_REQUESTS,

@@ -2,7 +2,6 @@
 //!
 //! What Envoy does with each is in `path` and `forwarding`; this is their order.
 
-use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +10,7 @@ use hyper::StatusCode;
 use hyper::header::{DATE, Entry, HeaderMap, HeaderName, HeaderValue, LOCATION};
 
 use super::forwarding::{self, Hop, Node};
+use super::header_mutation::{Side, join};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, ResponseHead, Version};
 use super::path::{self, PathOutcome};
@@ -38,8 +38,9 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
             _ => LocalReply::bad_request(why, "http1.unexpected_underscore").into(),
         });
     }
-    if let Cow::Owned(host) = path::normalize_host(&head.authority, &manager.normalization, port) {
-        head.authority = host;
+    let host = path::normalize_host(&head.authority, &manager.normalization, port);
+    if host.len() != head.authority.len() {
+        head.authority = host.into_owned();
     }
     if !head.target.starts_with('/') {
         let details = if head.target.is_empty() {
@@ -57,6 +58,7 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
         machine: IpAddr::V4(Ipv4Addr::LOCALHOST),
         node: Node::default(),
     };
+    join(&mut head.headers, Side::Request);
     let upgrade = head.upgrade.is_some();
     let client_cert = stream.connection.client_cert(&manager.forward_client_cert);
     let trusted = forwarding::received_request(&mut head.headers, manager, &hop, upgrade);
@@ -103,6 +105,7 @@ fn normalize(head: &mut RequestHead, manager: &HttpConnectionManager) -> Result<
 
 /// Of an upstream's response.
 pub(super) fn received_response(stream: &Stream, plan: &Plan<'_>, headers: &mut HeaderMap) {
+    join(headers, Side::Response);
     for cookie in &plan.set_cookies {
         headers.append(hyper::header::SET_COOKIE, cookie.clone());
     }
@@ -119,6 +122,9 @@ pub(super) fn sent_response(stream: &Stream, response: &mut ResponseHead) {
     let request = stream.head.borrow();
     let id = request.headers.get(X_REQUEST_ID);
     forwarding::sent_response(&mut response.headers, &stream.manager, id, switches);
+    if response.status == StatusCode::NO_CONTENT {
+        response.headers.remove(hyper::header::CONTENT_LENGTH);
+    }
     if let Entry::Vacant(vacant) = response.headers.entry(DATE) {
         vacant.insert(date());
     }

@@ -191,7 +191,13 @@ fn split_target(
     }
     let own = if encrypted { "https" } else { "http" };
     if *method == Method::CONNECT {
-        return Err(codec_error("CONNECT is not configured"));
+        let whole = target
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
+        return Err(match whole {
+            true => LocalReply::no_route().closing(),
+            false => codec_error("CONNECT wants a host and a port"),
+        });
     }
     let absolute = |scheme: &'static str| {
         let length = scheme.len() + 3;
@@ -216,7 +222,8 @@ fn split_target(
         return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
     }
     match host.map(HeaderValue::to_str) {
-        Some(Ok(host)) if !host.is_empty() => match is_host(host) {
+        Some(Ok("")) => Ok((own, String::new(), target)),
+        Some(Ok(host)) => match is_host(host) {
             true => Ok((own, host.to_owned(), target)),
             false => Err(LocalReply::bad_request(
                 "the host header is no host",
@@ -227,9 +234,7 @@ fn split_target(
             "the host header is no text",
             "http.invalid_authority",
         )),
-        Some(Ok(_)) | None => {
-            Err(LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header").closing())
-        }
+        None => Err(LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header").closing()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use hyper::StatusCode;
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use tokio::time::Instant;
 
 use super::body::{Chunk, Place};
@@ -89,19 +90,22 @@ pub(super) async fn attempt(
     plan: &Plan<'_>,
     retries: &Retries,
 ) -> Result<(ResponseHead, Live), TryError> {
+    let mut repeated = false;
     loop {
         let acquired = acquire(stream, plan).await?;
-        let reused = acquired.reused;
+        let reused = acquired.reused && !repeated;
         let mut live = begin(stream, acquired)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
+                let head = translated(stream, &live, head);
                 live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
             Err(Ended::Failed(FailedBy::Exchange(error))) if reused && may_repeat(stream, &live, &error) => {
                 tracing::debug!(%error, "a pooled connection had ended: another one is taken");
+                repeated = true;
             }
             Err(Ended::Failed(why)) => {
                 let failure = match &why {
@@ -127,13 +131,43 @@ pub(super) async fn attempt(
     }
 }
 
+/// A protocol that is switched to is said otherwise in each version: 101 in HTTP/1, 200 to an extended CONNECT
+/// (RFC 8441).
+fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseHead {
+    let request = stream.head.borrow();
+    let Some(protocol) = &request.upgrade else {
+        return head;
+    };
+    let by_http2 = matches!(live.exchange, Exchange::Http2(_));
+    match (by_http2, request.version) {
+        (true, Version::Http10 | Version::Http11) if head.status == StatusCode::OK => {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            if let Ok(protocol) = HeaderValue::from_str(protocol) {
+                head.headers.insert(UPGRADE, protocol);
+                head.headers
+                    .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+        }
+        (false, Version::Http2) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+            head.status = StatusCode::OK;
+            head.headers.remove(UPGRADE);
+            head.headers.remove(CONNECTION);
+        }
+        _ => {}
+    }
+    head
+}
+
 /// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back and it
 /// is safe to repeat (RFC 9110 section 9.2.1).
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Refused => stream.body.can_be_replayed(),
-        ExchangeError::Ended(_) => {
-            !live.exchange.is_answered() && stream.body.is_empty() && stream.head.borrow().method.is_safe()
+        ExchangeError::Ended { by_reset, .. } => {
+            *by_reset
+                && !live.exchange.is_answered()
+                && stream.body.is_empty()
+                && stream.head.borrow().method.is_safe()
         }
         ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }
@@ -230,6 +264,7 @@ enum Ended {
 /// Sends the request while it waits for the response's head.
 async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result<ResponseHead, Ended> {
     let mut alarm = Alarm::default();
+    let mut silence = Alarm::default();
     let per_try = retries.per_try_timeout();
     let mut since = None;
     poll_fn(|cx| {
@@ -250,6 +285,12 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
             if alarm.poll(Some(deadline), cx).is_ready() {
                 return Poll::Ready(Err(Ended::Failed(FailedBy::PerTryTimeout)));
             }
+        }
+        let quiet = retries
+            .per_try_idle_timeout()
+            .and_then(|limit| stream.clock.quiet_since().checked_add(limit));
+        if silence.poll(quiet, cx).is_ready() {
+            return Poll::Ready(Err(Ended::Failed(FailedBy::PerTryTimeout)));
         }
         Poll::Pending
     })

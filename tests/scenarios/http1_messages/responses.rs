@@ -14,6 +14,7 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
             "bare LF ends the status line",
             "bare LF ends a field",
             "status with 0x0d",
+            "reason with 0x0d",
             "field value with 0x0d",
         ],
     },

@@ -125,7 +125,6 @@ impl Proxy {
         unredact(&mut dump, &leaf());
         let (disk, secrets, mut shared) = (Disk::default(), BTreeMap::new(), Shared::default());
         let mut ctx = Context::new(&disk, &secrets, |_| Ok(()), &mut shared);
-        ctx.every_http_chain = true;
         let mut snapshot = Snapshot::default();
         for bytes in wire::<envoy::config::listener::v3::Listener>(&dump["listeners"]) {
             let listener = listener::decode_bytes(&bytes, &mut ctx).unwrap();
@@ -337,7 +336,7 @@ fn same_routes(ours: &Snapshot, theirs: &Snapshot) {
 fn in_order(route: &Route) -> Route {
     let sort = |headers: &mut HeaderMutations| {
         for added in [&mut headers.request_add, &mut headers.response_add] {
-            added.sort_by_key(|header| (format!("{:?}", header.append), Arc::clone(&header.name)));
+            added.sort_by_key(|header| (format!("{:?}", header.append), header.name.to_string()));
         }
     };
     let mut route = route.clone();

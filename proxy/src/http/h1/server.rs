@@ -26,6 +26,7 @@ pub(in crate::http) struct Server {
     wire: RefCell<Wire>,
     reader: RefCell<Reader>,
     writer: Cell<Writer>,
+    delimited: Cell<bool>,
     /// A byte of a request's head was received.
     begun: Cell<bool>,
 }
@@ -47,6 +48,7 @@ impl Server {
             wire: RefCell::new(wire),
             reader: RefCell::new(Reader::Ended),
             writer: Cell::new(Writer::None),
+            delimited: Cell::new(false),
             begun: Cell::new(false),
         }
     }
@@ -141,7 +143,8 @@ impl Server {
         } else if bodyless {
             if status == StatusCode::NO_CONTENT || status.is_informational() {
                 headers.remove(CONTENT_LENGTH);
-            } else if *method == Method::HEAD && !headers.contains_key(CONTENT_LENGTH) {
+            } else if *method == Method::HEAD && !has_no_body(status) && !headers.contains_key(CONTENT_LENGTH)
+            {
                 // What a GET would have, as far as it is known.
                 headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
@@ -159,6 +162,8 @@ impl Server {
             Writer::Chunked
         };
         self.writer.set(writer);
+        self.delimited
+            .set(!until_end && status != StatusCode::SWITCHING_PROTOCOLS);
         let mut bytes = Vec::with_capacity(512);
         write_response(&mut bytes, version, status, headers);
         bytes.extend_from_slice(b"\r\n");
@@ -200,6 +205,11 @@ impl Server {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    /// Whether a response under way shows by itself that it is cut: its length was said, or it is in chunks.
+    pub(in crate::http) fn shows_a_cut(&self) -> bool {
+        self.delimited.get()
     }
 
     /// The coming drop is an ordinary close.

@@ -46,8 +46,8 @@ impl Received {
         self.ended
     }
 
-    /// The next piece. Asking for it says that the one before was taken.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+    /// Says that what was handed out was taken, which the connection's window wants too.
+    fn acknowledge(&mut self) {
         if self.held > 0 {
             // Fails only for a stream that is gone, which the next poll tells.
             let _ = self
@@ -55,6 +55,11 @@ impl Received {
                 .flow_control()
                 .release_capacity(std::mem::take(&mut self.held));
         }
+    }
+
+    /// The next piece. Asking for it says that the one before was taken.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        self.acknowledge();
         if self.ended {
             return Poll::Ready(None);
         }
@@ -75,6 +80,12 @@ impl Received {
                 }
             }
         })
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.acknowledge();
     }
 }
 

@@ -277,7 +277,7 @@ fn a_local_rate_limit_is_one_bucket() {
         (Sampling::ALL, 5000)
     );
     assert_eq!(full.status, 429);
-    assert_eq!(&*full.response_headers_to_add[0].name, "x-limited");
+    assert_eq!(full.response_headers_to_add[0].name, "x-limited");
 
     let bare = limit(|config| *config = json!({"stat_prefix": "limit", "status": {"code": 200}}));
     assert_eq!(
