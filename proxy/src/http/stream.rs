@@ -589,11 +589,24 @@ impl Stream {
             self.note(*flag, why);
         }
         self.facts.details.replace(reply.details.clone());
-        poll_fn(|cx| {
-            self.read_on(cx);
-            Poll::Ready(())
-        })
-        .await;
+        // One that was refused at once is not read at all, as by Envoy.
+        let tried = reply.why.as_ref().is_some_and(|(flag, _)| {
+            use ResponseFlag as F;
+            let at_once = [
+                F::NoHealthyUpstream,
+                F::UpstreamOverflow,
+                F::NoClusterFound,
+                F::NoRouteFound,
+            ];
+            !at_once.contains(flag)
+        });
+        if tried && self.facts.attempts.get() > 0 {
+            poll_fn(|cx| {
+                self.read_on(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
         let closes = reply.close || reply.status == StatusCode::BAD_REQUEST;
         if closes && let Sink::Http1(http1) = &self.sink {
             http1.close.set(true);
