@@ -308,7 +308,10 @@ pub(super) fn poll_request(
     live: &mut Live,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), TryError>> {
-    while !live.request_over {
+    // What follows a request to switch protocols may be anything: an upstream that does not switch would read it
+    // as further requests, which no rule has seen.
+    let held = !live.switched && stream.head.borrow().upgrade.is_some();
+    while !live.request_over && !held {
         if let Poll::Ready(ready) = live.exchange.poll_ready(cx) {
             ready.map_err(|error| failed(live, error))?;
         } else {

@@ -93,11 +93,10 @@ pub(in crate::http) fn take_request(
     else {
         return Err(HeadError::Malformed("the request line is not three words"));
     };
-    // Without a version it is HTTP/0.9's.
-    let version = version.ok_or(HeadError::Version)?;
     let method = parse_method(method)?;
-    let version = parse_version(version)?;
     let target = parse_target(target)?;
+    // Without a version it is HTTP/0.9's.
+    let version = parse_version(version.ok_or(HeadError::Version)?)?;
     let headers = parse_fields(&head, fields, limits.fields, Lines::Strict)?;
     Ok(Some(RawRequest {
         method,
