@@ -77,6 +77,11 @@ impl Clock {
         self.moved.set(Instant::now());
     }
 
+    /// Since when nothing moved.
+    pub(super) fn quiet_since(&self) -> Instant {
+        self.moved.get()
+    }
+
     /// The request is there as a whole.
     pub(super) fn request_ended(&self) {
         if self.request_end.get().is_none() {

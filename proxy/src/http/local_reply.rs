@@ -17,7 +17,7 @@ const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before 
 #[derive(Debug)]
 pub(super) struct LocalReply {
     pub(super) status: StatusCode,
-    pub(super) body: String,
+    pub(super) body: Bytes,
     /// The connection ends after it.
     pub(super) close: bool,
     /// Beside what every response has.
@@ -35,7 +35,7 @@ impl LocalReply {
     pub(super) fn empty(status: StatusCode, details: &'static str) -> Self {
         Self {
             status,
-            body: String::new(),
+            body: Bytes::new(),
             close: false,
             headers: Vec::new(),
             why: None,
@@ -45,7 +45,7 @@ impl LocalReply {
     }
 
     /// A response with a text.
-    pub(super) fn text(status: StatusCode, body: impl Into<String>, details: &'static str) -> Self {
+    pub(super) fn text(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
         Self {
             body: body.into(),
             ..Self::empty(status, details)
@@ -86,7 +86,12 @@ impl LocalReply {
     }
 
     /// Something of the downstream's own took too long, in Envoy's words.
-    pub(super) fn overdue(has_request: bool, words: &str, flag: ResponseFlag, details: &'static str) -> Self {
+    pub(super) fn overdue(
+        has_request: bool,
+        words: &'static str,
+        flag: ResponseFlag,
+        details: &'static str,
+    ) -> Self {
         let status = if has_request {
             StatusCode::GATEWAY_TIMEOUT
         } else {
@@ -170,7 +175,8 @@ impl LocalReply {
                 u16::from(self.grpc_status.unwrap_or_else(|| grpc_status(self.status))).into(),
             );
             if !self.body.is_empty()
-                && let Ok(message) = HeaderValue::from_str(&grpc_message(&self.body))
+                && let Ok(message) =
+                    HeaderValue::from_str(&grpc_message(&String::from_utf8_lossy(&self.body)))
             {
                 headers.insert("grpc-message", message);
             }
@@ -182,7 +188,7 @@ impl LocalReply {
         let (status, body) = if grpc {
             (StatusCode::OK, Bytes::new())
         } else {
-            (self.status, Bytes::from(self.body))
+            (self.status, self.body)
         };
         (ResponseHead { status, headers }, body)
     }

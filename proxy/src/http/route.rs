@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 
 use super::hash::{Hashed, RequestHash, request_hash};
 use super::header_mutation::{Places, mutate_request, mutate_response};
 use super::local_reply::LocalReply;
-use super::message::{RequestHead, ResponseHead};
+use super::message::RequestHead;
 use super::record;
 use super::redirect::{Requested, location, rewritten_target, tell_original_host};
 use super::stream::{Stop, Stream};
@@ -164,7 +165,7 @@ fn at_weight(clusters: &[ClusterWeight], mut place: u64) -> Option<&ClusterWeigh
 pub(super) fn direct(direct: &DirectResponse, request: &RequestHead) -> LocalReply {
     let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut reply = LocalReply::empty(status, "direct_response");
-    reply.body = String::from_utf8_lossy(&direct.body).into_owned();
+    reply.body = Bytes::copy_from_slice(&direct.body);
     if status == StatusCode::CREATED || status.is_redirection() {
         let here = format!("{}://{}{}", request.scheme, request.authority, request.target);
         reply
@@ -174,22 +175,20 @@ pub(super) fn direct(direct: &DirectResponse, request: &RequestHead) -> LocalRep
     reply
 }
 
-/// The head of an answer that sends the downstream elsewhere.
-pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead) -> ResponseHead {
-    let mut headers = HeaderMap::new();
+/// The answer that sends the downstream elsewhere.
+pub(super) fn redirect(redirect: &Redirect, route: &Route, request: &RequestHead) -> LocalReply {
     let requested = Requested {
         scheme: request.scheme,
         authority: &request.authority,
         target: &request.target,
     };
-    let location = location(redirect, &route.matches, &requested);
-    if let Ok(location) = HeaderValue::from_str(&location) {
-        headers.insert(LOCATION, location);
-    }
-    ResponseHead {
-        status: StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY),
-        headers,
-    }
+    let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let mut reply = LocalReply::empty(status, "direct_response");
+    let location = HeaderValue::from_str(&location(redirect, &route.matches, &requested));
+    reply
+        .headers
+        .extend(location.map(|location| (LOCATION, location)));
+    reply
 }
 
 /// What the route table, the virtual host, the route and the share change of the request's headers.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
-use hyper::header::{HeaderMap, HeaderName};
+use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
 use tokio::time::{Instant, sleep};
 
 use super::body::{BodyError, Chunk, Place, RequestBody};
@@ -24,18 +24,25 @@ use super::exchange::ExchangeError;
 use super::filters;
 use super::headers;
 use super::local_reply::LocalReply;
-use super::message::{RequestHead, RequestView, ResponseHead};
+use super::message::{RequestHead, RequestView, ResponseHead, Version};
 use super::record;
 use super::retry::{Decision, Failure, Retries};
 use super::route::{self, Plan};
 use super::sink::{Gone, Sink};
 use super::upstream::{self, Live, TryError};
-use crate::model::http::{HttpConnectionManager, Routes};
+use crate::model::http::{HttpConnectionManager, HttpFilter, Routes};
 use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
 use crate::model::{Downstream, Metadata, Name};
 use crate::telemetry::ResponseFlag;
 use crate::telemetry::metrics::http::{Backoff, Response};
 use crate::upstream::cluster::ClusterState;
+
+/// The largest answer of gRPC to a downstream of HTTP/1, held until its trailers are there: Envoy's default for
+/// `per_connection_buffer_limit_bytes`.
+const BRIDGED_BYTES: usize = 1024 * 1024;
+
+/// What is read of a request that is answered without it, so that its connection can go on.
+const UNWANTED_BYTES: u64 = 64 * 1024;
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
@@ -155,10 +162,11 @@ impl Stream {
             None => Ended::Answered,
             Some(Stop::Reply(reply)) if !self.started.get() => self.answer(*reply).await,
             Some(Stop::Reply(reply)) => {
-                let why = reply.why.unwrap_or((ResponseFlag::LocalReset, reply.body));
-                self.reset(why)
+                let words = String::from_utf8_lossy(&reply.body).into_owned();
+                self.reset(reply.why.unwrap_or((ResponseFlag::LocalReset, words)))
+                    .await
             }
-            Some(Stop::Reset(flag, why)) => self.reset((flag, why)),
+            Some(Stop::Reset(flag, why)) => self.reset((flag, why)).await,
             Some(Stop::Gone) => {
                 self.note(
                     ResponseFlag::DownstreamConnectionTermination,
@@ -248,9 +256,7 @@ impl Stream {
             RouteDecision::DirectResponse(direct) => Err(route::direct(direct, &self.head.borrow()).into()),
             RouteDecision::Redirect(redirect) => {
                 router.rq_direct_response.increment(1);
-                let head = route::redirect(redirect, &route, &self.head.borrow());
-                self.facts.details.replace("direct_response".into());
-                self.send_whole(head, Bytes::new()).await
+                Err(route::redirect(redirect, &route, &self.head.borrow()).into())
             }
             RouteDecision::Route(action) => {
                 let plan = route::plan(self, &host, &route, action)?;
@@ -329,6 +335,7 @@ impl Stream {
                     self.again(&tried);
                     drop(tried);
                     sleep(pause).await;
+                    self.clock.moved();
                     continue;
                 }
                 Decision::Stands => None,
@@ -380,6 +387,9 @@ impl Stream {
                 .insert(ATTEMPT_COUNT, self.facts.attempts.get().into());
         }
         self.finish_response_headers(&mut head);
+        if self.bridges() {
+            return self.bridge(head, live).await;
+        }
         let end = live.exchange.has_ended();
         self.facts.details.replace("via_upstream".into());
         self.start(head, end)?;
@@ -426,6 +436,68 @@ impl Stream {
         Ok(())
     }
 
+    /// Whether gRPC's trailers become headers for a downstream of HTTP/1 (`grpc_http1_bridge`).
+    fn bridges(&self) -> bool {
+        let bridge = |filter: &HttpFilter| matches!(filter, HttpFilter::GrpcHttp1Bridge);
+        let head = self.head.borrow();
+        head.version != Version::Http2 && head.is_grpc() && self.manager.http_filters.iter().any(bridge)
+    }
+
+    /// Holds the response until its trailers are there, as far as a downstream of gRPC may send at once.
+    async fn bridge(&self, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        self.facts.details.replace("via_upstream".into());
+        let mut body = BytesMut::new();
+        let ends_with = poll_fn(|cx| {
+            let _ = upstream::poll_request(self, &mut live, cx);
+            loop {
+                if live.exchange.has_ended() {
+                    return Poll::Ready(Ok(None));
+                }
+                match ready!(live.exchange.poll_body(cx)) {
+                    None => return Poll::Ready(Ok(None)),
+                    Some(Ok(Chunk::Trailers(trailers))) => return Poll::Ready(Ok(Some(trailers))),
+                    Some(Ok(Chunk::Data(bytes))) if body.len() + bytes.len() > BRIDGED_BYTES => {
+                        return Poll::Ready(Err(too_large()));
+                    }
+                    Some(Ok(Chunk::Data(bytes))) => body.extend_from_slice(&bytes),
+                    Some(Err(error)) => {
+                        let why = format!("the response was cut: {error}");
+                        return Poll::Ready(Err(Stop::Reset(
+                            ResponseFlag::UpstreamConnectionTermination,
+                            why,
+                        )));
+                    }
+                }
+            }
+        })
+        .await?;
+        let trailers = ends_with.unwrap_or_default();
+        for name in ["grpc-status", "grpc-message"] {
+            if let Some(value) = trailers.get(name) {
+                head.headers.insert(name, value.clone());
+            }
+        }
+        if head
+            .headers
+            .get("grpc-status")
+            .is_some_and(|status| status != "0")
+        {
+            head.status = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        head.headers.insert(CONTENT_LENGTH, body.len().into());
+        let took = self.clock.since_request_end();
+        live.cluster().http_metrics().response_complete(false, took);
+        live.give_back(self);
+        self.start(head, body.is_empty())?;
+        if !body.is_empty() {
+            self.facts.sent.set(body.len() as u64);
+            self.sink.write(Chunk::Data(body.freeze()))?;
+            self.sink.end()?;
+        }
+        poll_fn(|cx| self.sink.poll_flush(cx)).await?;
+        Ok(())
+    }
+
     /// One piece of the response; true at its end.
     fn poll_response(&self, live: &mut Live, cx: &mut Context<'_>) -> Poll<Result<bool, Stop>> {
         ready!(self.sink.poll_ready(cx))?;
@@ -465,6 +537,11 @@ impl Stream {
             self.note(*flag, why);
         }
         self.facts.details.replace(reply.details.clone());
+        poll_fn(|cx| {
+            self.read_on(cx);
+            Poll::Ready(())
+        })
+        .await;
         let closes = reply.close || reply.status == StatusCode::BAD_REQUEST;
         if closes && let Sink::Http1(http1) = &self.sink {
             http1.close.set(true);
@@ -485,6 +562,17 @@ impl Stream {
         })
         .await;
         if sent { Ended::Answered } else { Ended::Cut }
+    }
+
+    /// Reads what is there of a request that nobody wants: where that is all of it, its connection can go on.
+    fn read_on(&self, cx: &mut Context<'_>) {
+        let mut place = Place::default();
+        while !self.body.has_ended() && self.body.received.get() < UNWANTED_BYTES {
+            match self.poll_body(&mut place, cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) | Poll::Pending => return,
+            }
+        }
     }
 
     async fn send_whole(&self, mut head: ResponseHead, body: Bytes) -> Result<(), Stop> {
@@ -534,8 +622,13 @@ impl Stream {
         self.sink.write_head(head, end)
     }
 
-    fn reset(&self, (flag, why): (ResponseFlag, String)) -> Ended {
+    async fn reset(&self, (flag, why): (ResponseFlag, String)) -> Ended {
         self.note(flag, &why);
+        if matches!(self.sink, Sink::Http2(_)) && self.has_started() {
+            // What was sent is to go out before the reset: its connection's task has to run.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+        }
         self.sink.reset(h2::Reason::INTERNAL_ERROR);
         Ended::Cut
     }
@@ -568,6 +661,19 @@ impl Drop for Stream {
         record::write(self);
         self.connection.record(self);
     }
+}
+
+fn too_large() -> Stop {
+    LocalReply::text(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "Internal Server Error",
+        "response_payload_too_large",
+    )
+    .because(
+        ResponseFlag::LocalReset,
+        "more of a response than is held for a bridge",
+    )
+    .into()
 }
 
 /// What a failed try leaves.

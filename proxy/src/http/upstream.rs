@@ -90,9 +90,10 @@ pub(super) async fn attempt(
     plan: &Plan<'_>,
     retries: &Retries,
 ) -> Result<(ResponseHead, Live), TryError> {
+    let mut repeated = false;
     loop {
         let acquired = acquire(stream, plan).await?;
-        let reused = acquired.reused;
+        let reused = acquired.reused && !repeated;
         let mut live = begin(stream, acquired)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
@@ -104,6 +105,7 @@ pub(super) async fn attempt(
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
             Err(Ended::Failed(FailedBy::Exchange(error))) if reused && may_repeat(stream, &live, &error) => {
                 tracing::debug!(%error, "a pooled connection had ended: another one is taken");
+                repeated = true;
             }
             Err(Ended::Failed(why)) => {
                 let failure = match &why {
@@ -262,6 +264,7 @@ enum Ended {
 /// Sends the request while it waits for the response's head.
 async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result<ResponseHead, Ended> {
     let mut alarm = Alarm::default();
+    let mut silence = Alarm::default();
     let per_try = retries.per_try_timeout();
     let mut since = None;
     poll_fn(|cx| {
@@ -282,6 +285,12 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
             if alarm.poll(Some(deadline), cx).is_ready() {
                 return Poll::Ready(Err(Ended::Failed(FailedBy::PerTryTimeout)));
             }
+        }
+        let quiet = retries
+            .per_try_idle_timeout()
+            .and_then(|limit| stream.clock.quiet_since().checked_add(limit));
+        if silence.poll(quiet, cx).is_ready() {
+            return Poll::Ready(Err(Ended::Failed(FailedBy::PerTryTimeout)));
         }
         Poll::Pending
     })

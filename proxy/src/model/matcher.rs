@@ -239,6 +239,7 @@ impl HeaderCheck {
             Self::Present(wanted) => *wanted,
             Self::Value(matcher) => matcher.matches(value),
             Self::Range(from, to) => value
+                .trim()
                 .parse::<i64>()
                 .is_ok_and(|number| (*from..*to).contains(&number)),
         }

@@ -51,23 +51,21 @@ pub(in crate::http) struct RawResponse {
     pub(in crate::http) headers: HeaderMap,
 }
 
-/// Where in `input` a head ends, from its first byte; none while it is incomplete.
+/// Where in `input` a head ends, from its first byte; none while it is incomplete. A line feed alone ends a
+/// line too: a request that uses it must be found to be refused, a response may.
 ///
 /// # Errors
 /// [`HeadError::TooLarge`] once it cannot end within the limit.
 fn end_of_head(input: &[u8], limits: HeadLimits) -> Result<Option<usize>, HeadError> {
-    let whole = |end: usize| {
-        if end > limits.bytes {
-            Err(HeadError::TooLarge)
-        } else {
-            Ok(Some(end))
-        }
-    };
-    // A line feed alone ends no line here, yet a head that uses it must be found to be refused.
-    let strict = memmem::find(input, b"\r\n\r\n").map(|at| at + 4);
-    let bare = memmem::find(&input[..strict.unwrap_or(input.len())], b"\n\n").map(|at| at + 2);
-    match bare.or(strict) {
-        Some(end) => whole(end),
+    let ends: [(&[u8], usize); 3] = [(b"\r\n\r\n", 4), (b"\n\n", 2), (b"\n\r\n", 3)];
+    let mut end = None;
+    for (found, length) in ends {
+        let within = &input[..end.unwrap_or(input.len())];
+        end = memmem::find(within, found).map(|at| at + length).or(end);
+    }
+    match end {
+        Some(end) if end > limits.bytes => Err(HeadError::TooLarge),
+        Some(end) => Ok(Some(end)),
         None if input.len() > limits.bytes => Err(HeadError::TooLarge),
         None => Ok(None),
     }
@@ -88,7 +86,7 @@ pub(in crate::http) fn take_request(
         return Ok(None);
     };
     let head = input.split_to(end).freeze();
-    let (line, fields) = first_line(&head)?;
+    let (line, fields) = first_line(&head, Lines::Strict)?;
     let mut words = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), version, None) =
         (words.next(), words.next(), words.next(), words.next())
@@ -100,7 +98,7 @@ pub(in crate::http) fn take_request(
     let method = parse_method(method)?;
     let version = parse_version(version)?;
     let target = parse_target(target)?;
-    let headers = parse_fields(&head, fields, limits.fields)?;
+    let headers = parse_fields(&head, fields, limits.fields, Lines::Strict)?;
     Ok(Some(RawRequest {
         method,
         target,
@@ -124,16 +122,20 @@ pub(in crate::http) fn take_response(
         return Ok(None);
     };
     let head = input.split_to(end).freeze();
-    let (line, fields) = first_line(&head)?;
+    let (line, fields) = first_line(&head, Lines::Lenient)?;
     let (version, rest) = line.split_at_checked(9).ok_or(STATUS_LINE)?;
-    let version = parse_version(version.strip_suffix(b" ").ok_or(STATUS_LINE)?)?;
+    let version = match parse_version(version.strip_suffix(b" ").ok_or(STATUS_LINE)?) {
+        // As Envoy reads what follows: it is framed alike.
+        Err(HeadError::Version) => Version::Http11,
+        version => version?,
+    };
     let (status, reason) = rest.split_at_checked(3).ok_or(STATUS_LINE)?;
     let words = |byte: &u8| *byte == b'\t' || *byte >= b' ' && *byte != 0x7f;
     if !reason.is_empty() && !reason.starts_with(b" ") || !reason.iter().all(words) {
         return Err(STATUS_LINE);
     }
     let status = StatusCode::from_bytes(status).map_err(|_| STATUS_LINE)?;
-    let headers = parse_fields(&head, fields, limits.fields)?;
+    let headers = parse_fields(&head, fields, limits.fields, Lines::Lenient)?;
     Ok(Some(RawResponse {
         status,
         version,
@@ -164,11 +166,30 @@ fn early(input: &[u8]) -> Result<(), HeadError> {
     }
 }
 
+/// How lines are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// They end with carriage return and line feed, and none is folded.
+    Strict,
+    /// As Envoy reads those of an app's response: a line feed will do, folded ones are unfolded.
+    Lenient,
+}
+
+impl Lines {
+    /// The text of a line that was cut before its line feed.
+    fn text(self, line: &[u8]) -> Result<&[u8], HeadError> {
+        match (line.strip_suffix(b"\r"), self) {
+            (Some(text), _) => Ok(text),
+            (None, Self::Lenient) => Ok(line),
+            (None, Self::Strict) => Err(BARE_LINE_FEED),
+        }
+    }
+}
+
 /// The first line, and where the second one begins.
-fn first_line(head: &Bytes) -> Result<(&[u8], usize), HeadError> {
+fn first_line(head: &Bytes, lines: Lines) -> Result<(&[u8], usize), HeadError> {
     let line = memchr(b'\n', head).unwrap_or(head.len());
-    let text = head[..line].strip_suffix(b"\r").ok_or(BARE_LINE_FEED)?;
-    Ok((text, line + 1))
+    Ok((lines.text(&head[..line])?, line + 1))
 }
 
 const BARE_LINE_FEED: HeadError = HeadError::Malformed("a line ends without a carriage return");
@@ -200,14 +221,23 @@ fn parse_target(word: &[u8]) -> Result<String, HeadError> {
     Ok(text.to_owned())
 }
 
-/// The fields of `head` from `at`. Values are slices of it, not copies.
-fn parse_fields(head: &Bytes, mut at: usize, most: usize) -> Result<HeaderMap, HeadError> {
+/// The fields of `head` from `at`. Values are slices of it, not copies, but for folded ones.
+fn parse_fields(head: &Bytes, mut at: usize, most: usize, lines: Lines) -> Result<HeaderMap, HeadError> {
     let mut headers = HeaderMap::with_capacity(16);
+    let mut last: Option<HeaderName> = None;
     loop {
         let line_end = at + memchr(b'\n', &head[at..]).unwrap_or(head.len() - at);
-        let line = head[at..line_end].strip_suffix(b"\r").ok_or(BARE_LINE_FEED)?;
+        let line = lines.text(&head[at..line_end])?;
         if line.is_empty() {
             return Ok(headers);
+        }
+        at = line_end + 1;
+        if lines == Lines::Lenient
+            && line.starts_with(&[b' ']) | line.starts_with(&[b'\t'])
+            && let Some(name) = &last
+        {
+            unfold(&mut headers, name, line.trim_ascii())?;
+            continue;
         }
         if headers.len() >= most {
             return Err(HeadError::TooLarge);
@@ -218,11 +248,27 @@ fn parse_fields(head: &Bytes, mut at: usize, most: usize) -> Result<HeaderMap, H
             .map_err(|_| HeadError::Malformed("a header's name is no token"))?;
         let value = line[colon + 1..].trim_ascii();
         let from = value.as_ptr() as usize - head.as_ptr() as usize;
-        let value = HeaderValue::from_maybe_shared(head.slice(from..from + value.len()))
-            .map_err(|_| HeadError::Malformed("a header's value has a control character"))?;
+        let value =
+            HeaderValue::from_maybe_shared(head.slice(from..from + value.len())).map_err(|_| VALUE)?;
+        last = Some(name.clone());
         headers.append(name, value);
-        at = line_end + 1;
     }
+}
+
+const VALUE: HeadError = HeadError::Malformed("a header's value has a control character");
+
+/// Puts a folded line behind the value that it belongs to, the last one of its name.
+fn unfold(headers: &mut HeaderMap, name: &HeaderName, more: &[u8]) -> Result<(), HeadError> {
+    let mut values: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
+    if let Some(last) = values.pop() {
+        let whole = [last.as_bytes(), more].join(&b" "[..]);
+        values.push(HeaderValue::from_bytes(whole.trim_ascii()).map_err(|_| VALUE)?);
+    }
+    headers.remove(name);
+    for value in values {
+        headers.append(name.clone(), value);
+    }
+    Ok(())
 }
 
 fn is_token(byte: u8) -> bool {
@@ -375,6 +421,13 @@ mod tests {
             299
         );
         assert!(response(b"HTT").unwrap().is_none());
+        let lenient = response(b"HTTP/1.1 200 OK\na: b\r\n c\n\td\ne:\n f\n\n")
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (&lenient.headers["a"], &lenient.headers["e"]),
+            (&"b c d".parse().unwrap(), &"f".parse().unwrap())
+        );
         for text in [
             &b"SSH-2.0"[..],
             b"HTTP/1.1 99 x\r\n\r\n",
