@@ -35,7 +35,9 @@ fn calls() -> Vec<Case> {
         call("over HTTP/1 upstream", "/pkg.Svc/Call").wish(&format!("{SAYS};trailer=grpc-status: 0")).over(&[Path::H2_H1]),
         call("from HTTP/1", "/pkg.Svc/Call").wish(&format!("{SAYS};trailer=grpc-status: 0")).over(&Path::FROM_H1),
         call("a request timeout", "/pkg.Svc/Call").header("grpc-timeout", "100m").wish("delay=400"),
-        call("grpc-web", "/pkg.Svc/Call").header("content-type", "application/grpc-web"),
+        post("grpc-web", "/pkg.Svc/Call")
+            .header("content-type", "application/grpc-web")
+            .over(&[Path::H2_H2]),
         call("no route", "/none/Call"),
         call("no cluster", "/nowhere/Call"),
         call("refused connection", "/refused/Call"),

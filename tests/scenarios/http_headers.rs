@@ -262,7 +262,6 @@ const OPERATORS: &[&str] = &[
     "%DOWNSTREAM_TLS_VERSION%",
     "%FILTER_CHAIN_NAME%",
     "%DYNAMIC_METADATA(envoy.lb:key)%",
-    "%FILTER_STATE(nothing)%",
     "%REQUEST_HEADERS_BYTES%",
     "%UPSTREAM_PROTOCOL%",
     "%CONNECTION_TERMINATION_DETAILS%",

@@ -9,11 +9,14 @@ use serde_json::{Value, json};
 use super::case::{Ask, Case, Path, Version};
 use super::config::{self, Cluster, Manager, PROBE};
 use super::outcome::{Got, name_ports};
-use super::seen::Book;
+use super::seen::{Book, Seen};
 use super::upstream::Upstream;
 use super::{h1, h2c};
 use crate::envoy::{Program, Static};
 use crate::free_port;
+
+/// How many requests an outcome shows; above what any case makes unless something goes round in circles.
+const SHOWN: usize = 60;
 
 /// Running upstreams, each with a name.
 #[derive(Debug)]
@@ -88,8 +91,10 @@ impl Bed {
         };
         let mut lines: Vec<String> = answers.iter().flat_map(Got::lines).collect();
         lines.push(after);
-        for seen in self.upstreams.book.take().await {
-            lines.extend(seen.lines());
+        let seen = self.upstreams.book.take().await;
+        lines.extend(seen.iter().take(SHOWN).flat_map(Seen::lines));
+        if seen.len() > SHOWN {
+            lines.push(format!("> and {} requests more", seen.len() - SHOWN));
         }
         let mut names: BTreeMap<u16, String> = self
             .ports

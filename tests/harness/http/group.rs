@@ -5,11 +5,12 @@
 //! outcome, `HTTP_DIFF_REPORT=file` appends the differences to a file.
 
 use std::fmt::Write as _;
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::sync::Arc;
 
 use super::bed::{Bed, Upstreams};
-use super::case::{Case, Path};
+use super::case::{Case, Deviation, Path};
 use super::config::{Cluster, Manager, cluster};
 use super::diff;
 use crate::envoy::Program;
@@ -100,7 +101,7 @@ impl Group {
         });
         let all: Vec<Outcome<'_>> = all.collect();
         let judged = all.iter().filter_map(|outcome| self.judge(outcome, twice));
-        self.report(&judged.collect::<Vec<_>>(), all.len());
+        self.report(judged.collect(), all.len());
     }
 
     async fn is_refused(&self, ours: Program, id: &str, words: &str) {
@@ -133,57 +134,63 @@ impl Group {
         Some(all)
     }
 
-    /// What is wrong with an outcome; `None` if nothing is.
-    fn judge(&self, (case, path, ours, theirs): &Outcome<'_>, twice: bool) -> Option<String> {
-        let name = format!(
-            "{}: {} [{path}] {} {}",
-            self.name, case.name, case.ask.method, case.ask.path
-        );
-        let show = || {
-            let theirs = theirs.as_deref().unwrap_or_default().join("\n  - ");
-            format!("\n  - {theirs}\n  + {}", ours.join("\n  + "))
-        };
+    /// The name of an outcome and what is wrong with it; `None` if nothing is.
+    fn judge(&self, (case, path, ours, theirs): &Outcome<'_>, twice: bool) -> Option<(String, Vec<String>)> {
+        let name = format!("{} [{path}] {} {}", case.name, case.ask.method, case.ask.path);
         if setting("HTTP_DIFF_SHOW").is_some() {
-            let _ = writeln!(std::io::stderr(), "== {name}{}", show());
+            let theirs = theirs.as_deref().unwrap_or_default().join("\n  - ");
+            let ours = ours.join("\n  + ");
+            let _ = writeln!(
+                std::io::stderr(),
+                "== {}: {name}\n  - {theirs}\n  + {ours}",
+                self.name
+            );
         }
         let known = case.deviation(*path).filter(|_| !twice);
-        let Some(theirs) = theirs else {
-            return alone(ours, known.map(|known| known.lines.as_slice()))
-                .map(|what| format!("{name}\n  {what}"));
+        let wrong = match theirs {
+            Some(theirs) => compared(diff::lines(theirs, ours), known),
+            None => alone(ours, known),
         };
-        let lines = diff::lines(theirs, ours);
-        match known {
-            None if lines.is_empty() => None,
-            None => Some(format!("{name}\n  {}\n", lines.join("\n  "))),
-            Some(known) if !has_reason(known.id) => {
-                Some(format!("{name}\n  DEVIATIONS.md has no heading {:?}\n", known.id))
-            }
-            Some(known) if lines == known.lines => None,
-            Some(known) => Some(format!(
-                "{name}\n  differs otherwise than {:?} says:\n  {}\n",
-                known.id,
-                lines.join("\n  ")
-            )),
-        }
+        (!wrong.is_empty()).then_some((name, wrong))
     }
 
-    fn report(&self, wrong: &[String], all: usize) {
-        let mut text = String::new();
-        for one in wrong {
-            let _ = writeln!(text, "{one}");
-        }
+    /// Fails with what is wrong, outcomes that are wrong alike together.
+    fn report(&self, wrong: Vec<(String, Vec<String>)>, all: usize) {
         let sum = format!("{}: {} of {all} differ", self.name, wrong.len());
+        let mut kinds: Vec<(Vec<String>, Vec<String>)> = Vec::new();
+        for (name, lines) in wrong {
+            match kinds.iter_mut().find(|(_, known)| *known == lines) {
+                Some((names, _)) => names.push(name),
+                None => kinds.push((vec![name], lines)),
+            }
+        }
+        let mut text = String::new();
+        for (names, lines) in &kinds {
+            let _ = writeln!(text, "{}\n  {}\n", names.join("\n"), lines.join("\n  "));
+        }
         let _ = writeln!(std::io::stderr(), "{sum}");
         if let Some(path) = setting("HTTP_DIFF_REPORT") {
-            let mut file = std::fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .unwrap();
+            let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
             let _ = writeln!(file, "# {sum}\n{text}");
         }
-        assert!(wrong.is_empty(), "{sum}\n{text}");
+        assert!(kinds.is_empty(), "{sum}\n{text}");
     }
+}
+
+/// What is wrong with a difference.
+fn compared(lines: Vec<String>, known: Option<&Deviation>) -> Vec<String> {
+    let Some(known) = known else {
+        return lines;
+    };
+    if !has_reason(known.id) {
+        return vec![format!("DEVIATIONS.md has no heading {:?}", known.id)];
+    }
+    if lines == known.lines {
+        return Vec::new();
+    }
+    let mut wrong = vec![format!("differs otherwise than {:?} says:", known.id)];
+    wrong.extend(lines);
+    wrong
 }
 
 /// Whether the page has this heading.
@@ -192,19 +199,22 @@ fn has_reason(id: &str) -> bool {
 }
 
 /// What is wrong with an outcome that there is nothing to compare with.
-fn alone(ours: &[String], known: Option<&[String]>) -> Option<String> {
-    let silent = ours
-        .iter()
-        .any(|line| line.starts_with("cut: silent") || line.contains("unfinished"));
-    if silent {
-        return Some(format!("it hangs:\n  {}\n", ours.join("\n  ")));
+fn alone(ours: &[String], known: Option<&Deviation>) -> Vec<String> {
+    let hangs = |line: &String| line.starts_with("cut: silent") || line.contains("unfinished");
+    let wrong = |what: String| {
+        let mut lines = vec![what];
+        lines.extend_from_slice(ours);
+        lines
+    };
+    if ours.iter().any(hangs) {
+        return wrong("it hangs:".to_owned());
     }
-    let mut expected = known
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|line| line.strip_prefix('+'));
-    let missing = expected.find(|line| !ours.iter().any(|one| one == line))?;
-    Some(format!("no {missing:?} in\n  {}\n", ours.join("\n  ")))
+    let expected = known.map(|known| known.lines.as_slice()).unwrap_or_default();
+    let mut expected = expected.iter().filter_map(|line| line.strip_prefix('+'));
+    match expected.find(|line| !ours.iter().any(|one| one == line)) {
+        Some(missing) => wrong(format!("no {missing:?} in")),
+        None => Vec::new(),
+    }
 }
 
 #[expect(
