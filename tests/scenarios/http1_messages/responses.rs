@@ -9,11 +9,7 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
     Deviation {
         why: "a CR stands before an LF (2.2): some readers end a line at a bare one",
         ours: Instead::Answers("502"),
-        names: &[
-            "status with 0x0d",
-            "reason with 0x0d",
-            "field value with 0x0d",
-        ],
+        names: &["status with 0x0d", "reason with 0x0d", "field value with 0x0d"],
     },
     Deviation {
         why: "a status line has single spaces, and a status three digits (4)",
