@@ -102,7 +102,9 @@ impl Bed {
             .map(|(name, port)| (*port, name.clone()))
             .collect();
         names.insert(port, "downstream".to_owned());
-        lines.iter().map(|line| name_ports(line, &names)).collect()
+        let own = own_address();
+        let named = |line: &String| name_ports(line, &names).replace(&own, "<own address>");
+        lines.iter().map(named).collect()
     }
 }
 
@@ -127,6 +129,15 @@ fn resources(
     let all = json!({ "listeners": listeners, "clusters": resources });
     let all = config::with_ports(&all, &|name| ports[name]);
     (all, ports)
+}
+
+/// The first address of this machine that is not loopback, which Envoy says of connections from loopback.
+fn own_address() -> String {
+    let interfaces = nix::ifaddrs::getifaddrs().unwrap();
+    let mut addresses =
+        interfaces.filter_map(|interface| interface.address?.as_sockaddr_in().map(|a| a.ip()));
+    let own = addresses.find(|address| !address.is_loopback());
+    own.map_or("no address".to_owned(), |address| address.to_string())
 }
 
 /// Asks whether a connection goes on.
