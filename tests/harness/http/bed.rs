@@ -85,6 +85,10 @@ impl Bed {
     /// What comes of a case over these versions.
     pub async fn run(&self, case: &Case, manager: &str, path: Path) -> Vec<String> {
         let to = self.address(manager, path.upstream);
+        if let Some(words) = case.until {
+            crate::eventually(words, async || says(case, to, words).await.then_some(())).await;
+            let _ = self.upstreams.book.take().await;
+        }
         let (port, answers, after) = match path.downstream {
             Version::H1 => over_h1(case, to).await,
             Version::H2 => over_h2(case, to).await,
@@ -145,6 +149,13 @@ fn probe() -> Ask {
     let mut ask = Ask::new("GET", "/");
     PROBE.clone_into(&mut ask.host);
     ask
+}
+
+/// Whether an answer to a case has these words.
+async fn says(case: &Case, to: SocketAddr, words: &str) -> bool {
+    let got = h1::Connection::open(to).await.ask(&case.ask).await;
+    got.iter()
+        .any(|got| String::from_utf8_lossy(&got.body).contains(words))
 }
 
 async fn over_h1(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {
