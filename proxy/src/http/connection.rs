@@ -676,7 +676,15 @@ fn accept(
         head => head,
     };
     let body = RequestBody::new(Source::Http2(RefCell::new(Incoming::new(body))));
-    let sink = Sink::Http2(Responder::new(respond));
+    let responder = Responder::new(respond);
+    if let Ok(head) = &head
+        && request::expects_continue(&head.headers)
+        && !manager.proxy_100_continue
+    {
+        // Fails only for a stream that is gone.
+        let _ = responder.go_on();
+    }
+    let sink = Sink::Http2(responder);
     let connection = Rc::clone(connection);
     streams.spawn_local(async move {
         match head {

@@ -66,12 +66,9 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
     if head.version != Version::Http2 {
         head.scheme = forwarding::scheme(&head.headers, stream.connection.encrypted);
     }
-    for name in [
-        hyper::header::EXPECT,
-        hyper::header::CONNECTION,
-        hyper::header::UPGRADE,
-    ] {
-        head.headers.remove(name);
+    // It is answered here, if it asks for nothing but that.
+    if super::request::expects_continue(&head.headers) && !manager.proxy_100_continue {
+        head.headers.remove(hyper::header::EXPECT);
     }
     if let Some(trusted) = trusted.filter(|trusted| Some(*trusted) != downstream.source) {
         let mut told = downstream.as_ref().clone();

@@ -11,6 +11,7 @@ mod connection;
 mod exchange;
 pub mod filters;
 mod forwarding;
+mod grpc_stats;
 mod h1;
 mod h2;
 mod hash;

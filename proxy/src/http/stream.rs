@@ -22,6 +22,7 @@ use super::clock::{Clock, Overdue};
 use super::connection::Connection;
 use super::exchange::ExchangeError;
 use super::filters;
+use super::grpc_stats::Call;
 use super::headers;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, RequestView, ResponseHead, Version};
@@ -34,7 +35,7 @@ use crate::model::http::{HttpConnectionManager, HttpFilter, Routes};
 use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
 use crate::model::{Downstream, Metadata, Name};
 use crate::telemetry::ResponseFlag;
-use crate::telemetry::metrics::http::{Backoff, Response};
+use crate::telemetry::metrics::http::{Backoff, HttpClusterCounts, Response};
 use crate::upstream::cluster::ClusterState;
 
 /// The largest answer of gRPC to a downstream of HTTP/1, held until its trailers are there: Envoy's default for
@@ -59,6 +60,8 @@ pub(super) struct Stream {
     pub(super) clock: Clock,
     /// The response's head was sent.
     started: Cell<bool>,
+    /// A call of gRPC that is counted.
+    call: RefCell<Option<Call>>,
     pub(super) facts: Facts,
 }
 
@@ -142,6 +145,7 @@ impl Stream {
             sink,
             clock,
             started: Cell::new(false),
+            call: RefCell::default(),
             facts: Facts::default(),
         }
     }
@@ -229,6 +233,22 @@ impl Stream {
         self.started.get()
     }
 
+    /// Begins to count a call of gRPC, where a filter does.
+    fn count_call(&self) {
+        let counted = |filter: &HttpFilter| match filter {
+            HttpFilter::GrpcStats(options) => Some(*options),
+            _ => None,
+        };
+        let Some(options) = self.manager.http_filters.iter().find_map(counted) else {
+            return;
+        };
+        let head = self.head.borrow();
+        if let Some(cluster) = self.cluster().filter(|_| head.is_grpc()) {
+            let metrics = self.connection.worker.grpc(cluster.config().stat_name(), options);
+            *self.call.borrow_mut() = metrics.call(&head.target).map(Call::new);
+        }
+    }
+
     /// The cluster that the request goes to, once that is known.
     fn cluster(&self) -> Option<Rc<ClusterState>> {
         let name = self.facts.cluster.borrow().clone()?;
@@ -260,6 +280,7 @@ impl Stream {
             }
             RouteDecision::Route(action) => {
                 let plan = route::plan(self, &host, &route, action)?;
+                self.count_call();
                 self.forward(&plan).await
             }
         }
@@ -339,8 +360,14 @@ impl Stream {
                     continue;
                 }
                 Decision::Stands => None,
-                Decision::Exhausted => Some(ResponseFlag::UpstreamRetryLimitExceeded),
-                Decision::Overflow => Some(ResponseFlag::UpstreamOverflow),
+                Decision::Exhausted => {
+                    self.count_retries(|counts| counts.rq_retry_limit_exceeded.increment(1));
+                    Some(ResponseFlag::UpstreamRetryLimitExceeded)
+                }
+                Decision::Overflow => {
+                    self.count_retries(|counts| counts.rq_retry_overflow.increment(1));
+                    Some(ResponseFlag::UpstreamOverflow)
+                }
             };
             return match tried {
                 Ok((head, live)) => {
@@ -348,6 +375,9 @@ impl Stream {
                         self.note(flag, "no more retries");
                     }
                     self.answered_for(live.cluster(), head.status);
+                    if retries.attempts > 1 && flag.is_none() {
+                        self.count_retries(|counts| counts.rq_retry_success.increment(1));
+                    }
                     self.respond(plan, head, live).await
                 }
                 Err(failed) => {
@@ -359,6 +389,12 @@ impl Stream {
                     Err(reply.into())
                 }
             };
+        }
+    }
+
+    fn count_retries(&self, count: impl FnOnce(&HttpClusterCounts)) {
+        if let Some(cluster) = self.cluster() {
+            count(&cluster.http_metrics().counts);
         }
     }
 
@@ -380,6 +416,9 @@ impl Stream {
 
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        if let Some(call) = &mut *self.call.borrow_mut() {
+            call.ended(&head.headers);
+        }
         headers::received_response(self, plan, &mut head.headers);
         route::change_response(self, plan.share, &mut head.headers);
         if plan.tell_attempts.1 {
@@ -455,7 +494,12 @@ impl Stream {
                 }
                 match ready!(live.exchange.poll_body(cx)) {
                     None => return Poll::Ready(Ok(None)),
-                    Some(Ok(Chunk::Trailers(trailers))) => return Poll::Ready(Ok(Some(trailers))),
+                    Some(Ok(Chunk::Trailers(trailers))) => {
+                        if let Some(call) = &mut *self.call.borrow_mut() {
+                            call.ended(&trailers);
+                        }
+                        return Poll::Ready(Ok(Some(trailers)));
+                    }
                     Some(Ok(Chunk::Data(bytes))) if body.len() + bytes.len() > BRIDGED_BYTES => {
                         return Poll::Ready(Err(too_large()));
                     }
@@ -505,8 +549,16 @@ impl Stream {
             Some(Ok(chunk)) => {
                 self.clock.moved();
                 let last = matches!(chunk, Chunk::Trailers(_));
-                if let Chunk::Data(bytes) = &chunk {
-                    self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
+                let call = &mut *self.call.borrow_mut();
+                match (&chunk, call) {
+                    (Chunk::Data(bytes), call) => {
+                        self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
+                        if let Some(call) = call {
+                            call.responded(bytes);
+                        }
+                    }
+                    (Chunk::Trailers(trailers), Some(call)) => call.ended(trailers),
+                    (Chunk::Trailers(_), None) => {}
                 }
                 self.sink.write(chunk)?;
                 if !last && live.exchange.has_ended() {
@@ -537,17 +589,33 @@ impl Stream {
             self.note(*flag, why);
         }
         self.facts.details.replace(reply.details.clone());
-        poll_fn(|cx| {
-            self.read_on(cx);
-            Poll::Ready(())
-        })
-        .await;
+        // One that was refused at once is not read at all, as by Envoy.
+        let tried = reply.why.as_ref().is_some_and(|(flag, _)| {
+            use ResponseFlag as F;
+            let at_once = [
+                F::NoHealthyUpstream,
+                F::UpstreamOverflow,
+                F::NoClusterFound,
+                F::NoRouteFound,
+            ];
+            !at_once.contains(flag)
+        });
+        if tried && self.facts.attempts.get() > 0 {
+            poll_fn(|cx| {
+                self.read_on(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
         let closes = reply.close || reply.status == StatusCode::BAD_REQUEST;
         if closes && let Sink::Http1(http1) = &self.sink {
             http1.close.set(true);
         }
         let grpc = self.head.borrow().is_grpc();
         let (head, body) = reply.into_response(grpc);
+        if let Some(call) = &mut *self.call.borrow_mut() {
+            call.ended(&head.headers);
+        }
         let sending = self.send_whole(head, body);
         let mut sending = pin!(sending);
         let sent = poll_fn(|cx| {
@@ -649,6 +717,9 @@ impl Stream {
     ) -> Poll<Option<Result<Chunk, BodyError>>> {
         let read = ready!(self.body.poll(place, cx));
         self.clock.moved();
+        if let (Some(Ok(Chunk::Data(bytes))), Some(call)) = (&read, &mut *self.call.borrow_mut()) {
+            call.requested(bytes);
+        }
         if self.body.has_ended() {
             self.clock.request_ended();
         }

@@ -118,6 +118,11 @@ pub(super) async fn attempt(
                 } else {
                     503
                 };
+                let counts = &live.cluster.http_metrics().counts;
+                match failure {
+                    Failure::PerTryTimeout => counts.rq_per_try_timeout.increment(1),
+                    _ => counts.rq_rx_reset.increment(1),
+                }
                 live.cluster.answered(&live.endpoint, status);
                 live.exchange.abandon();
                 return Err(TryError::Failed(Box::new(Failed {

@@ -14,10 +14,12 @@ use super::filters::jwt::{Fetch, FetchError, JwksStore};
 use super::local_rate_limit::{self, TokenBucket};
 use super::message::{RequestHead, Version};
 use super::pool::Pools;
-use crate::model::http::LocalRateLimit;
+use crate::model::http::{GrpcStats, LocalRateLimit};
 use crate::model::jwt::RemoteJwks;
 use crate::model::{Name, RouteConfiguration, Snapshot};
-use crate::telemetry::metrics::http::{ConnectionManagerMetrics, LocalRateLimitMetrics};
+use crate::telemetry::metrics::http::{
+    ConnectionManagerMetrics, GrpcMetrics, HttpRbacMetrics, LocalRateLimitMetrics,
+};
 use crate::upstream::ClusterManager;
 
 /// How long a key set may be; a token is signed by one of a handful.
@@ -39,6 +41,10 @@ pub struct HttpWorker {
     routes: RefCell<BTreeMap<Name, Arc<RouteConfiguration>>>,
     /// Rate limits' buckets and counters, by their configuration.
     limits: RefCell<Vec<(sync::Weak<LocalRateLimit>, Rc<RateLimit>)>>,
+    /// By the connection manager's prefix and the filter's.
+    rbac: RefCell<BTreeMap<(Name, Name), Rc<HttpRbacMetrics>>>,
+    /// Calls of gRPC by cluster.
+    grpc: RefCell<Vec<(Name, GrpcStats, Rc<GrpcMetrics>)>>,
     /// By `stat_prefix` and listener.
     metrics: RefCell<BTreeMap<(Name, String), Weak<ConnectionManagerMetrics>>>,
     /// Told of every snapshot, for streams that live long.
@@ -55,6 +61,8 @@ impl HttpWorker {
             pools,
             routes: RefCell::default(),
             limits: RefCell::default(),
+            rbac: RefCell::default(),
+            grpc: RefCell::default(),
             metrics: RefCell::default(),
             changed: Notify::new(),
         }
@@ -62,6 +70,9 @@ impl HttpWorker {
 
     /// Takes the route tables of a snapshot.
     pub fn apply(&self, snapshot: &Snapshot) {
+        // What is still in use is made again when it is asked for, with the same counts.
+        self.rbac.borrow_mut().clear();
+        self.grpc.borrow_mut().clear();
         self.routes.borrow_mut().clone_from(&snapshot.routes);
     }
 
@@ -97,6 +108,30 @@ impl HttpWorker {
             metrics: LocalRateLimitMetrics::new(&options.stat_prefix),
         });
         all.push((Arc::downgrade(options), Rc::clone(&made)));
+        made
+    }
+
+    /// The counters of RBAC filters with these prefixes.
+    pub(super) fn rbac(&self, manager: &Name, filter: &Name) -> Rc<HttpRbacMetrics> {
+        let mut all = self.rbac.borrow_mut();
+        let key = (Name::clone(manager), Name::clone(filter));
+        let made = all
+            .entry(key)
+            .or_insert_with(|| Rc::new(HttpRbacMetrics::new(manager, filter, "")));
+        Rc::clone(made)
+    }
+
+    /// The counters of the calls to a cluster, by its name in statistics.
+    pub(super) fn grpc(&self, cluster: &Name, options: GrpcStats) -> Rc<GrpcMetrics> {
+        let mut all = self.grpc.borrow_mut();
+        if let Some((_, _, known)) = all
+            .iter()
+            .find(|(name, with, _)| name == cluster && *with == options)
+        {
+            return Rc::clone(known);
+        }
+        let made = Rc::new(GrpcMetrics::new(cluster, options));
+        all.push((Name::clone(cluster), options, Rc::clone(&made)));
         made
     }
 

@@ -271,7 +271,7 @@ impl Search<'_> {
         if cluster.config().circuit_breakers.max_pending_requests.is_some() {
             self.pend(cluster)?;
         }
-        let lease = Lease::acquire(cluster, endpoint)?;
+        let lease = Lease::acquire(cluster, endpoint, u32::from(self.per_request))?;
         let began = Instant::now();
         let source = match self.attempt_until_gone(cluster, endpoint).await {
             Ok(stream) => {
@@ -488,13 +488,21 @@ fn acquire(cluster: &ClusterState, breaker: Breaker, configured: Option<u32>) ->
 }
 
 impl Lease {
-    /// Counts a connection that is about to be dialled.
-    fn acquire(cluster: &Rc<ClusterState>, endpoint: &Rc<EndpointState>) -> Result<Self, ConnectError> {
+    /// Counts a connection that is about to be dialled. `at_least` so many are allowed whatever the limit is:
+    /// Envoy has one for requests always.
+    fn acquire(
+        cluster: &Rc<ClusterState>,
+        endpoint: &Rc<EndpointState>,
+        at_least: u32,
+    ) -> Result<Self, ConnectError> {
         let config = cluster.config();
         let place = acquire(
             cluster,
             Breaker::Connections,
-            config.circuit_breakers.max_connections,
+            config
+                .circuit_breakers
+                .max_connections
+                .map(|max| max.max(at_least)),
         )?;
         endpoint.active.set(endpoint.active.get() + 1);
         // One of an original destination is made for this connection alone.

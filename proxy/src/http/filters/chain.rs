@@ -18,7 +18,7 @@ use crate::http::stream::{Stop, Stream};
 use crate::model::http::{HttpFilter, LocalRateLimit};
 use crate::model::jwt::JwtAuthn;
 use crate::model::matcher::Request;
-use crate::model::{Action, Metadata, Rbac};
+use crate::model::{Action, Metadata, Name, Rbac};
 use crate::telemetry::ResponseFlag;
 
 /// Runs them on a request.
@@ -29,8 +29,9 @@ pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
     for filter in &stream.manager.http_filters {
         match filter {
             HttpFilter::Rbac {
-                rules: Some(rules), ..
-            } => rbac(stream, rules)?,
+                rules: Some(rules),
+                stat_prefix,
+            } => rbac(stream, rules, stat_prefix)?,
             HttpFilter::JwtAuthn(config) => jwt(stream, config).await?,
             HttpFilter::HeaderToMetadata(config) => {
                 let head = &mut *stream.head.borrow_mut();
@@ -54,10 +55,16 @@ pub(in crate::http) async fn run(stream: &Stream) -> Result<(), Stop> {
     Ok(())
 }
 
-fn rbac(stream: &Stream, rules: &Rbac) -> Result<(), Stop> {
+fn rbac(stream: &Stream, rules: &Rbac, stat_prefix: &Name) -> Result<(), Stop> {
+    let metrics = stream
+        .connection
+        .worker
+        .rbac(&stream.manager.stat_prefix, stat_prefix);
     let Some(policy) = denied_by(rules, stream) else {
+        metrics.allowed.increment(1);
         return Ok(());
     };
+    metrics.denied.increment(1);
     let reply = LocalReply::text(StatusCode::FORBIDDEN, "RBAC: access denied", "rbac_access_denied");
     Err(reply
         .because(ResponseFlag::UnauthorizedDetails, &format!("denied by {policy}"))

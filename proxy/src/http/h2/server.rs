@@ -6,8 +6,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use hyper::Response;
 use hyper::header::HeaderMap;
+use hyper::{Response, StatusCode};
 
 use crate::http::message::ResponseHead;
 
@@ -37,6 +37,13 @@ impl Responder {
         let body = self.respond.borrow_mut().send_response(response, end)?;
         *self.body.borrow_mut() = Some(body);
         Ok(())
+    }
+
+    /// Sends `100 Continue`.
+    pub(in crate::http) fn go_on(&self) -> Result<(), h2::Error> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        self.respond.borrow_mut().send_informational(response)
     }
 
     /// Sends a piece of the body.

@@ -189,18 +189,18 @@ fn a_request_that_was_sent_on_a_dying_connection_goes_out_again_only_if_that_is_
         let rig = Rig::start(usual()).await;
         let mut client = rig.client().await;
         assert_eq!(client.get("/up/a").await.status, 200);
-        // The upstream takes the second request of its connection and hangs up, as one does whose idle timeout
-        // is over; the new connection ends the same way.
+        // The upstream takes the second request of its connection and hangs up: it was there, and may have been
+        // carried out.
         let answer = client.get("/up/hangs-up").await;
         assert_eq!(answer.status, 503);
-        assert_eq!(rig.upstream.requests.borrow().len(), 3);
+        assert_eq!(rig.upstream.requests.borrow().len(), 2);
 
         assert_eq!(client.get("/up/a").await.status, 200);
         client
             .send("POST /up/hangs-up HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
             .await;
         assert_eq!(client.answer("POST").await.status, 503);
-        assert_eq!(rig.upstream.requests.borrow().len(), 5, "a POST is sent once");
+        assert_eq!(rig.upstream.requests.borrow().len(), 4, "a POST is sent once");
     });
 }
 
@@ -233,7 +233,11 @@ fn a_response_that_is_cut_never_looks_complete() {
         let rig = Rig::start(usual()).await;
         let mut client = rig.client().await;
         client.send("GET /up/half HTTP/1.1\r\nhost: h\r\n\r\n").await;
-        assert!(client.rest().await.is_err(), "reset");
+        let rest = String::from_utf8(client.rest().await.unwrap()).unwrap();
+        assert!(
+            rest.contains("content-length: 10\r\n") && rest.ends_with("\r\n\r\nhalf"),
+            "{rest}"
+        );
     });
 }
 
