@@ -270,10 +270,7 @@ const OPERATORS: &[&str] = &[
     "%PATH(NQ)%",
     "%PATH(WQ)%",
     "%QUERY_PARAM(q)%",
-    "%REQUEST_HEADER(x-key)%",
-    "%RESPONSE_HEADER(x-back)%",
     "%UPSTREAM_CLUSTER_RAW%",
-    "%DOWNSTREAM_PEER_FINGERPRINT_256%",
     "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 ];
 
@@ -304,4 +301,27 @@ async fn http_header_operators() {
         .cases([bodies])
         .run(OURS)
         .await;
+}
+
+#[tokio::test]
+async fn http_header_operators_that_are_refused() {
+    for text in [
+        "%REQUEST_HEADER(x-key)%",
+        "%RESPONSE_HEADER(x-back)%",
+        "%FILTER_STATE(name)%",
+        "%DOWNSTREAM_PEER_FINGERPRINT_256%",
+    ] {
+        let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "a" },
+            "request_headers_to_add": [set("x-value", text)] });
+        let ask = get(text, "/").header("x-key", "a value");
+        Group::new("refused operators")
+            .manager(Manager::new("main").routes(json!([route])))
+            .cases([ask])
+            .refused(
+                "Command operators that are not there",
+                "request_headers_to_add[0].header.value",
+            )
+            .run(OURS)
+            .await;
+    }
 }

@@ -18,6 +18,7 @@ mod http1_messages;
 mod http_balance;
 mod http_grpc;
 mod http_headers;
+mod http_limits;
 mod http_local_replies;
 mod http_manager;
 mod http_messages;

@@ -85,6 +85,10 @@ impl Bed {
     /// What comes of a case over these versions.
     pub async fn run(&self, case: &Case, manager: &str, path: Path) -> Vec<String> {
         let to = self.address(manager, path.upstream);
+        if let Some(words) = case.until {
+            crate::eventually(words, async || says(case, to, words).await.then_some(())).await;
+            let _ = self.upstreams.book.take().await;
+        }
         let (port, answers, after) = match path.downstream {
             Version::H1 => over_h1(case, to).await,
             Version::H2 => over_h2(case, to).await,
@@ -102,7 +106,9 @@ impl Bed {
             .map(|(name, port)| (*port, name.clone()))
             .collect();
         names.insert(port, "downstream".to_owned());
-        lines.iter().map(|line| name_ports(line, &names)).collect()
+        let own = own_address();
+        let named = |line: &String| name_ports(line, &names).replace(&own, "<own address>");
+        lines.iter().map(named).collect()
     }
 }
 
@@ -129,11 +135,27 @@ fn resources(
     (all, ports)
 }
 
+/// The first address of this machine that is not loopback, which Envoy says of connections from loopback.
+fn own_address() -> String {
+    let interfaces = nix::ifaddrs::getifaddrs().unwrap();
+    let mut addresses =
+        interfaces.filter_map(|interface| interface.address?.as_sockaddr_in().map(|a| a.ip()));
+    let own = addresses.find(|address| !address.is_loopback());
+    own.map_or("no address".to_owned(), |address| address.to_string())
+}
+
 /// Asks whether a connection goes on.
 fn probe() -> Ask {
     let mut ask = Ask::new("GET", "/");
     PROBE.clone_into(&mut ask.host);
     ask
+}
+
+/// Whether an answer to a case has these words.
+async fn says(case: &Case, to: SocketAddr, words: &str) -> bool {
+    let got = h1::Connection::open(to).await.ask(&case.ask).await;
+    got.iter()
+        .any(|got| String::from_utf8_lossy(&got.body).contains(words))
 }
 
 async fn over_h1(case: &Case, to: SocketAddr) -> (u16, Vec<Got>, String) {

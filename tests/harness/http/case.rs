@@ -129,6 +129,8 @@ pub struct Case {
     pub times: usize,
     /// All at once (HTTP/2 only).
     pub at_once: bool,
+    /// It is asked for, and what comes is forgotten, until an answer has these words.
+    pub until: Option<&'static str>,
     /// What is known to differ, over which versions.
     pub deviations: Vec<(Vec<Path>, Deviation)>,
 }
@@ -142,6 +144,7 @@ pub fn case(name: &str, method: &str, path: &str) -> Case {
         paths: Path::ALL.to_vec(),
         times: 1,
         at_once: false,
+        until: None,
         deviations: Vec::new(),
     }
 }
@@ -248,6 +251,12 @@ impl Case {
     pub fn at_once(mut self, number: usize) -> Self {
         self.at_once = true;
         self.times(number).over(&Path::FROM_H2)
+    }
+
+    /// Once an answer to the same request has these words.
+    pub fn until(mut self, words: &'static str) -> Self {
+        self.until = Some(words);
+        self
     }
 
     /// A gRPC call of one message over HTTP/2.

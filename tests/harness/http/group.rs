@@ -18,6 +18,9 @@ use crate::envoy::Program;
 /// The page on which every deviation has its reason.
 const DEVIATIONS: &str = include_str!("../../DEVIATIONS.md");
 
+/// How many outcomes that are wrong alike are named.
+const SHOWN: usize = 8;
+
 /// Cases and what they run on.
 #[derive(Debug)]
 pub struct Group {
@@ -166,7 +169,7 @@ impl Group {
         }
         let mut text = String::new();
         for (names, lines) in &kinds {
-            let _ = writeln!(text, "{}\n  {}\n", names.join("\n"), lines.join("\n  "));
+            let _ = writeln!(text, "{}\n  {}\n", named(names), lines.join("\n  "));
         }
         let _ = writeln!(std::io::stderr(), "{sum}");
         if let Some(path) = setting("HTTP_DIFF_REPORT") {
@@ -175,6 +178,16 @@ impl Group {
         }
         assert!(kinds.is_empty(), "{sum}\n{text}");
     }
+}
+
+/// The first few names, and how many more there are.
+fn named(names: &[String]) -> String {
+    let (shown, more) = names.split_at(names.len().min(SHOWN));
+    let mut text = shown.join("\n");
+    if !more.is_empty() {
+        let _ = write!(text, "\nand {} more alike", more.len());
+    }
+    text
 }
 
 /// What is wrong with a difference.

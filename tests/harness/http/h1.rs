@@ -151,8 +151,11 @@ impl Connection {
             } else {
                 format!(" after {:?}", String::from_utf8_lossy(&bytes))
             };
+            let whole = last.is_some_and(|last| last.stop.is_none());
             return match stop {
                 Stop::Silent => "connection open in spite of it".to_owned(),
+                // After a whole answer that announces the end nobody is harmed by a reset.
+                Stop::Reset if whole => format!("connection closed{more}"),
                 stop => format!("connection {stop}{more}"),
             };
         }
