@@ -40,10 +40,15 @@ pub(super) enum ExchangeError {
 }
 
 impl Exchange {
-    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeError>> {
+    /// Ready once the upstream takes some of so many bytes.
+    pub(super) fn poll_ready(
+        &mut self,
+        bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), ExchangeError>> {
         match self {
             Self::Http1(exchange) => exchange.poll_ready(cx).map_err(|error| ended(&error)),
-            Self::Http2(exchange) => exchange.poll_ready(cx).map_err(ExchangeError::from),
+            Self::Http2(exchange) => exchange.poll_ready(bytes, cx).map_err(ExchangeError::from),
         }
     }
 

@@ -85,14 +85,14 @@ impl Sink {
         }
     }
 
-    /// Ready while the downstream takes more.
-    pub(super) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    /// Ready once the downstream takes some of so many bytes.
+    pub(super) fn poll_ready(&self, bytes: usize, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         match self {
             Self::Http1(http1) => http1
                 .server
                 .poll_ready(cx)
                 .map_err(|error| Gone(error.to_string())),
-            Self::Http2(responder) => responder.poll_ready(cx).map_err(Gone::from),
+            Self::Http2(responder) => responder.poll_ready(bytes, cx).map_err(Gone::from),
         }
     }
 

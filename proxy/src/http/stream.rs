@@ -437,7 +437,7 @@ impl Stream {
         }
         let mut changed = pin!(self.connection.worker.changed.notified());
         changed.as_mut().enable();
-        let mut over = end;
+        let (mut over, mut piece) = (end, None);
         poll_fn(|cx| {
             if changed.as_mut().poll(cx).is_ready() {
                 changed.set(self.connection.worker.changed.notified());
@@ -455,7 +455,7 @@ impl Stream {
                 return Poll::Ready(Err(stop));
             }
             while !over {
-                match self.poll_response(&mut live, cx) {
+                match self.poll_response(&mut live, &mut piece, cx) {
                     Poll::Ready(Ok(true)) => over = true,
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
@@ -542,24 +542,29 @@ impl Stream {
         Ok(())
     }
 
-    /// One piece of the response; true at its end.
-    fn poll_response(&self, live: &mut Live, cx: &mut Context<'_>) -> Poll<Result<bool, Stop>> {
-        ready!(self.sink.poll_ready(cx))?;
-        match ready!(live.exchange.poll_body(cx)) {
+    /// One piece of the response, which waits in `piece` while the downstream takes none; true at its end.
+    fn poll_response(
+        &self,
+        live: &mut Live,
+        piece: &mut Option<Chunk>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, Stop>> {
+        let read = match piece.take() {
+            Some(piece) => Some(Ok(piece)),
+            None => ready!(live.exchange.poll_body(cx)),
+        };
+        match read {
             Some(Ok(chunk)) => {
+                if let Chunk::Data(bytes) = &chunk
+                    && !bytes.is_empty()
+                    && self.sink.poll_ready(bytes.len(), cx)?.is_pending()
+                {
+                    *piece = Some(chunk);
+                    return Poll::Pending;
+                }
                 self.clock.moved();
                 let last = matches!(chunk, Chunk::Trailers(_));
-                let call = &mut *self.call.borrow_mut();
-                match (&chunk, call) {
-                    (Chunk::Data(bytes), call) => {
-                        self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
-                        if let Some(call) = call {
-                            call.responded(bytes);
-                        }
-                    }
-                    (Chunk::Trailers(trailers), Some(call)) => call.ended(trailers),
-                    (Chunk::Trailers(_), None) => {}
-                }
+                self.passed(&chunk);
                 self.sink.write(chunk)?;
                 if !last && live.exchange.has_ended() {
                     self.sink.end()?;
@@ -580,6 +585,21 @@ impl Stream {
                 self.sink.end()?;
                 Poll::Ready(Ok(true))
             }
+        }
+    }
+
+    /// Counts a piece of the response.
+    fn passed(&self, chunk: &Chunk) {
+        let call = &mut *self.call.borrow_mut();
+        match (chunk, call) {
+            (Chunk::Data(bytes), call) => {
+                self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
+                if let Some(call) = call {
+                    call.responded(bytes);
+                }
+            }
+            (Chunk::Trailers(trailers), Some(call)) => call.ended(trailers),
+            (Chunk::Trailers(_), None) => {}
         }
     }
 
@@ -654,7 +674,7 @@ impl Stream {
         self.start(head, body.is_empty())?;
         if !body.is_empty() {
             self.facts.sent.set(body.len() as u64);
-            poll_fn(|cx| self.sink.poll_ready(cx)).await?;
+            poll_fn(|cx| self.sink.poll_ready(body.len(), cx)).await?;
             self.sink.write(Chunk::Data(body))?;
             self.sink.end()?;
         }

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use tokio::time::Instant;
@@ -29,6 +30,8 @@ pub(super) struct Live {
     pub(super) exchange: Exchange,
     /// How far it has read the request's body.
     place: Place,
+    /// A piece of it that the endpoint does not take yet.
+    piece: Option<Bytes>,
     /// All of the request was handed over.
     request_over: bool,
     pub(super) switched: bool,
@@ -252,6 +255,7 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
     Ok(Live {
         exchange,
         place,
+        piece: None,
         request_over: bodyless,
         switched: false,
         endpoint,
@@ -312,38 +316,40 @@ pub(super) fn poll_request(
     // as further requests, which no rule has seen.
     let held = !live.switched && stream.head.borrow().upgrade.is_some();
     while !live.request_over && !held {
-        if let Poll::Ready(ready) = live.exchange.poll_ready(cx) {
+        if let Some(piece) = &live.piece {
+            let Poll::Ready(ready) = live.exchange.poll_ready(piece.len(), cx) else {
+                break;
+            };
             ready.map_err(|error| failed(live, error))?;
-        } else {
-            return Poll::Pending;
         }
-        let Poll::Ready(read) = stream.poll_body(&mut live.place, cx) else {
-            break;
-        };
-        let handed = match read {
-            None => {
-                live.request_over = true;
-                live.exchange.end(None)
-            }
-            Some(Ok(Chunk::Data(bytes))) => {
-                let written = live.exchange.write(bytes);
-                if written.is_ok() && stream.body.is_over(&live.place) {
+        let handed = match live.piece.take() {
+            Some(piece) => live.exchange.write(piece),
+            None => match stream.poll_body(&mut live.place, cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(Chunk::Data(bytes)))) => {
+                    live.piece = Some(bytes);
+                    continue;
+                }
+                Poll::Ready(Some(Ok(Chunk::Trailers(trailers)))) => {
+                    live.request_over = true;
+                    live.exchange.end(Some(trailers))
+                }
+                Poll::Ready(None) => {
                     live.request_over = true;
                     live.exchange.end(None)
-                } else {
-                    written
                 }
-            }
-            Some(Ok(Chunk::Trailers(trailers))) => {
-                live.request_over = true;
-                live.exchange.end(Some(trailers))
-            }
-            Some(Err(error)) => {
-                let why = format!("the request was cut: {error}");
-                return Poll::Ready(Err(TryError::Stop(downstream_broke(&error, why))));
-            }
+                Poll::Ready(Some(Err(error))) => {
+                    let why = format!("the request was cut: {error}");
+                    return Poll::Ready(Err(TryError::Stop(downstream_broke(&error, why))));
+                }
+            },
         };
         handed.map_err(|error| failed(live, error))?;
+        // Said together with the last bytes, where that is known already.
+        if !live.request_over && stream.body.is_over(&live.place) {
+            live.request_over = true;
+            live.exchange.end(None).map_err(|error| failed(live, error))?;
+        }
     }
     ready!(live.exchange.poll_flush(cx)).map_err(|error| failed(live, error))?;
     if live.request_over {

@@ -171,7 +171,7 @@ impl Exchange {
                 }
             }
             match ready!(self.wire.poll_fill(cx)) {
-                Ok(0) if self.answered => {
+                Ok(0) if !self.wire.input().is_empty() => {
                     return Poll::Ready(Err(ResponseError::Malformed(
                         "it ended in the middle of its head",
                     )));

@@ -27,6 +27,7 @@ pub(in crate::http) struct Server {
     reader: RefCell<Reader>,
     writer: Cell<Writer>,
     delimited: Cell<bool>,
+    switched: Cell<bool>,
     /// A byte of a request's head was received.
     begun: Cell<bool>,
 }
@@ -49,6 +50,7 @@ impl Server {
             reader: RefCell::new(Reader::Ended),
             writer: Cell::new(Writer::None),
             delimited: Cell::new(false),
+            switched: Cell::new(false),
             begun: Cell::new(false),
         }
     }
@@ -106,7 +108,8 @@ impl Server {
 
     /// Ready once the downstream is gone, which only shows while nothing of its request is to be read.
     pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.body_has_ended() {
+        // Of a protocol that was switched to, an end says nothing of the other direction.
+        if !self.body_has_ended() || self.switched.get() {
             return Poll::Pending;
         }
         let wire = &mut *self.wire.borrow_mut();
@@ -162,6 +165,7 @@ impl Server {
             Writer::Chunked
         };
         self.writer.set(writer);
+        self.switched.set(status == StatusCode::SWITCHING_PROTOCOLS);
         self.delimited
             .set(!until_end && status != StatusCode::SWITCHING_PROTOCOLS);
         let mut bytes = Vec::with_capacity(512);

@@ -60,9 +60,13 @@ impl Exchange {
         })
     }
 
-    /// Ready while the upstream takes more.
-    pub(in crate::http) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        super::poll_capacity(&mut self.body, cx)
+    /// Ready once the upstream takes some of so many bytes.
+    pub(in crate::http) fn poll_ready(
+        &mut self,
+        bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), h2::Error>> {
+        super::poll_capacity(&mut self.body, bytes, cx)
     }
 
     /// Sends a piece of the request's body.

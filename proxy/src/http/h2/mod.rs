@@ -17,11 +17,8 @@ use super::body::{BodyError, Chunk};
 /// costs. Envoy has 16 MiB.
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// Likewise on a connection.
-pub(super) const CONNECTION_WINDOW: u32 = 1024 * 1024;
-
-/// What is asked of the peer's window at a time.
-const WANTED_BYTES: usize = 16 * 1024;
+/// Likewise on a connection: room for 32 streams that nobody reads before the others wait for them.
+pub(super) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// A body as it is received.
 #[derive(Debug)]
@@ -89,18 +86,20 @@ impl Drop for Received {
     }
 }
 
-/// Ready while the peer takes more.
+/// Ready once the peer takes some of the `bytes` that are in hand. Nothing is reserved for bytes that are still
+/// to come: streams that wait for theirs would keep the connection's window from those that have some.
 pub(super) fn poll_capacity(
     stream: &mut SendStream<Bytes>,
+    bytes: usize,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), h2::Error>> {
-    if stream.capacity() > 0 {
-        return Poll::Ready(Ok(()));
+    stream.reserve_capacity(bytes);
+    while stream.capacity() == 0 {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(granted) => drop(granted?),
+            // The stream is over: the peer has reset it.
+            None => return Poll::Ready(Err(h2::Reason::CANCEL.into())),
+        }
     }
-    stream.reserve_capacity(WANTED_BYTES);
-    match ready!(stream.poll_capacity(cx)) {
-        Some(granted) => Poll::Ready(granted.map(drop)),
-        // The stream is over: the peer has reset it.
-        None => Poll::Ready(Err(h2::Reason::CANCEL.into())),
-    }
+    Poll::Ready(Ok(()))
 }

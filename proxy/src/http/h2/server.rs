@@ -59,10 +59,14 @@ impl Responder {
         })
     }
 
-    /// Ready while the downstream takes more.
-    pub(in crate::http) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    /// Ready once the downstream takes some of so many bytes.
+    pub(in crate::http) fn poll_ready(
+        &self,
+        bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), h2::Error>> {
         match &mut *self.body.borrow_mut() {
-            Some(body) => super::poll_capacity(body, cx),
+            Some(body) => super::poll_capacity(body, bytes, cx),
             None => Poll::Ready(Ok(())),
         }
     }
