@@ -8,6 +8,7 @@ use std::task::ready;
 
 use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
+use hyper::header::HeaderMap;
 
 use super::body::Chunk;
 use super::exchange::{Exchange, ExchangeError};
@@ -16,6 +17,16 @@ use super::pool::{Acquired, Link, Pools};
 use super::{h1, h2};
 use crate::model::Name;
 use crate::upstream::{ClusterManager, ConnectError, LoadBalancerContext};
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// Empty where there are none.
+    pub(super) trailers: HeaderMap,
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +56,7 @@ pub(super) async fn ask(
     head: &RequestHead,
     body: Bytes,
     most: usize,
-) -> Result<(StatusCode, Bytes), ClientError> {
+) -> Result<Answer, ClientError> {
     let context = LoadBalancerContext {
         per_request: true,
         ..LoadBalancerContext::default()
@@ -78,21 +89,31 @@ pub(super) async fn ask(
         exchange.poll_head(cx)
     })
     .await?;
-    let read = read(&mut exchange, most).await?;
+    let (body, trailers) = read(&mut exchange, most).await?;
     if let (Exchange::Http1(exchange), Some(lease)) = (exchange, lease)
         && let Some(wire) = exchange.into_connection()
     {
         pools.give_back(wire, lease);
     }
-    Ok((answer.status, read))
+    Ok(Answer {
+        status: answer.status,
+        headers: answer.headers,
+        body,
+        trailers,
+    })
 }
 
-async fn read(exchange: &mut Exchange, most: usize) -> Result<Bytes, ClientError> {
+async fn read(exchange: &mut Exchange, most: usize) -> Result<(Bytes, HeaderMap), ClientError> {
     let mut all = BytesMut::new();
+    let mut ends_with = HeaderMap::new();
     poll_fn(|cx| {
         while !exchange.has_ended() {
             match ready!(exchange.poll_body(cx)) {
-                None | Some(Ok(Chunk::Trailers(_))) => break,
+                None => break,
+                Some(Ok(Chunk::Trailers(trailers))) => {
+                    ends_with = trailers;
+                    break;
+                }
                 Some(Ok(Chunk::Data(bytes))) if all.len() + bytes.len() > most => {
                     return Err(ClientError::TooLarge(most)).into();
                 }
@@ -103,5 +124,5 @@ async fn read(exchange: &mut Exchange, most: usize) -> Result<Bytes, ClientError
         Ok(()).into()
     })
     .await?;
-    Ok(all.freeze())
+    Ok((all.freeze(), ends_with))
 }

@@ -40,6 +40,7 @@ use crate::model::{Downstream, Name};
 use crate::net::Duplex;
 use crate::telemetry::access_log::{TlsSession, connection_id};
 use crate::telemetry::metrics::http::{ConnectionEnd, ConnectionManagerMetrics, HttpVersion};
+use crate::telemetry::trace::Direction;
 use crate::telemetry::{ConnectionLog, ResponseFlag};
 
 /// A request's headers, once they have begun, must be there after this long. Envoy has no limit of its own
@@ -68,6 +69,8 @@ pub struct Connection {
     pub listener: Name,
     /// The filter chain's name, where it has one.
     pub filter_chain: Option<Name>,
+    /// Whose requests it carries.
+    pub direction: Direction,
     /// What was agreed in the handshake.
     pub tls: Option<TlsSession<'static>>,
     /// Its number, of the process.
@@ -140,6 +143,8 @@ pub struct Accepted<'a> {
     pub listener_address: &'a str,
     /// The filter chain's name, where it has one.
     pub filter_chain: Option<Name>,
+    /// Whose requests it carries.
+    pub direction: Direction,
 }
 
 impl Connection {
@@ -159,6 +164,7 @@ impl Connection {
             certificates: accepted.certificates,
             listener: accepted.listener,
             filter_chain: accepted.filter_chain,
+            direction: accepted.direction,
             tls: accepted.tls,
             id: connection_id(),
             metrics,

@@ -16,7 +16,7 @@ use hyper::header::{
 
 use super::request::tokens;
 use crate::model::http::{
-    Forwarding, HttpConnectionManager, RequestId, Sampling, ServerHeader, ServerHeaderTransformation, Tracing,
+    Forwarding, HttpConnectionManager, RequestId, Sampling, ServerHeader, ServerHeaderTransformation,
 };
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -26,7 +26,6 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
 const SERVICE_NODE: HeaderName = HeaderName::from_static("x-envoy-downstream-service-node");
@@ -61,6 +60,9 @@ const EDGE: [&str; 5] = [
     "x-envoy-original-host",
 ];
 
+/// Where a request ID says why it is traced: the version of the UUID.
+const REASON_AT: usize = 14;
+
 /// A `connection` header may name no more than this.
 const MAX_CONNECTION_TOKENS: usize = 9;
 
@@ -93,19 +95,6 @@ pub(super) struct Node<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the connection header names a header that is not a hop's, or too many")]
 pub(super) struct ConnectionHeaderRejected;
-
-/// Why a request is traced, as Envoy writes it into a request ID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TraceReason {
-    /// It is not.
-    NotTraceable,
-    /// By chance.
-    Sampling,
-    /// By an operator's order.
-    ServiceForced,
-    /// The client asked for it.
-    ClientForced,
-}
 
 /// Takes away what the `connection` header of an HTTP/1 request names, and an upgrade to HTTP/2, which is
 /// ignored. A `host` that is named is gone too: the request has none then. To be run first; what is left in
@@ -343,89 +332,15 @@ fn ensure_request_id(headers: &mut HeaderMap, options: &RequestId, edge: bool) {
         let id = headers.get(X_REQUEST_ID).map(HeaderValue::as_bytes);
         let id: Option<[u8; 36]> = id.and_then(|id| id.try_into().ok());
         if let Some(mut id) = id {
-            id[Uuid::REASON] = b'4';
+            id[REASON_AT] = b'4';
             set_bytes(headers, X_REQUEST_ID, &id);
         }
     }
 }
 
-/// Decides whether a request is traced, and writes into its ID why, so that every proxy decides alike. To be
-/// run once it is routed. `chance` decides on what the client asks for; the ID itself on the rest.
-pub(super) fn trace(
-    headers: &mut HeaderMap,
-    tracing: &Tracing,
-    chance: impl FnOnce(Sampling) -> bool,
-) -> TraceReason {
-    let Some(mut id) = headers
-        .get(X_REQUEST_ID)
-        .and_then(|id| Uuid::parse(id.as_bytes()))
-    else {
-        return TraceReason::NotTraceable;
-    };
-    let before = id.reason();
-    let mut reason = before;
-    if reason == TraceReason::NotTraceable {
-        if headers.contains_key(CLIENT_TRACE_ID) && chance(tracing.client_sampling) {
-            reason = TraceReason::ClientForced;
-        } else if id.within(tracing.random_sampling) {
-            reason = TraceReason::Sampling;
-        }
-    }
-    if !id.within(tracing.overall_sampling) {
-        reason = TraceReason::NotTraceable;
-    }
-    if reason != before {
-        id.set_reason(reason);
-        set_bytes(headers, X_REQUEST_ID, &id.text);
-    }
-    reason
-}
-
-/// Lets a share of all requests be traced.
+/// Lets a share of all requests pass.
 pub(super) fn by_chance(sampling: Sampling) -> bool {
     fastrand::u16(..10_000) < sampling.of_ten_thousand()
-}
-
-/// A request ID that has room for a reason. It need not be a UUID in earnest.
-struct Uuid {
-    text: [u8; 36],
-    /// Its first eight digits.
-    number: u32,
-}
-
-impl Uuid {
-    /// Where the version stands, which in a random UUID is 4.
-    const REASON: usize = 14;
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        let text: [u8; 36] = text.try_into().ok()?;
-        let digits = std::str::from_utf8(&text[..8]).ok()?;
-        let hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let number = u32::from_str_radix(digits, 16).ok().filter(|_| hexadecimal)?;
-        Some(Self { text, number })
-    }
-
-    fn within(&self, sampling: Sampling) -> bool {
-        self.number % 10_000 < u32::from(sampling.of_ten_thousand())
-    }
-
-    fn reason(&self) -> TraceReason {
-        match self.text[Self::REASON] {
-            b'9' => TraceReason::Sampling,
-            b'a' => TraceReason::ServiceForced,
-            b'b' => TraceReason::ClientForced,
-            _ => TraceReason::NotTraceable,
-        }
-    }
-
-    fn set_reason(&mut self, reason: TraceReason) {
-        self.text[Self::REASON] = match reason {
-            TraceReason::NotTraceable => b'4',
-            TraceReason::Sampling => b'9',
-            TraceReason::ServiceForced => b'a',
-            TraceReason::ClientForced => b'b',
-        };
-    }
 }
 
 /// Brings the headers of a response up to date, before it is sent: an upstream's, and one made here.

@@ -509,83 +509,9 @@ fn a_request_id_is_made_where_there_is_none_or_no_trust() {
 }
 
 #[test]
-fn the_reason_to_trace_stands_in_the_request_id() {
-    let share = |percent| Sampling::from_percent(percent).unwrap();
-    let tracing = |client, random, overall| Tracing {
-        client_sampling: share(client),
-        random_sampling: share(random),
-        overall_sampling: share(overall),
-        verbose: false,
-        max_path_tag_length: 256,
-        custom_tags: Vec::new(),
-        provider: None,
-        spawn_upstream_span: false,
-        no_context_propagation: false,
-    };
-    let with = |digit: char| format!("12345678-1234-{digit}234-8234-123456789abc");
-    let check = |tracing: &Tracing, client: bool, came: &str, expected: &str, reason: TraceReason| {
-        let mut headers = headers(&[("x-request-id", came)]);
-        if client {
-            headers.insert(CLIENT_TRACE_ID, HeaderValue::from_static("t"));
-        }
-        let found = trace(&mut headers, tracing, |sampling| sampling == Sampling::ALL);
-        assert_eq!(
-            (text(&headers, "x-request-id"), found),
-            (expected, reason),
-            "{came}"
-        );
-    };
-    use TraceReason::{ClientForced, NotTraceable, Sampling as Sampled, ServiceForced};
-    let (all, none, off) = (
-        tracing(100.0, 100.0, 100.0),
-        tracing(0.0, 0.0, 100.0),
-        tracing(100.0, 100.0, 0.0),
-    );
-    for digit in ['4', '7', 'c'] {
-        check(&all, false, &with(digit), &with('9'), Sampled);
-        check(&none, true, &with(digit), &with(digit), NotTraceable);
-        check(&off, false, &with(digit), &with(digit), NotTraceable);
-    }
-    for (digit, reason) in [('9', Sampled), ('a', ServiceForced), ('b', ClientForced)] {
-        check(&all, true, &with(digit), &with(digit), reason);
-        check(&none, false, &with(digit), &with(digit), reason);
-        check(&off, false, &with(digit), &with('4'), NotTraceable);
-    }
-    check(&all, true, &with('4'), &with('b'), ClientForced);
-    for odd in [
-        "mine",
-        "",
-        "zz345678-1234-4234-8234-123456789abc",
-        "+1234567-1234-4234-8234-123456789abc",
-    ] {
-        check(&all, true, odd, odd, NotTraceable);
-    }
-    // The separators are not looked at, and the case of digits stays.
-    check(
-        &all,
-        false,
-        "12345678X1234-4234-8234-123456789ABC",
-        "12345678X1234-9234-8234-123456789ABC",
-        Sampled,
-    );
-    assert!(by_chance(Sampling::ALL) && !by_chance(share(0.0)));
-    // By the first eight digits: 4999 and 5000 of ten thousand.
-    let half = tracing(100.0, 50.0, 100.0);
-    let near = |digits: &str, reason: char| format!("{digits}-1234-{reason}234-8234-123456789abc");
-    check(
-        &half,
-        false,
-        &near("00001387", '4'),
-        &near("00001387", '9'),
-        Sampled,
-    );
-    check(
-        &half,
-        false,
-        &near("00001388", '4'),
-        &near("00001388", '4'),
-        NotTraceable,
-    );
+fn all_and_none_are_no_chance() {
+    let none = Sampling::from_percent(0.0).unwrap();
+    assert!(by_chance(Sampling::ALL) && !by_chance(none));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //!
 //! What Envoy does with each is in `path` and `forwarding`; this is their order.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +16,7 @@ use super::path::{self, PathOutcome};
 use super::route::Plan;
 use super::stream::{Stop, Stream};
 use crate::model::http::HttpConnectionManager;
+use crate::net::machine;
 use crate::telemetry::ResponseFlag;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -51,12 +51,16 @@ pub(super) fn receive(stream: &Stream) -> Result<(), Stop> {
         return Err(LocalReply::empty(StatusCode::NOT_FOUND, details).into());
     }
     normalize(head, manager)?;
+    let node = stream.connection.worker.node();
     let hop = Hop {
         remote: downstream.source,
         local: downstream.destination,
         encrypted: stream.connection.encrypted,
-        machine: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        node: Node::default(),
+        machine: machine::address(),
+        node: Node {
+            cluster: &node.cluster,
+            id: &node.id,
+        },
     };
     join(&mut head.headers, Side::Request);
     let upgrade = head.upgrade.is_some();

@@ -32,6 +32,8 @@ mod sink;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trace;
+mod tracers;
 mod upstream;
 mod wire;
 mod worker;

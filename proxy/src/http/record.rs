@@ -34,6 +34,7 @@ pub(super) fn with_facts_of<T>(
     let facts = &stream.facts;
     let details = facts.details.borrow();
     let (cluster, endpoint) = (facts.cluster.borrow(), facts.endpoint.borrow());
+    let trace_ids = facts.trace_ids.borrow();
     let (route, metadata) = (facts.route.borrow(), stream.metadata.borrow());
     let upstream = UpstreamFacts {
         cluster: facts.stat_name.borrow().clone(),
@@ -82,6 +83,9 @@ pub(super) fn with_facts_of<T>(
         attempts: facts.attempts.get(),
         metadata: Some(&metadata),
         request_id: text("x-request-id"),
+        trace_id: trace_ids.as_ref().map(|(trace, _)| &**trace),
+        span_id: trace_ids.as_ref().map(|(_, span)| &**span),
+        traced: facts.traced.get(),
         ..RequestFacts::new(&connection, now.checked_sub(duration).unwrap_or(now))
     })
 }

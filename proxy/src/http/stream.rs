@@ -30,6 +30,7 @@ use super::record;
 use super::retry::{Decision, Failure, Retries};
 use super::route::{self, Plan};
 use super::sink::{Gone, Sink};
+use super::trace::{self, Traced};
 use super::upstream::{self, Live, TryError};
 use crate::model::http::{HttpConnectionManager, HttpFilter, Routes};
 use crate::model::route::{Route, RouteConfiguration, RouteDecision, VirtualHost};
@@ -62,6 +63,8 @@ pub(super) struct Stream {
     started: Cell<bool>,
     /// A call of gRPC that is counted.
     call: RefCell<Option<Call>>,
+    /// Its span, where it has one.
+    pub(super) trace: RefCell<Option<Traced>>,
     pub(super) facts: Facts,
 }
 
@@ -86,6 +89,10 @@ pub(super) struct Facts {
     pub(super) sent_begin: Cell<Option<Duration>>,
     pub(super) answered_at: Cell<Option<Duration>>,
     pub(super) started_at: Cell<Option<Duration>>,
+    /// Of its trace and span.
+    pub(super) trace_ids: RefCell<Option<(String, String)>>,
+    /// It was chosen to be traced.
+    pub(super) traced: Cell<bool>,
 }
 
 /// Why the phases of a stream ended before the response did.
@@ -146,6 +153,7 @@ impl Stream {
             clock,
             started: Cell::new(false),
             call: RefCell::default(),
+            trace: RefCell::default(),
             facts: Facts::default(),
         }
     }
@@ -250,7 +258,7 @@ impl Stream {
     }
 
     /// The cluster that the request goes to, once that is known.
-    fn cluster(&self) -> Option<Rc<ClusterState>> {
+    pub(super) fn cluster(&self) -> Option<Rc<ClusterState>> {
         let name = self.facts.cluster.borrow().clone()?;
         self.connection.worker.clusters.get(&name)
     }
@@ -265,6 +273,7 @@ impl Stream {
 
     async fn phases(&self) -> Result<(), Stop> {
         headers::receive(self)?;
+        trace::begin(self);
         filters::run(self).await?;
         let router = &self.connection.metrics.router;
         router.rq_total.increment(1);
@@ -344,6 +353,7 @@ impl Stream {
                 }
                 Err(TryError::Stop(stop)) => return Err(stop),
                 Err(TryError::Failed(failed)) => {
+                    trace::failed(self, &failed.why);
                     let decision = match self.body.can_be_replayed() {
                         true => retries.after_failure(failed.failure, failed.sent, failed.cluster.as_ref()),
                         false => Decision::Stands,
@@ -515,20 +525,17 @@ impl Stream {
             }
         })
         .await?;
-        let trailers = ends_with.unwrap_or_default();
-        for name in ["grpc-status", "grpc-message"] {
-            if let Some(value) = trailers.get(name) {
-                head.headers.insert(name, value.clone());
+        if let Some(trailers) = ends_with.filter(|trailers| trailers.contains_key("grpc-status")) {
+            for name in ["grpc-status", "grpc-message"] {
+                if let Some(value) = trailers.get(name) {
+                    head.headers.insert(name, value.clone());
+                }
             }
+            if trailers.get("grpc-status").is_some_and(|status| status != "0") {
+                head.status = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            head.headers.insert(CONTENT_LENGTH, body.len().into());
         }
-        if head
-            .headers
-            .get("grpc-status")
-            .is_some_and(|status| status != "0")
-        {
-            head.status = StatusCode::SERVICE_UNAVAILABLE;
-        }
-        head.headers.insert(CONTENT_LENGTH, body.len().into());
         let took = self.clock.since_request_end();
         live.cluster().http_metrics().response_complete(false, took);
         live.give_back(self);
@@ -600,6 +607,9 @@ impl Stream {
             }
             (Chunk::Trailers(trailers), Some(call)) => call.ended(trailers),
             (Chunk::Trailers(_), None) => {}
+        }
+        if let Chunk::Trailers(trailers) = chunk {
+            trace::responded(self, trailers);
         }
     }
 
@@ -704,7 +714,8 @@ impl Stream {
         }
         self.clock.moved();
         self.facts.started_at.set(Some(self.clock.began.elapsed()));
-        if !self.manager.access_log.is_empty() {
+        trace::responded(self, &head.headers);
+        if !self.manager.access_log.is_empty() || trace::is_reported(self) {
             *self.facts.response_headers.borrow_mut() = Some(head.headers.clone());
         }
         self.sink.write_head(head, end)
@@ -750,6 +761,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         record::write(self);
+        trace::end(self);
         self.connection.record(self);
     }
 }

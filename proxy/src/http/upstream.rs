@@ -17,7 +17,7 @@ use super::pool::{Acquired, Link, Stream as Http2Stream};
 use super::retry::{Failure, Retries};
 use super::route::Plan;
 use super::stream::{Failed, FailedBy, Stop, Stream};
-use super::{h1, h2};
+use super::{h1, h2, trace};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::Lease;
@@ -94,6 +94,7 @@ pub(super) async fn attempt(
     retries: &Retries,
 ) -> Result<(ResponseHead, Live), TryError> {
     let mut repeated = false;
+    trace::begin_try(stream);
     loop {
         let acquired = acquire(stream, plan).await?;
         let reused = acquired.reused && !repeated;
@@ -102,6 +103,7 @@ pub(super) async fn attempt(
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
                 let head = translated(stream, &live, head);
+                trace::answered(stream, head.status);
                 live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
@@ -197,6 +199,7 @@ async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError>
             ConnectError::NoCluster(_)
             | ConnectError::NoHealthy { .. }
             | ConnectError::OriginalDestination { .. } => {
+                trace::no_try(stream);
                 return TryError::Stop(
                     super::local_reply::LocalReply::connect(&error, plan.not_found, false).into(),
                 );
@@ -229,7 +232,12 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
     stream.facts.sent_begin.set(Some(stream.clock.began.elapsed()));
     let place = Place::default();
     let bodyless = stream.body.is_empty();
-    let head = &*stream.head.borrow();
+    let head = &mut *stream.head.borrow_mut();
+    let protocol = match &link {
+        Link::Http1 { .. } => Version::Http11,
+        Link::Http2(_) => Version::Http2,
+    };
+    trace::send(stream, head, &endpoint.address.to_string(), protocol);
     let (exchange, hold) = match link {
         Link::Http1 { wire, lease } => {
             let exchange = h1::client::Exchange::begin(wire, head, bodyless);

@@ -9,14 +9,15 @@ use bytes::Bytes;
 use hyper::Uri;
 use tokio::sync::Notify;
 
-use super::client::{self, ClientError};
+use super::client::{self, Answer, ClientError};
 use super::filters::jwt::{Fetch, FetchError, JwksStore};
 use super::local_rate_limit::{self, TokenBucket};
 use super::message::{RequestHead, Version};
 use super::pool::Pools;
+use super::tracers::Tracers;
 use crate::model::http::{GrpcStats, LocalRateLimit};
 use crate::model::jwt::RemoteJwks;
-use crate::model::{Name, RouteConfiguration, Snapshot};
+use crate::model::{Name, Node, RouteConfiguration, Snapshot};
 use crate::telemetry::metrics::http::{
     ConnectionManagerMetrics, GrpcMetrics, HttpRbacMetrics, LocalRateLimitMetrics,
 };
@@ -39,6 +40,10 @@ pub struct HttpWorker {
     /// Key sets of JWT providers.
     pub(super) jwks: JwksStore,
     routes: RefCell<BTreeMap<Name, Arc<RouteConfiguration>>>,
+    /// Who this proxy is.
+    node: RefCell<Arc<Node>>,
+    /// Spans on their way to collectors.
+    pub(super) tracers: Tracers,
     /// Rate limits' buckets and counters, by their configuration.
     limits: RefCell<Vec<(sync::Weak<LocalRateLimit>, Rc<RateLimit>)>>,
     /// By the connection manager's prefix and the filter's.
@@ -57,9 +62,11 @@ impl HttpWorker {
         let pools = Rc::<Pools>::default();
         Self {
             jwks: JwksStore::new(fetch(&pools, &clusters)),
+            tracers: Tracers::new(&pools, &clusters),
             clusters,
             pools,
             routes: RefCell::default(),
+            node: RefCell::default(),
             limits: RefCell::default(),
             rbac: RefCell::default(),
             grpc: RefCell::default(),
@@ -68,12 +75,14 @@ impl HttpWorker {
         }
     }
 
-    /// Takes the route tables of a snapshot.
+    /// Takes the route tables of a snapshot, and what it says of this proxy.
     pub fn apply(&self, snapshot: &Snapshot) {
         // What is still in use is made again when it is asked for, with the same counts.
         self.rbac.borrow_mut().clear();
         self.grpc.borrow_mut().clear();
         self.routes.borrow_mut().clone_from(&snapshot.routes);
+        self.node.borrow_mut().clone_from(&snapshot.node);
+        self.tracers.apply(&snapshot.node, snapshot.tracing.as_ref());
     }
 
     /// Listeners and routes are those of a newer snapshot now: streams that newer rules deny are to end.
@@ -135,6 +144,11 @@ impl HttpWorker {
         made
     }
 
+    /// Who this proxy is.
+    pub(super) fn node(&self) -> Arc<Node> {
+        Arc::clone(&self.node.borrow())
+    }
+
     /// The route table called `name`; none while it is not known.
     pub(super) fn routes(&self, name: &str) -> Option<Arc<RouteConfiguration>> {
         self.routes.borrow().get(name).cloned()
@@ -164,8 +178,8 @@ fn fetch(pools: &Rc<Pools>, clusters: &Rc<ClusterManager>) -> Fetch {
             let head = get(&uri).ok_or_else(|| broken(format!("{uri:?} is no URI")))?;
             let asked = client::ask(&pools, &clusters, &cluster, &head, Bytes::new(), MAX_JWKS_BYTES).await;
             match asked {
-                Ok((status, body)) if status == hyper::StatusCode::OK => Ok(body),
-                Ok((status, _)) => Err(FetchError {
+                Ok(answer) if answer.status == hyper::StatusCode::OK => Ok(answer.body),
+                Ok(Answer { status, .. }) => Err(FetchError {
                     why: format!("the answer is {status}"),
                     retriable: status.is_server_error(),
                 }),

@@ -20,11 +20,11 @@ use crate::filter::tcp_proxy;
 use crate::http::{self, HttpWorker};
 use crate::model::Downstream;
 use crate::model::http::HttpConnectionManager;
-use crate::model::listener::{TcpProxy, Terminal};
+use crate::model::listener::{Direction, TcpProxy, Terminal};
 use crate::net::{Duplex, PlainStream};
 use crate::telemetry::access_log::TlsSession;
 use crate::telemetry::metrics::ListenerMetrics;
-use crate::telemetry::{ConnectionLog, ResponseFlag};
+use crate::telemetry::{ConnectionLog, ResponseFlag, trace};
 use crate::tls::{Greeting, HandshakeError, ServerTls, TlsStream, VerifyFailure};
 use crate::upstream::{ClusterManager, Connected};
 
@@ -294,6 +294,10 @@ impl Connection {
                     listener: Arc::clone(&listener.name),
                     listener_address: listener.metrics.address(),
                     filter_chain: Some(Arc::clone(&chain.config.name)).filter(|name| !name.is_empty()),
+                    direction: match config.listener.direction {
+                        Direction::Outbound => trace::Direction::Egress,
+                        Direction::Inbound | Direction::Unspecified => trace::Direction::Ingress,
+                    },
                 };
                 let http = Rc::clone(&self.http);
                 let connection = Rc::new(http::Connection::new(Box::new(newest), accepted, http));

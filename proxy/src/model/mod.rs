@@ -15,6 +15,7 @@ pub mod jwt;
 pub mod listener;
 pub mod matcher;
 pub mod metadata;
+pub mod node;
 pub mod rbac;
 pub mod rewrite;
 pub mod route;
@@ -31,6 +32,7 @@ pub use flags::{ResponseFlag, ResponseFlags};
 pub use http::HttpConnectionManager;
 pub use listener::{DownstreamTls, FilterChain, Listener, NetworkFilter, Terminal};
 pub use metadata::Metadata;
+pub use node::Node;
 pub use rbac::{Action, Rbac, Verdict};
 pub use route::RouteConfiguration;
 pub use secret::{Identity, Roots, Trust, TrustBundle, Validation};
@@ -54,4 +56,8 @@ pub struct Snapshot {
     pub endpoints: BTreeMap<Name, Arc<ClusterLoadAssignment>>,
     /// By RDS name ([`http::Routes::Rds`]). A name without an entry is *not known yet*.
     pub routes: BTreeMap<Name, Arc<RouteConfiguration>>,
+    /// Who this proxy is.
+    pub node: Arc<Node>,
+    /// The bootstrap's `tracing`: of connection managers that name no provider ([`http::Tracing::provider`]).
+    pub tracing: Option<Arc<http::TracingProvider>>,
 }

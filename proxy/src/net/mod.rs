@@ -6,6 +6,7 @@ pub mod buffer;
 pub mod closing;
 pub mod duplex;
 pub mod holder;
+pub mod machine;
 pub mod peek;
 pub mod plain;
 pub mod relay;

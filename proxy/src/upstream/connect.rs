@@ -338,6 +338,11 @@ impl Search<'_> {
                 may_leave: !matches!(cluster.transport(), Transport::Plain),
             },
             Availability::Unknown(why) => Missing::Unknown(Arc::clone(why)),
+            // An endpoint that is ejected is to be left alone, not waited for: a request is told at once. A
+            // connection may well outlast the ejection.
+            Availability::Lost(_) if self.per_request && cluster.endpoints().endpoints().next().is_some() => {
+                Missing::Never
+            }
             Availability::Lost(at) => Missing::Lost(*at),
             Availability::Never => Missing::Never,
         };

@@ -231,7 +231,10 @@ impl Resolved {
                 let pool = level.level().pool();
                 let kind = &level.cluster.config().load_balancer;
                 let chosen = match kind {
-                    LoadBalancer::RoundRobin if per_request => pool.take_turn(&avoid)?,
+                    LoadBalancer::RoundRobin if per_request => pool.take_turn(false, &avoid)?,
+                    LoadBalancer::LeastRequest { .. } if per_request && pool.is_weighted() => {
+                        pool.take_turn(true, &avoid)?
+                    }
                     kind => pool.choose(kind, hash, &avoid)?,
                 };
                 if level.level().load.panic {

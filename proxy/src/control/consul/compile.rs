@@ -24,7 +24,7 @@ use crate::model::rbac::Rbac;
 use crate::model::route::{IdleTimeout, PathMatch, RouteAction};
 use crate::model::{
     Cluster, ClusterLoadAssignment, DownstreamTls, Endpoint, FilterChain, Listener, Name, NetworkFilter,
-    RouteConfiguration, Snapshot, Target, Terminal, Validation,
+    Node, RouteConfiguration, Snapshot, Target, Terminal, Validation,
 };
 
 /// The cluster that is the service itself.
@@ -71,8 +71,13 @@ pub(super) fn compile(given: &Given, state: &State, previous: Option<&Snapshot>)
     upstreams::compile(given, state, registration, &mut parts);
     parts.notices.extend(state.mesh.notices.iter().cloned());
     let (notices, wants) = (parts.notices.clone(), parts.wants.clone());
+    let node = Node {
+        id: registration.id.as_str().into(),
+        cluster: registration.service.as_str().into(),
+        zone: "".into(),
+    };
     Compiled {
-        snapshot: state.authority.is_some().then(|| finish(parts, previous)),
+        snapshot: state.authority.is_some().then(|| finish(parts, node, previous)),
         notices,
         wants,
     }
@@ -465,7 +470,7 @@ fn has_http_upstream(registration: &Registration) -> bool {
     protocols.into_iter().any(|text| Protocol::parse(text).is_some())
 }
 
-fn finish(parts: Parts, previous: Option<&Snapshot>) -> Snapshot {
+fn finish(parts: Parts, node: Node, previous: Option<&Snapshot>) -> Snapshot {
     let empty = Snapshot::default();
     let previous = previous.unwrap_or(&empty);
     let mut listeners = parts.listeners;
@@ -486,6 +491,11 @@ fn finish(parts: Parts, previous: Option<&Snapshot>) -> Snapshot {
         clusters: reuse(clusters, &previous.clusters),
         endpoints: reuse(parts.endpoints, &previous.endpoints),
         routes: reuse(parts.routes, &previous.routes),
+        node: match *previous.node == node {
+            true => Arc::clone(&previous.node),
+            false => Arc::new(node),
+        },
+        tracing: None,
     }
 }
 

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::cluster::ClusterKind;
-use crate::model::http::Routes;
+use crate::model::http::{Routes, TracingProvider};
 use crate::model::route::RouteConfiguration;
 use crate::model::{
-    Cluster, ClusterLoadAssignment, FilterChain, Listener, Name, NetworkFilter, Snapshot, Terminal,
+    Cluster, ClusterLoadAssignment, FilterChain, Listener, Name, NetworkFilter, Node, Snapshot, Terminal,
 };
 
 /// Everything that was accepted, static or not.
@@ -21,6 +21,10 @@ pub(super) struct Accepted {
     /// By cluster.
     pub(super) endpoints: BTreeMap<Name, Arc<ClusterLoadAssignment>>,
     pub(super) routes: BTreeMap<Name, Arc<RouteConfiguration>>,
+    /// Of the bootstrap.
+    pub(super) node: Arc<Node>,
+    /// Likewise.
+    pub(super) tracing: Option<Arc<TracingProvider>>,
 }
 
 /// What came of it.
@@ -84,6 +88,8 @@ pub(super) fn assemble(
             clusters: accepted.clusters.clone(),
             endpoints: accepted.endpoints.clone(),
             routes: accepted.routes.clone(),
+            node: Arc::clone(&accepted.node),
+            tracing: accepted.tracing.clone(),
         },
         missing,
         waits,

@@ -17,6 +17,7 @@ use attache_proto::envoy::config::core::v3::{
     Address, ApiConfigSource, ConfigSource, Locality, Node, address, api_config_source, config_source,
     grpc_service, socket_address,
 };
+use attache_proto::envoy::config::trace::v3::Tracing;
 use attache_proto::json::{self, Diagnostics, JsonError};
 use hyper::body::Bytes;
 use prost::Message as _;
@@ -38,6 +39,8 @@ pub struct Bootstrap {
     pub statics: StaticResources,
     /// Where everything else comes from; none where the file is all there is.
     pub ads: Option<Ads>,
+    /// Where spans go, of connection managers that do not say.
+    pub tracing: Option<Tracing>,
     /// Tags and sinks of the statistics.
     pub statistics: Statistics,
     /// The file in protobuf form, for `/config_dump`. It holds the token.
@@ -119,6 +122,7 @@ impl Bootstrap {
             node,
             admin,
             ads,
+            tracing: message.tracing.clone(),
             statistics: stats::decode(&message, &mut notes)?,
             statics,
             wire: wire.into(),

@@ -32,7 +32,7 @@ use super::{
 use crate::control::StatusPublisher;
 use crate::control::file::{POLL, stamps};
 use crate::dump::{ConfigDump, ConfigSource, ServerInfo};
-use crate::model::Identity;
+use crate::model::{Identity, Node};
 use crate::snapshot::Publisher;
 
 /// What a source runs with.
@@ -137,8 +137,13 @@ pub fn prepare(
         publisher: source.publisher,
         status: source.status.clone(),
         has_control_plane: target.is_some(),
+        node: Arc::new(node(&source.bootstrap.node)),
     };
-    let store = Store::new(given, &source.bootstrap.statics)?;
+    let store = Store::new(
+        given,
+        &source.bootstrap.statics,
+        source.bootstrap.tracing.as_ref(),
+    )?;
     let state = State {
         store: RefCell::new(store),
         config: source.config,
@@ -151,6 +156,16 @@ pub fn prepare(
         target,
         status: source.status,
     })
+}
+
+/// Who the bootstrap says that this proxy is.
+fn node(wire: &attache_proto::envoy::config::core::v3::Node) -> Node {
+    let zone = wire.locality.as_ref().map_or("", |locality| &locality.zone);
+    Node {
+        id: wire.id.as_str().into(),
+        cluster: wire.cluster.as_str().into(),
+        zone: zone.into(),
+    }
 }
 
 impl Prepared {

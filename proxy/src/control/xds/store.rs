@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use attache_proto::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use attache_proto::envoy::config::trace::v3::Tracing;
 
 use super::assemble::{Accepted, Assembled, Missing, assemble};
 use super::decode::{self, Context, DecodeError, Disk, Secret, Shared, Why};
@@ -20,8 +21,9 @@ use super::metrics::{self, NamedMetrics};
 use super::settling::Settling;
 use super::{Refused, Resource, ResourceKind, Resources};
 use crate::control::StatusPublisher;
+use crate::model::http::TracingProvider;
 use crate::model::route::RouteConfiguration;
-use crate::model::{ClusterLoadAssignment, Identity, Listener, Name, Snapshot};
+use crate::model::{ClusterLoadAssignment, Identity, Listener, Name, Node, Snapshot};
 use crate::snapshot::Publisher;
 
 /// Envoy's default for `initial_fetch_timeout`: how long a listener waits for endpoints or routes.
@@ -48,6 +50,10 @@ pub(super) struct Store {
     /// The last refusal by resource, until a response of its kind is good.
     pub(super) rejected: BTreeMap<(ResourceKind, String), Rejected>,
     known_secrets: BTreeMap<Name, Secret>,
+    node: Arc<Node>,
+    tracing: Option<Arc<TracingProvider>>,
+    /// Of the bootstrap's tracing.
+    tracing_notices: BTreeSet<String>,
     /// Kinds that the control plane has answered at least once; all of them where there is none.
     answered: BTreeSet<ResourceKind>,
     has_control_plane: bool,
@@ -70,6 +76,8 @@ pub(super) struct Given {
     pub(super) publisher: Publisher,
     pub(super) status: StatusPublisher,
     pub(super) has_control_plane: bool,
+    /// Who this proxy is.
+    pub(super) node: Arc<Node>,
 }
 
 impl Store {
@@ -77,7 +85,11 @@ impl Store {
     ///
     /// # Errors
     /// The first of them that cannot be carried out.
-    pub(super) fn new(given: Given, statics: &StaticResources) -> Result<Self, DecodeError> {
+    pub(super) fn new(
+        given: Given,
+        statics: &StaticResources,
+        tracing: Option<&Tracing>,
+    ) -> Result<Self, DecodeError> {
         let mut store = Self {
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -86,6 +98,9 @@ impl Store {
             secrets: BTreeMap::new(),
             rejected: BTreeMap::new(),
             known_secrets: BTreeMap::new(),
+            node: given.node,
+            tracing: None,
+            tracing_notices: BTreeSet::new(),
             answered: BTreeSet::new(),
             has_control_plane: given.has_control_plane,
             since: BTreeMap::new(),
@@ -98,6 +113,7 @@ impl Store {
             publisher: given.publisher,
             status: given.status,
         };
+        store.trace_by(tracing)?;
         for secret in &statics.secrets {
             let held = store.hold(fixed(&secret.name, secret), true, secret_of)?;
             store.secrets.insert(secret.name.as_str().into(), held);
@@ -124,6 +140,14 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// Takes the bootstrap's provider of tracing.
+    fn trace_by(&mut self, tracing: Option<&Tracing>) -> Result<(), DecodeError> {
+        let mut context = Context::new(&self.disk, &self.known_secrets, self.check, &mut self.shared);
+        self.tracing = decode::bootstrap_tracing(tracing, &mut context)?.map(Arc::new);
+        self.tracing_notices = context.notices;
+        Ok(())
     }
 
     /// What is published last.
@@ -273,6 +297,8 @@ impl Store {
         }
         accepted.listeners = values(&self.listeners);
         accepted.routes = values(&self.routes);
+        accepted.node = Arc::clone(&self.node);
+        accepted.tracing.clone_from(&self.tracing);
         accepted
     }
 
@@ -287,7 +313,7 @@ impl Store {
             self.routes.values().map(|held| &held.notices).collect(),
         ];
         let all: BTreeSet<&String> = all.into_iter().flatten().flatten().collect();
-        all.into_iter().cloned().collect()
+        all.into_iter().chain(&self.tracing_notices).cloned().collect()
     }
 
     /// Decodes a resource. One that waits for a secret is held without a value.

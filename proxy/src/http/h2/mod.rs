@@ -93,6 +93,9 @@ pub(super) fn poll_capacity(
     bytes: usize,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), h2::Error>> {
+    if bytes == 0 {
+        return Poll::Ready(Ok(()));
+    }
     stream.reserve_capacity(bytes);
     while stream.capacity() == 0 {
         match ready!(stream.poll_capacity(cx)) {

@@ -24,6 +24,7 @@ use crate::model::{Cluster, ClusterLoadAssignment, Endpoint, Snapshot, Target};
 use crate::net::PlainStream;
 use crate::telemetry::ConnectionLog;
 use crate::telemetry::metrics::ListenerMetrics;
+use crate::telemetry::trace::Direction;
 use crate::tls::ConfigCache;
 use crate::upstream::ClusterManager;
 
@@ -188,6 +189,7 @@ fn accepted() -> Accepted<'static> {
         listener: "test".into(),
         listener_address: "test",
         filter_chain: None,
+        direction: Direction::Ingress,
     }
 }
 

@@ -169,6 +169,15 @@ impl TraceContext {
         }
     }
 
+    /// The trace's ID and the span's, as access logs write them.
+    pub fn ids(&self) -> (String, String) {
+        let trace_id = match self.format {
+            Format::W3c => format!("{:032x}", self.trace_id),
+            Format::B3 { .. } => hex_trace_id(self.trace_id),
+        };
+        (trace_id, format!("{:016x}", self.span_id))
+    }
+
     /// The headers that tell the upstream, to be set in place of what came; not where the connection manager
     /// has `no_context_propagation`.
     pub fn inject(&self) -> Vec<(&'static str, String)> {

@@ -70,9 +70,19 @@ impl Pool {
         }
     }
 
-    /// The one whose turn it is among those that are not to be avoided, for requests.
-    pub fn take_turn(&self, avoid: impl Fn(&EndpointState) -> bool) -> Option<&Rc<EndpointState>> {
-        self.turns.take(&self.endpoints, avoid)
+    /// The one whose turn it is among those that are not to be avoided, for requests. Envoy's least request is
+    /// this where weights differ, `by_load`: what is under way takes its part of an endpoint's weight.
+    pub fn take_turn(
+        &self,
+        by_load: bool,
+        avoid: impl Fn(&EndpointState) -> bool,
+    ) -> Option<&Rc<EndpointState>> {
+        self.turns.take(&self.endpoints, by_load, avoid)
+    }
+
+    /// Whether weights differ.
+    pub fn is_weighted(&self) -> bool {
+        self.turns.is_weighted()
     }
 
     fn choose_by_hash(

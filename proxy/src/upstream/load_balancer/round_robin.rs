@@ -8,6 +8,9 @@ use std::rc::Rc;
 
 use crate::upstream::endpoint::EndpointState;
 
+/// A weight is a whole number of at least 1: parts of it are counted in thousandths.
+const SCALE: i64 = 1000;
+
 /// Whose turn it is.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
@@ -22,7 +25,8 @@ impl Turns {
         let equal = endpoints
             .windows(2)
             .all(|pair| pair[0].weight.get() == pair[1].weight.get());
-        let credit = |endpoint: &Rc<EndpointState>| fastrand::i64(0..=i64::from(endpoint.weight.get()));
+        let credit =
+            |endpoint: &Rc<EndpointState>| fastrand::i64(0..=i64::from(endpoint.weight.get()) * SCALE);
         Self {
             next: Cell::new(fastrand::usize(..endpoints.len().max(1))),
             credit: RefCell::new(if equal {
@@ -33,9 +37,14 @@ impl Turns {
         }
     }
 
+    pub(super) fn is_weighted(&self) -> bool {
+        !self.credit.borrow().is_empty()
+    }
+
     pub(super) fn take<'a>(
         &self,
         endpoints: &'a [Rc<EndpointState>],
+        by_load: bool,
         avoid: impl Fn(&EndpointState) -> bool,
     ) -> Option<&'a Rc<EndpointState>> {
         let credit = &mut *self.credit.borrow_mut();
@@ -49,7 +58,12 @@ impl Turns {
             .enumerate()
             .filter(|(_, endpoint)| !avoid(endpoint))
         {
-            let weight = i64::from(endpoint.weight.get());
+            let load = if by_load {
+                i64::from(endpoint.active.get())
+            } else {
+                0
+            };
+            let weight = i64::from(endpoint.weight.get()) * SCALE / (load + 1);
             sum += weight;
             credit[index] += weight;
             if best.is_none_or(|best| credit[best] < credit[index]) {
@@ -92,7 +106,7 @@ mod tests {
                     .get(avoided)
                     .is_some_and(|avoided| avoided.address == endpoint.address)
             };
-            let chosen = state.take(endpoints, avoid).unwrap();
+            let chosen = state.take(endpoints, false, avoid).unwrap();
             let index = endpoints.iter().position(|endpoint| Rc::ptr_eq(endpoint, chosen));
             counts[index.unwrap()] += 1;
         }
@@ -110,11 +124,20 @@ mod tests {
     }
 
     #[test]
+    fn load_takes_its_part_of_a_weight() {
+        let endpoints = endpoints(&[(4, 3), (2, 0)]);
+        let turns = Turns::new(&endpoints);
+        let chosen = (0..300).map(|_| turns.take(&endpoints, true, |_| false).unwrap());
+        let second = chosen.filter(|chosen| Rc::ptr_eq(chosen, &endpoints[1])).count();
+        assert!((199..=201).contains(&second), "{second}");
+    }
+
+    #[test]
     fn whom_to_avoid_has_no_turn() {
         assert_eq!(count(&endpoints(&[(1, 0), (1, 0), (1, 0)]), 200, 1)[1], 0);
         assert_eq!(count(&endpoints(&[(5, 0), (1, 0), (2, 0)]), 200, 0)[0], 0);
         let all = endpoints(&[(1, 0), (2, 0)]);
-        assert!(Turns::new(&all).take(&all, |_| true).is_none());
-        assert!(Turns::new(&[]).take(&[], |_| false).is_none());
+        assert!(Turns::new(&all).take(&all, false, |_| true).is_none());
+        assert!(Turns::new(&[]).take(&[], false, |_| false).is_none());
     }
 }

@@ -3,6 +3,7 @@
 use attache_proto::TypeUrl;
 use attache_proto::envoy::config::trace::v3::{
     OpenTelemetryConfig, ZipkinConfig,
+    Tracing as BootstrapTracing,
     tracing::{Http, http::ConfigType},
     zipkin_config::{CollectorEndpointVersion, TraceContextOption},
 };
@@ -80,6 +81,22 @@ fn custom_tag(wire: &tag::CustomTag, at: &At<'_>) -> Result<CustomTag, DecodeErr
     };
     let tag = need(&wire.tag, &at.field("tag"))?.into();
     Ok(CustomTag { tag, value })
+}
+
+/// The bootstrap's `tracing`: the provider of connection managers that name none.
+///
+/// # Errors
+/// Names the field that is invalid or not supported.
+pub fn bootstrap(
+    wire: Option<&BootstrapTracing>,
+    ctx: &mut Context<'_>,
+) -> Result<Option<TracingProvider>, DecodeError> {
+    let Some(http) = wire.and_then(|tracing| tracing.http.as_ref()) else {
+        return Ok(None);
+    };
+    let at = At::resource("Bootstrap", "tracing");
+    let at = at.field("http");
+    provider(http, &at, ctx).map(Some)
 }
 
 fn provider(wire: &Http, at: &At<'_>, ctx: &mut Context<'_>) -> Result<TracingProvider, DecodeError> {

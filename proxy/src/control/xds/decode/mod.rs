@@ -39,6 +39,7 @@ mod tls_params;
 pub use cluster::{DecodedCluster, Eds};
 pub use context::{Context, Disk, Files, Shared};
 pub use error::{At, DecodeError, Why};
+pub use http_tracing::bootstrap as bootstrap_tracing;
 pub use secret::Secret;
 
 #[cfg(test)]
