@@ -102,9 +102,8 @@ pub(super) async fn attempt(
         match response(stream, &mut live, retries).await {
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
+                live.switched = switches(stream, &live, head.status);
                 let head = translated(stream, &live, head);
-                trace::answered(stream, head.status);
-                live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
@@ -138,6 +137,15 @@ pub(super) async fn attempt(
                 })));
             }
         }
+    }
+}
+
+/// Whether the upstream has switched protocols.
+fn switches(stream: &Stream, live: &Live, status: StatusCode) -> bool {
+    let asked = stream.head.borrow().upgrade.is_some();
+    match live.exchange {
+        Exchange::Http1(_) => asked && status == StatusCode::SWITCHING_PROTOCOLS,
+        Exchange::Http2(_) => asked && status == StatusCode::OK,
     }
 }
 
