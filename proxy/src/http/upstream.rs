@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use super::body::{Chunk, Place};
 use super::clock::Alarm;
 use super::exchange::{Exchange, ExchangeError};
-use super::message::{ResponseHead, Version};
+use super::message::{RequestHead, ResponseHead, Version};
 use super::pool::{Acquired, Link, Stream as Http2Stream};
+use super::redirect::tell_original_host;
 use super::retry::{Failure, Retries};
 use super::route::Plan;
 use super::stream::{Failed, FailedBy, Stop, Stream};
@@ -98,7 +99,7 @@ pub(super) async fn attempt(
     loop {
         let acquired = acquire(stream, plan).await?;
         let reused = acquired.reused && !repeated;
-        let mut live = begin(stream, acquired)?;
+        let mut live = begin(stream, acquired, plan)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
@@ -218,7 +219,7 @@ async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError>
     })
 }
 
-fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
+fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, TryError> {
     let Acquired {
         link,
         endpoint,
@@ -237,6 +238,7 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
         Link::Http1 { .. } => Version::Http11,
         Link::Http2(_) => Version::Http2,
     };
+    rewrite_host(head, plan, &endpoint);
     trace::send(stream, head, &endpoint.address.to_string(), protocol);
     let (exchange, hold) = match link {
         Link::Http1 { wire, lease } => {
@@ -271,6 +273,18 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
         hold,
         _counted: counted,
     })
+}
+
+/// The host is the endpoint's, where the route wants that and it has one. Of several tries, each tells of the
+/// downstream's: what an earlier one wrote is not told of.
+fn rewrite_host(head: &mut RequestHead, plan: &Plan<'_>, endpoint: &EndpointState) {
+    if let Some(appends) = plan.auto_host
+        && let Some(host) = endpoint.hostname()
+        && *head.authority != *host
+    {
+        let before = std::mem::replace(&mut head.authority, host.to_string());
+        tell_original_host(&mut head.headers, &before, appends);
+    }
 }
 
 enum Ended {

@@ -75,6 +75,7 @@ impl Bed {
             weight: 1,
             healthy: *healthy,
             priority: *priority,
+            hostname: None,
         };
         let assignment = Arc::new(ClusterLoadAssignment {
             endpoints: endpoints.iter().map(endpoint).collect(),
