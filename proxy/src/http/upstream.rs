@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::body::{Chunk, Place};
 use super::clock::Alarm;
 use super::exchange::{Exchange, ExchangeError};
+use super::forwarding::remove_hop_by_hop;
 use super::message::{RequestHead, ResponseHead, Version};
 use super::pool::{Acquired, Link, Stream as Http2Stream};
 use super::redirect::tell_original_host;
@@ -301,7 +302,9 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
     poll_fn(|cx| {
         let sent = poll_request(stream, live, cx);
         // An endpoint may answer before it has read all: its answer counts, not that it reads no more.
-        if let Poll::Ready(head) = live.exchange.poll_head(cx) {
+        let answered = live.exchange.poll_head(cx);
+        pass_on_interim(stream, live, cx);
+        if let Poll::Ready(head) = answered {
             return Poll::Ready(head.map_err(|error| Ended::Failed(FailedBy::Exchange(error))));
         }
         match sent {
@@ -326,6 +329,20 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
         Poll::Pending
     })
     .await
+}
+
+/// Hands informational responses on (`proxy_100_continue`): all of them, as Envoy does, but for a switch.
+fn pass_on_interim(stream: &Stream, live: &mut Live, cx: &mut Context<'_>) {
+    let interim = live.exchange.take_interim();
+    if stream.manager.proxy_100_continue {
+        for mut head in interim {
+            remove_hop_by_hop(&mut head.headers, false);
+            stream.clock.moved();
+            // Whether the downstream is gone the stream notices itself.
+            let _ = stream.sink.write_interim(head);
+        }
+        let _ = stream.sink.poll_flush(cx);
+    }
 }
 
 /// Hands on what there is of the request. Ready once it is over and sent.
