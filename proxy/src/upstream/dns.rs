@@ -236,6 +236,7 @@ mod tests {
             weight: 7,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         Arc::new(ClusterLoadAssignment {
             endpoints: vec![endpoint],

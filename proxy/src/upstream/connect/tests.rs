@@ -521,6 +521,7 @@ fn a_host_name_is_resolved_before_the_first_connection() {
             weight: 1,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         let assignment = ClusterLoadAssignment {
             endpoints: vec![endpoint],
