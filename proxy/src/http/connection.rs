@@ -102,6 +102,8 @@ struct State {
     endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
+    /// What ended the connection while streams were under way.
+    cut: RefCell<Option<(ResponseFlag, String)>>,
     /// Rate limits of this connection alone.
     buckets: RefCell<Vec<(Arc<LocalRateLimit>, Rc<TokenBucket>)>>,
     /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
@@ -217,6 +219,12 @@ impl Connection {
         ));
         *made = Some((*options, Rc::clone(&newer)));
         newer
+    }
+
+    /// Why streams that are under way end with the connection: without a reason of HTTP's it is cut here.
+    pub(super) fn why_streams_end(&self) -> (ResponseFlag, String) {
+        let cut = self.state.cut.borrow().clone();
+        cut.unwrap_or_else(|| (ResponseFlag::LocalReset, "its connection was cut".to_owned()))
     }
 
     /// A stream has ended.
@@ -598,7 +606,7 @@ async fn http2_connection(
     let mut served: u32 = 0;
     let mut alarm = Alarm::default();
     let mut ending = None;
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         loop {
             while streams.poll_join_next(cx).is_ready_and(|joined| joined.is_some()) {
                 idle_since = Instant::now();
@@ -641,7 +649,15 @@ async fn http2_connection(
             http2.graceful_shutdown();
         }
     })
-    .await
+    .await;
+    *connection.state.cut.borrow_mut() = Some(match &end {
+        End::Broken(flag, why) => (*flag, why.clone()),
+        End::InOrder(_) | End::ByDownstream => (
+            ResponseFlag::DownstreamConnectionTermination,
+            "the downstream is gone".to_owned(),
+        ),
+    });
+    end
 }
 
 /// [`Poll::is_ready`] with a condition.

@@ -61,6 +61,8 @@ pub(super) struct Stream {
     pub(super) clock: Clock,
     /// The response's head was sent.
     started: Cell<bool>,
+    /// It came to its end; one that did not is dropped with its connection.
+    over: Cell<bool>,
     /// A call of gRPC that is counted.
     call: RefCell<Option<Call>>,
     /// Its span, where it has one.
@@ -152,6 +154,7 @@ impl Stream {
             sink,
             clock,
             started: Cell::new(false),
+            over: Cell::new(false),
             call: RefCell::default(),
             trace: RefCell::default(),
             facts: Facts::default(),
@@ -170,7 +173,7 @@ impl Stream {
             })
             .await
         };
-        match stop {
+        let ended = match stop {
             None => Ended::Answered,
             Some(Stop::Reply(reply)) if !self.started.get() => self.answer(*reply).await,
             Some(Stop::Reply(reply)) => {
@@ -180,24 +183,41 @@ impl Stream {
             }
             Some(Stop::Reset(flag, why)) => self.reset((flag, why)).await,
             Some(Stop::Gone) => {
-                self.note(
+                self.gone(
                     ResponseFlag::DownstreamConnectionTermination,
                     "the downstream is gone",
                 );
-                self.facts.details.replace("downstream_remote_disconnect".into());
                 Ended::Cut
             }
+        };
+        self.over.set(true);
+        ended
+    }
+
+    /// Notes by what the downstream gave the stream up.
+    fn gone(&self, flag: ResponseFlag, why: &str) {
+        let details = match flag {
+            ResponseFlag::DownstreamRemoteReset => Some("http2.remote_reset"),
+            ResponseFlag::DownstreamProtocolError => Some("codec_error"),
+            ResponseFlag::DownstreamConnectionTermination => Some("downstream_remote_disconnect"),
+            _ => None,
+        };
+        if let Some(details) = details.filter(|_| self.facts.why.borrow().is_none()) {
+            self.facts.details.replace(details.into());
         }
+        self.note(flag, why);
     }
 
     /// Answers a request that never became one.
     pub(super) async fn refuse(&self, reply: LocalReply) {
         self.answer(reply).await;
+        self.over.set(true);
     }
 
     /// What may end a stream from outside its phases: the downstream, or time.
     fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Stop> {
-        if self.sink.poll_gone(cx).is_ready() {
+        if let Poll::Ready(flag) = self.sink.poll_gone(cx) {
+            self.gone(flag, "the downstream gave it up");
             return Poll::Ready(Stop::Gone);
         }
         self.clock.poll(cx).map(|overdue| self.overdue(overdue).into())
@@ -722,7 +742,12 @@ impl Stream {
     }
 
     async fn reset(&self, (flag, why): (ResponseFlag, String)) -> Ended {
-        self.note(flag, &why);
+        match flag {
+            ResponseFlag::DownstreamRemoteReset | ResponseFlag::DownstreamConnectionTermination => {
+                self.gone(flag, &why);
+            }
+            _ => self.note(flag, &why),
+        }
         if matches!(self.sink, Sink::Http2(_)) && self.has_started() {
             // What was sent is to go out before the reset: its connection's task has to run.
             tokio::task::yield_now().await;
@@ -760,6 +785,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if !self.over.get() {
+            let (flag, why) = self.connection.why_streams_end();
+            self.gone(flag, &why);
+        }
         record::write(self);
         trace::end(self);
         self.connection.record(self);

@@ -372,6 +372,9 @@ fn downstream_broke(error: &super::body::BodyError, why: String) -> Stop {
         super::body::BodyError::Malformed(_) => {
             super::local_reply::LocalReply::bad_request(&why, "http1.codec_error").into()
         }
+        super::body::BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
+            Stop::Reset(ResponseFlag::DownstreamRemoteReset, why)
+        }
         _ => Stop::Reset(ResponseFlag::DownstreamConnectionTermination, why),
     }
 }
