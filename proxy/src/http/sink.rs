@@ -13,6 +13,7 @@ use super::h1::server::Server;
 use super::h2::server::Responder;
 use super::message::{ResponseHead, Version};
 use super::request::tokens;
+use crate::telemetry::ResponseFlag;
 
 /// The sink. Says itself what its version of HTTP wants said of the connection.
 #[derive(Debug)]
@@ -119,10 +120,13 @@ impl Sink {
         }
     }
 
-    /// Ready once the downstream has given up.
-    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the downstream has given up: how.
+    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<ResponseFlag> {
         match self {
-            Self::Http1(http1) => http1.server.poll_gone(cx),
+            Self::Http1(http1) => http1
+                .server
+                .poll_gone(cx)
+                .map(|()| ResponseFlag::DownstreamConnectionTermination),
             Self::Http2(responder) => responder.poll_gone(cx),
         }
     }

@@ -61,7 +61,7 @@ pub(super) struct Stream {
     pub(super) clock: Clock,
     /// The response's head was sent.
     started: Cell<bool>,
-    /// It has come to an end of its own: otherwise it was dropped with its connection.
+    /// It came to its end; one that did not is dropped with its connection.
     over: Cell<bool>,
     /// A call of gRPC that is counted.
     call: RefCell<Option<Call>>,
@@ -163,12 +163,6 @@ impl Stream {
 
     /// Serves the request to its end.
     pub(super) async fn serve(&self) -> Ended {
-        let ended = self.serve_to_its_end().await;
-        self.over.set(true);
-        ended
-    }
-
-    async fn serve_to_its_end(&self) -> Ended {
         let stop = {
             let mut phases = pin!(self.phases());
             poll_fn(|cx| {
@@ -179,7 +173,7 @@ impl Stream {
             })
             .await
         };
-        match stop {
+        let ended = match stop {
             None => Ended::Answered,
             Some(Stop::Reply(reply)) if !self.started.get() => self.answer(*reply).await,
             Some(Stop::Reply(reply)) => {
@@ -189,15 +183,29 @@ impl Stream {
             }
             Some(Stop::Reset(flag, why)) => self.reset((flag, why)).await,
             Some(Stop::Gone) => {
-                let flag = match &self.sink {
-                    Sink::Http1(_) => ResponseFlag::DownstreamConnectionTermination,
-                    Sink::Http2(_) => ResponseFlag::DownstreamRemoteReset,
-                };
-                self.note(flag, "the downstream is gone");
-                self.facts.details.replace("downstream_remote_disconnect".into());
+                self.gone(
+                    ResponseFlag::DownstreamConnectionTermination,
+                    "the downstream is gone",
+                );
                 Ended::Cut
             }
+        };
+        self.over.set(true);
+        ended
+    }
+
+    /// Notes by what the downstream gave the stream up.
+    fn gone(&self, flag: ResponseFlag, why: &str) {
+        let details = match flag {
+            ResponseFlag::DownstreamRemoteReset => Some("http2.remote_reset"),
+            ResponseFlag::DownstreamProtocolError => Some("codec_error"),
+            ResponseFlag::DownstreamConnectionTermination => Some("downstream_remote_disconnect"),
+            _ => None,
+        };
+        if let Some(details) = details.filter(|_| self.facts.why.borrow().is_none()) {
+            self.facts.details.replace(details.into());
         }
+        self.note(flag, why);
     }
 
     /// Answers a request that never became one.
@@ -208,7 +216,8 @@ impl Stream {
 
     /// What may end a stream from outside its phases: the downstream, or time.
     fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Stop> {
-        if self.sink.poll_gone(cx).is_ready() {
+        if let Poll::Ready(flag) = self.sink.poll_gone(cx) {
+            self.gone(flag, "the downstream gave it up");
             return Poll::Ready(Stop::Gone);
         }
         self.clock.poll(cx).map(|overdue| self.overdue(overdue).into())
@@ -730,7 +739,12 @@ impl Stream {
     }
 
     async fn reset(&self, (flag, why): (ResponseFlag, String)) -> Ended {
-        self.note(flag, &why);
+        match flag {
+            ResponseFlag::DownstreamRemoteReset | ResponseFlag::DownstreamConnectionTermination => {
+                self.gone(flag, &why);
+            }
+            _ => self.note(flag, &why),
+        }
         if matches!(self.sink, Sink::Http2(_)) && self.has_started() {
             // What was sent is to go out before the reset: its connection's task has to run.
             tokio::task::yield_now().await;
@@ -769,10 +783,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if !self.over.get() {
-            self.note(
-                ResponseFlag::DownstreamConnectionTermination,
-                "its connection ended",
-            );
+            let (flag, why) = self.connection.why_streams_end();
+            self.gone(flag, &why);
         }
         record::write(self);
         trace::end(self);

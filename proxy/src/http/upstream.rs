@@ -106,6 +106,7 @@ pub(super) async fn attempt(
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
                 live.switched = switches(stream, &live, head.status);
                 let head = translated(stream, &live, head);
+                trace::answered(stream, head.status);
                 return Ok((head, live));
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
@@ -410,6 +411,9 @@ fn downstream_broke(error: &super::body::BodyError, why: String) -> Stop {
     match error {
         super::body::BodyError::Malformed(_) => {
             super::local_reply::LocalReply::bad_request(&why, "http1.codec_error").into()
+        }
+        super::body::BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
+            Stop::Reset(ResponseFlag::DownstreamRemoteReset, why)
         }
         _ => Stop::Reset(ResponseFlag::DownstreamConnectionTermination, why),
     }

@@ -46,7 +46,7 @@ pub(super) async fn serve(
     let mut served: u32 = 0;
     let mut alarm = Alarm::default();
     let mut ending = None;
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         loop {
             while let Poll::Ready(Some(_)) = streams.poll_join_next(cx) {
                 idle_since = Instant::now();
@@ -89,7 +89,15 @@ pub(super) async fn serve(
             http2.graceful_shutdown();
         }
     })
-    .await
+    .await;
+    *connection.state.cut.borrow_mut() = Some(match &end {
+        End::Broken(flag, why) => (*flag, why.clone()),
+        End::InOrder(_) | End::ByDownstream => (
+            ResponseFlag::DownstreamConnectionTermination,
+            "the downstream is gone".to_owned(),
+        ),
+    });
+    end
 }
 
 /// The settings of both sides.

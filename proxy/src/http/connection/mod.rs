@@ -88,6 +88,8 @@ struct State {
     endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
+    /// What ended the connection while streams were under way.
+    cut: RefCell<Option<(ResponseFlag, String)>>,
     /// Rate limits of this connection alone.
     buckets: RefCell<Vec<(Arc<LocalRateLimit>, Rc<TokenBucket>)>>,
     /// What becomes of `x-forwarded-client-cert`, and by which options: made by the first request.
@@ -203,6 +205,12 @@ impl Connection {
         ));
         *made = Some((*options, Rc::clone(&newer)));
         newer
+    }
+
+    /// Why streams that are under way end with the connection: without a reason of HTTP's it is cut here.
+    pub(super) fn why_streams_end(&self) -> (ResponseFlag, String) {
+        let cut = self.state.cut.borrow().clone();
+        cut.unwrap_or_else(|| (ResponseFlag::LocalReset, "its connection was cut".to_owned()))
     }
 
     /// A stream has ended.

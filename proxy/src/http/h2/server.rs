@@ -1,6 +1,6 @@
 //! The downstream's end of one HTTP/2 stream.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use hyper::header::HeaderMap;
 use hyper::{Response, StatusCode};
 
 use crate::http::message::ResponseHead;
+use crate::telemetry::ResponseFlag;
 
 /// A request's body.
 pub(in crate::http) use super::Received as Incoming;
@@ -19,6 +20,8 @@ pub(in crate::http) use super::Received as Incoming;
 pub(in crate::http) struct Responder {
     respond: RefCell<SendResponse<Bytes>>,
     body: RefCell<Option<SendStream<Bytes>>>,
+    /// The end was said: h2 takes a second one for a mistake.
+    ended: Cell<bool>,
 }
 
 impl Responder {
@@ -26,6 +29,7 @@ impl Responder {
         Self {
             respond: RefCell::new(respond),
             body: RefCell::new(None),
+            ended: Cell::new(false),
         }
     }
 
@@ -36,6 +40,7 @@ impl Responder {
         *response.headers_mut() = head.headers;
         let body = self.respond.borrow_mut().send_response(response, end)?;
         *self.body.borrow_mut() = Some(body);
+        self.ended.set(end);
         Ok(())
     }
 
@@ -61,6 +66,9 @@ impl Responder {
 
     /// Ends the body, with trailers where there are some.
     pub(in crate::http) fn write_end(&self, trailers: Option<HeaderMap>) -> Result<(), h2::Error> {
+        if self.ended.replace(true) {
+            return Ok(());
+        }
         self.with_body(|body| match trailers {
             Some(trailers) => body.send_trailers(trailers),
             None => body.send_data(Bytes::new(), true),
@@ -79,13 +87,16 @@ impl Responder {
         }
     }
 
-    /// Ready once the downstream has given the stream up.
-    pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self.body.borrow_mut() {
-            Some(body) => drop(ready!(body.poll_reset(cx))),
-            None => drop(ready!(self.respond.borrow_mut().poll_reset(cx))),
-        }
-        Poll::Ready(())
+    /// Ready once the downstream has given the stream up, or its connection.
+    pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<ResponseFlag> {
+        let reset = match &mut *self.body.borrow_mut() {
+            Some(body) => ready!(body.poll_reset(cx)),
+            None => ready!(self.respond.borrow_mut().poll_reset(cx)),
+        };
+        Poll::Ready(match reset {
+            Ok(_) => ResponseFlag::DownstreamRemoteReset,
+            Err(_) => ResponseFlag::DownstreamConnectionTermination,
+        })
     }
 
     /// Gives the stream up.
