@@ -218,7 +218,8 @@ fn split_target(
         };
         return Ok((scheme, authority, path));
     }
-    if !target.starts_with('/') && !(target == "*" && *method == Method::OPTIONS) {
+    let options = target == "*" && *method == Method::OPTIONS;
+    if !target.starts_with('/') && !options {
         return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
     }
     match host.map(HeaderValue::to_str) {

@@ -61,6 +61,8 @@ pub(super) struct Stream {
     pub(super) clock: Clock,
     /// The response's head was sent.
     started: Cell<bool>,
+    /// It has come to an end of its own: otherwise it was dropped with its connection.
+    over: Cell<bool>,
     /// A call of gRPC that is counted.
     call: RefCell<Option<Call>>,
     /// Its span, where it has one.
@@ -152,6 +154,7 @@ impl Stream {
             sink,
             clock,
             started: Cell::new(false),
+            over: Cell::new(false),
             call: RefCell::default(),
             trace: RefCell::default(),
             facts: Facts::default(),
@@ -160,6 +163,12 @@ impl Stream {
 
     /// Serves the request to its end.
     pub(super) async fn serve(&self) -> Ended {
+        let ended = self.serve_to_its_end().await;
+        self.over.set(true);
+        ended
+    }
+
+    async fn serve_to_its_end(&self) -> Ended {
         let stop = {
             let mut phases = pin!(self.phases());
             poll_fn(|cx| {
@@ -180,10 +189,11 @@ impl Stream {
             }
             Some(Stop::Reset(flag, why)) => self.reset((flag, why)).await,
             Some(Stop::Gone) => {
-                self.note(
-                    ResponseFlag::DownstreamConnectionTermination,
-                    "the downstream is gone",
-                );
+                let flag = match &self.sink {
+                    Sink::Http1(_) => ResponseFlag::DownstreamConnectionTermination,
+                    Sink::Http2(_) => ResponseFlag::DownstreamRemoteReset,
+                };
+                self.note(flag, "the downstream is gone");
                 self.facts.details.replace("downstream_remote_disconnect".into());
                 Ended::Cut
             }
@@ -193,6 +203,7 @@ impl Stream {
     /// Answers a request that never became one.
     pub(super) async fn refuse(&self, reply: LocalReply) {
         self.answer(reply).await;
+        self.over.set(true);
     }
 
     /// What may end a stream from outside its phases: the downstream, or time.
@@ -442,9 +453,6 @@ impl Stream {
         let end = live.exchange.has_ended();
         self.facts.details.replace("via_upstream".into());
         self.start(head, end)?;
-        if end {
-            self.sink.end()?;
-        }
         let mut changed = pin!(self.connection.worker.changed.notified());
         changed.as_mut().enable();
         let (mut over, mut piece) = (end, None);
@@ -760,6 +768,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if !self.over.get() {
+            self.note(
+                ResponseFlag::DownstreamConnectionTermination,
+                "its connection ended",
+            );
+        }
         record::write(self);
         trace::end(self);
         self.connection.record(self);

@@ -232,7 +232,7 @@ fn parse_fields(head: &Bytes, mut at: usize, most: usize, lines: Lines) -> Resul
         }
         at = line_end + 1;
         if lines == Lines::Lenient
-            && line.starts_with(&[b' ']) | line.starts_with(&[b'\t'])
+            && (line.starts_with(b" ") || line.starts_with(b"\t"))
             && let Some(name) = &last
         {
             unfold(&mut headers, name, line.trim_ascii())?;
