@@ -403,10 +403,6 @@ async fn http_upgrades() {
 async fn http_upgrades_by_extended_connect() {
     let fields = json!({ "http2_protocol_options": { "allow_connect": true } });
     upgrade_group("upgrades by extended CONNECT", fields)
-        .refused(
-            "Options that Consul does not set",
-            "allow_connect is not supported",
-        )
         .run(OURS)
         .await;
 }

@@ -98,6 +98,14 @@ impl Exchange {
         }
     }
 
+    /// The informational responses that [`Self::poll_head`] came across.
+    pub(super) fn take_interim(&mut self) -> Vec<ResponseHead> {
+        match self {
+            Self::Http1(exchange) => exchange.take_interim(),
+            Self::Http2(exchange) => exchange.take_interim(),
+        }
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         match self {
             Self::Http1(exchange) => exchange.has_ended(),

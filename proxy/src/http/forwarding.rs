@@ -175,7 +175,8 @@ pub(super) fn received_request(
     trusted
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+/// Takes away what concerns one connection only; `upgrade` keeps what asks for one or accepts it.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if !upgrade {
         headers.remove(CONNECTION);
         headers.remove(UPGRADE);

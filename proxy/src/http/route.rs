@@ -36,6 +36,8 @@ pub(super) struct Plan<'a> {
     pub(super) set_cookies: Vec<HeaderValue>,
     /// Of several clusters, the share that it fell into.
     pub(super) share: Option<&'a ClusterWeight>,
+    /// `auto_host_rewrite`, with `append_x_forwarded_host`: the host is the endpoint's.
+    pub(super) auto_host: Option<bool>,
 }
 
 /// Chooses the cluster and makes the request what the route wants it to be.
@@ -94,6 +96,7 @@ pub(super) fn plan<'a>(
             host.include_attempt_count_in_response,
         ),
         share,
+        auto_host: (action.host_rewrite == Some(HostRewrite::Auto)).then_some(action.append_x_forwarded_host),
     })
 }
 

@@ -115,6 +115,9 @@ async fn handshake(
                 .min(CONNECTION_WINDOW),
         )
         .max_header_list_size(manager.limits.max_request_headers_kb.saturating_mul(1024));
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
     let shaken = timeout(
         HEADERS_TIMEOUT,
         builder.handshake::<_, Bytes>(Io::new(stream, received, counts)),
@@ -145,7 +148,7 @@ fn accept(
     let manager = (connection.manager)();
     let (parts, body) = request.into_parts();
     let method = parts.method.clone();
-    let head = request::from_http2(parts, connection.encrypted);
+    let head = request::from_http2(parts, connection.encrypted, &manager.upgrade_types);
     let many = |head: &RequestHead| head.headers.len() > manager.limits.max_headers_count as usize;
     let head = match head {
         Ok(head) if many(&head) => Err(refused_head(HeadError::TooLarge)),
