@@ -25,15 +25,10 @@ fn for_each(managers: &[Manager], make: impl Fn() -> Vec<Case>) -> Vec<Case> {
     managers.iter().flat_map(of).collect()
 }
 
-/// A group at whose edge downstreams come from loopback.
-pub(crate) fn with_loopback(group: Group) -> Group {
-    group.says("Downstreams on loopback", "<own address>", "127.0.0.1")
-}
-
 async fn run(name: &str, managers: Vec<Manager>, make: impl Fn() -> Vec<Case>) {
     let cases = for_each(&managers, make);
     let group = managers.into_iter().fold(Group::new(name), Group::manager);
-    with_loopback(group).cases(cases).run(OURS).await;
+    group.cases(cases).run(OURS).await;
 }
 
 #[tokio::test]

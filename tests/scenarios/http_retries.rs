@@ -4,7 +4,6 @@ use attache_tests::http::config::merge;
 use attache_tests::http::{Case, Group, Manager, Path, case, cluster, get, post};
 use serde_json::{Value, json};
 
-use crate::http_manager::with_loopback;
 use crate::http_rewrites::action;
 use crate::xds_mesh::OURS;
 
@@ -328,7 +327,7 @@ async fn http_retries_asked_for_by_headers() {
         action("/with", json!({ "retry_policy": policy })),
         action("/", json!({}))
     ]);
-    with_loopback(Group::new("retries asked for"))
+    Group::new("retries asked for")
         .manager(Manager::new("main").routes(routes.clone()))
         .manager(
             Manager::new("edge")

@@ -30,14 +30,6 @@ pub struct Group {
     clusters: Vec<Cluster>,
     cases: Vec<Case>,
     refused: Option<(&'static str, &'static str)>,
-    words: Option<Words>,
-}
-
-/// Words that Envoy says throughout a group where Attaché says others.
-#[derive(Clone, Copy, Debug)]
-struct Words {
-    theirs: &'static str,
-    ours: &'static str,
 }
 
 /// A case over some versions, with what came of it on both sides.
@@ -53,7 +45,6 @@ impl Group {
             clusters: ["a", "b", "c"].map(cluster).to_vec(),
             cases: Vec::new(),
             refused: None,
-            words: None,
         }
     }
 
@@ -88,13 +79,6 @@ impl Group {
         self
     }
 
-    /// Wherever Envoy says `theirs`, Attaché says `ours`, for the reason in `DEVIATIONS.md` under `id`.
-    pub fn says(mut self, id: &'static str, theirs: &'static str, ours: &'static str) -> Self {
-        assert!(has_reason(id), "DEVIATIONS.md has no heading {id:?}");
-        self.words = Some(Words { theirs, ours });
-        self
-    }
-
     /// Runs all of it on Envoy and on `ours` and fails with every difference that is not known. Without an
     /// Envoy on PATH only that `ours` answers is looked at.
     pub async fn run(mut self, ours: Program) {
@@ -113,7 +97,7 @@ impl Group {
         let mut theirs = theirs.map(Vec::into_iter);
         let all = ours.into_iter().map(|(case, path, ours)| {
             let theirs = theirs.as_mut().and_then(Iterator::next);
-            let theirs = theirs.map(|(_, _, lines)| self.expected(lines, twice));
+            let theirs = theirs.map(|(_, _, lines)| lines);
             (case, path, ours, theirs)
         });
         let all: Vec<Outcome<'_>> = all.collect();
@@ -127,16 +111,6 @@ impl Group {
         let said = Bed::refusal(ours, &upstreams, &self.managers, &self.clusters).await;
         let said = said.unwrap();
         assert!(said.contains(words), "it does not say {words:?}:\n{said}");
-    }
-
-    /// Envoy's outcome with what Attaché says instead.
-    fn expected(&self, mut lines: Vec<String>, twice: bool) -> Vec<String> {
-        if let Some(words) = self.words.filter(|_| !twice) {
-            for line in &mut lines {
-                *line = line.replace(words.theirs, words.ours);
-            }
-        }
-        lines
     }
 
     async fn outcomes(&self, program: Program) -> Option<Vec<(&Case, Path, Vec<String>)>> {
