@@ -354,7 +354,7 @@ pub(super) fn sent_response(
 ) {
     remove_hop_by_hop(headers, upgrade);
     if manager.request_id.always_in_response
-        && let Some(id) = request_id.filter(|id| !id.is_empty())
+        && let Some(id) = request_id
     {
         headers.insert(X_REQUEST_ID, id.clone());
     }

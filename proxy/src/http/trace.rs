@@ -218,7 +218,7 @@ pub(super) fn failed(stream: &Stream, why: &FailedBy) {
                 Some(ResponseFlag::UpstreamConnectionTermination),
             ),
             ExchangeError::Reset(_) => (Some("remote reset"), Some(ResponseFlag::UpstreamRemoteReset)),
-            ExchangeError::Refused => (
+            ExchangeError::Refused | ExchangeError::GoneAway => (
                 Some("remote refused stream reset"),
                 Some(ResponseFlag::UpstreamRemoteReset),
             ),

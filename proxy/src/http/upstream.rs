@@ -183,14 +183,14 @@ fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseH
 /// is safe to repeat (RFC 9110 section 9.2.1).
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
     match error {
-        ExchangeError::Refused => stream.body.can_be_replayed(),
+        ExchangeError::GoneAway => stream.body.can_be_replayed(),
         ExchangeError::Ended { by_reset, .. } => {
             *by_reset
                 && !live.exchange.is_answered()
                 && stream.body.is_empty()
                 && stream.head.borrow().method.is_safe()
         }
-        ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
+        ExchangeError::Refused | ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }
 }
 
@@ -240,6 +240,10 @@ fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, T
     *stream.facts.cluster.borrow_mut() = Some(Rc::clone(&cluster).name.clone());
     *stream.facts.endpoint.borrow_mut() = Some(endpoint.address.to_string());
     *stream.facts.stat_name.borrow_mut() = Some(Rc::clone(&cluster).config().stat_name().clone());
+    stream.facts.upstream_protocol.set(Some(match &link {
+        Link::Http1 { .. } => Version::Http11,
+        Link::Http2(_) => Version::Http2,
+    }));
     stream.facts.sent_begin.set(Some(stream.clock.began.elapsed()));
     let place = Place::default();
     let bodyless = stream.body.is_empty();
