@@ -41,6 +41,27 @@ pub async fn connect(
     connect_named(address, "api.default.dc1.internal", config).await
 }
 
+/// Connects and shakes hands as the holder of `issued` who speaks this protocol alone (ALPN).
+///
+/// # Errors
+/// The kernel's, or TLS's.
+pub async fn connect_speaking(
+    address: SocketAddr,
+    issued: &Issued,
+    protocol: &[u8],
+) -> io::Result<client::TlsStream<TcpStream>> {
+    let (chain, key) = parse(issued);
+    let mut config = ClientConfig::builder_with_provider(attache::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    connect_named(address, "api.default.dc1.internal", config).await
+}
+
 async fn connect_named(
     address: SocketAddr,
     name: &str,
