@@ -110,6 +110,8 @@ pub(crate) enum Instead {
     Refuses(&'static str),
     /// It answers with these statuses; what becomes of the connection follows from them.
     Answers(&'static str),
+    /// It answers with these statuses, and the last answer has this body, all of which came.
+    AnswersWith(&'static str, &'static str),
 }
 
 impl Deviation {

@@ -11,45 +11,6 @@ use super::h1::head::{RawRequest, is_host};
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 
-/// Methods that Envoy's HTTP/1 parser knows; others are refused, as by it.
-const METHODS: [&str; 35] = [
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "DELETE",
-    "OPTIONS",
-    "PATCH",
-    "TRACE",
-    "CONNECT",
-    "COPY",
-    "LOCK",
-    "UNLOCK",
-    "MKCOL",
-    "MOVE",
-    "PROPFIND",
-    "PROPPATCH",
-    "SEARCH",
-    "BIND",
-    "REBIND",
-    "UNBIND",
-    "ACL",
-    "REPORT",
-    "MKACTIVITY",
-    "CHECKOUT",
-    "MERGE",
-    "MSEARCH",
-    "NOTIFY",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "PURGE",
-    "MKCALENDAR",
-    "LINK",
-    "UNLINK",
-    "SOURCE",
-    "QUERY",
-];
-
 /// A request of HTTP/1, as far as its form goes, and how long its body is. `encrypted` is the connection, and
 /// `upgrades` are the protocols that may be switched to.
 ///
@@ -66,25 +27,18 @@ pub(super) fn from_http1(
         version,
         mut headers,
     } = raw;
-    if !METHODS.contains(&method.as_str()) {
-        return Err(codec_error("the method is none of HTTP's"));
-    }
     if method.as_str() == "QUERY" && headers.get(CONTENT_TYPE).is_none_or(HeaderValue::is_empty) {
         return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "query_without_content_type").closing());
     }
-    let reader = Reader::of_request(&headers, version).map_err(|error| match error {
-        LengthError::Malformed(why) => codec_error(why),
-        LengthError::Coding => LocalReply::text(
-            StatusCode::NOT_IMPLEMENTED,
-            "Not Implemented",
-            "http1.invalid_transfer_encoding",
-        )
-        .closing()
-        .because(
-            crate::telemetry::ResponseFlag::DownstreamProtocolError,
-            "a transfer coding that is not chunked",
-        ),
-    })?;
+    let reader = match Reader::of_request(&headers) {
+        Ok(Reader::Length(_)) if method == Method::CONNECT => Err(codec_error("CONNECT has no length")),
+        Ok(Reader::Chunked(_)) if method == Method::CONNECT => {
+            Err(coding_refused("CONNECT has no transfer coding"))
+        }
+        Ok(reader) => Ok(reader),
+        Err(LengthError::Malformed(why)) => Err(codec_error(why)),
+        Err(LengthError::Coding) => Err(coding_refused("a transfer coding that is not chunked")),
+    }?;
     if version == Version::Http10 {
         return Err(LocalReply::upgrade_required());
     }
@@ -186,6 +140,23 @@ fn codec_error(why: &str) -> LocalReply {
     LocalReply::bad_request(why, "http1.codec_error")
 }
 
+fn coding_refused(why: &str) -> LocalReply {
+    let (status, details) = (StatusCode::NOT_IMPLEMENTED, "http1.invalid_transfer_encoding");
+    LocalReply::text(status, "Not Implemented", details)
+        .closing()
+        .because(crate::telemetry::ResponseFlag::DownstreamProtocolError, why)
+}
+
+/// Whether the port of `authority`, if it has one, is the number of a port.
+fn has_good_port(authority: &str) -> bool {
+    // The colons of an IPv6 address are in brackets.
+    let behind = authority.rsplit(']').next().unwrap_or_default();
+    behind.split_once(':').is_none_or(|(_, port)| {
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        digits && (port.is_empty() || port.parse::<u16>().is_ok())
+    })
+}
+
 /// Scheme, host and path of any form of a target (RFC 9112 section 3.2).
 fn split_target(
     method: &Method,
@@ -221,7 +192,7 @@ fn split_target(
     if let Some((scheme, rest)) = absolute("http").or_else(|| absolute("https")) {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let authority = rest[..end].rsplit('@').next().unwrap_or_default().to_owned();
-        if !is_host(&authority) {
+        if !is_host(&authority) || !has_good_port(&authority) {
             return Err(codec_error("the target's host is none"));
         }
         let path = match &rest[end..] {
@@ -230,7 +201,7 @@ fn split_target(
         };
         return Ok((scheme, authority, path));
     }
-    let options = target == "*" && *method == Method::OPTIONS;
+    let options = target.starts_with('*') && *method == Method::OPTIONS;
     if !target.starts_with('/') && !options {
         return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
     }

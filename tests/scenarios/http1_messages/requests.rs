@@ -41,14 +41,10 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
             "two spaces before the version",
             "trailing space after the version",
             "tab after the method",
+            "tab before the version",
             "method with 0x09",
             "method with 0x20",
         ],
-    },
-    Deviation {
-        why: "a tab is no space (3), so that there is no version, which is HTTP/0.9",
-        ours: Instead::Refuses("426"),
-        names: &["tab before the version"],
     },
     Deviation {
         why: "a server refuses a folded line or joins it (5.2): what another reader takes for a field is refused",
@@ -87,7 +83,35 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
     Deviation {
         why: "chunk extensions are skipped, which costs: what is longer than 4 KB is no use to anybody (7.1.1)",
         ours: Instead::Refuses("400"),
-        names: &["a chunk extension of 70 KB", "a chunk extension of 1024 KB"],
+        names: &[
+            "a chunk extension of 16 KB",
+            "a chunk extension of 70 KB",
+            "a chunk extension of 1024 KB",
+        ],
+    },
+    Deviation {
+        why: "trailers over their limit break the body, which is a 400 for any reason; Envoy answers 431",
+        ours: Instead::Refuses("400"),
+        names: &["a trailer of 62 KB", "a trailer of 62 KB after a chunk"],
+    },
+    Deviation {
+        why: "an upgrade that is answered with 200 has that answer's body; Envoy drops it",
+        ours: Instead::AnswersWith("200", "/x"),
+        names: &[
+            "websocket, upstream answers 200",
+            "WebSocket in capitals",
+            "keep-alive, Upgrade",
+            "Upgrade, close",
+            "websocket with a body",
+            "websocket with chunked",
+            "websocket with POST",
+            "early data after the handshake",
+        ],
+    },
+    Deviation {
+        why: "an upgrade that is answered with 200 has that answer's body; Envoy drops it",
+        ours: Instead::AnswersWith("200 200", "/2"),
+        names: &["second is an upgrade"],
     },
 ];
 

@@ -35,6 +35,34 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         ours: Instead::Answers("200"),
         names: &["bad size", "no CRLF after data"],
     },
+    Deviation {
+        why: "nobody asked for another protocol (RFC 9110 15.2.2): what follows would be read in two ways",
+        ours: Instead::Answers("502"),
+        names: &["101 unasked", "101 unasked, bare", "101 to h2c"],
+    },
+    Deviation {
+        why: "a 101 to an upgrade switches whether or not it names the protocol; Envoy says close and ends",
+        ours: Instead::Answers("101"),
+        names: &["101 without Upgrade"],
+    },
+    Deviation {
+        why: "an upgrade that is answered with 200 has that answer's body; Envoy drops it",
+        ours: Instead::AnswersWith("200", "ok"),
+        names: &[
+            "200 to an upgrade with Connection: Upgrade",
+            "200 to an upgrade with a request behind it",
+        ],
+    },
+    Deviation {
+        why: "an upgrade that is answered with 200 has that answer's body; Envoy drops it",
+        ours: Instead::AnswersWith("200", "hello"),
+        names: &["200 to an upgrade, close-delimited"],
+    },
+    Deviation {
+        why: "a refused upgrade ends the connection, and the answer says so; Envoy passes on the app's Connection",
+        ours: Instead::AnswersWith("426", "no"),
+        names: &["426 to an upgrade"],
+    },
 ];
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";

@@ -58,6 +58,10 @@ impl Outcome {
                 statuses == status && self.ending == Ending::Closed && self.requests.iter().all(begun)
             }
             Instead::Answers(known) => statuses == known && self.ending != Ending::Stuck,
+            Instead::AnswersWith(known, body) => {
+                let has_body = |answer: &String| answer.ends_with(&format!("\nbody: {body}\n"));
+                statuses == known && self.ending != Ending::Stuck && self.answers.last().is_some_and(has_body)
+            }
         }
     }
 

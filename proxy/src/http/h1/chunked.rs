@@ -10,15 +10,36 @@ use memchr::memchr;
 use crate::http::body::BodyError;
 use crate::http::wire::Wire;
 
-/// A chunk's first line, extensions included; Envoy's parser has a like bound.
-const LINE_BYTES: usize = 4096;
+/// Bytes of lines.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// A chunk's first line, extensions included.
+    line: usize,
+    /// All trailers together; as many as Envoy takes of a head.
+    trailers: usize,
+}
 
-/// All trailers together.
-const TRAILER_BYTES: usize = 60 * 1024;
+/// Extensions of requests cost a stranger little, and nobody uses long ones.
+const OF_REQUEST: Limits = Limits {
+    line: 4096,
+    trailers: 60 * 1024,
+};
+
+const OF_RESPONSE: Limits = Limits {
+    line: 80 * 1024,
+    trailers: 80 * 1024,
+};
+
+/// A decoder.
+#[derive(Debug)]
+pub(in crate::http) struct Decoder {
+    state: State,
+    limits: Limits,
+}
 
 /// Where in the coding the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum Decoder {
+enum State {
     /// In a chunk's first line.
     Size,
     /// In its data, of which so many bytes are left.
@@ -32,6 +53,22 @@ pub(in crate::http) enum Decoder {
 }
 
 impl Decoder {
+    /// Before the first chunk of a request.
+    pub(in crate::http) const fn of_request() -> Self {
+        Self {
+            state: State::Size,
+            limits: OF_REQUEST,
+        }
+    }
+
+    /// Before the first chunk of a response.
+    pub(in crate::http) const fn of_response() -> Self {
+        Self {
+            state: State::Size,
+            limits: OF_RESPONSE,
+        }
+    }
+
     /// The next bytes of the body; none at its end.
     pub(in crate::http) fn poll(
         &mut self,
@@ -39,27 +76,31 @@ impl Decoder {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
-            match *self {
-                Self::Data(left) => {
+            match self.state {
+                State::Data(left) => {
                     let bytes = match ready!(wire.poll_bytes(cx, left)) {
                         Ok(bytes) if bytes.is_empty() => return fail(BodyError::Incomplete),
                         Ok(bytes) => bytes,
                         Err(error) => return fail(error.into()),
                     };
-                    *self = match left - bytes.len() as u64 {
-                        0 => Self::DataEnd,
-                        left => Self::Data(left),
+                    self.state = match left - bytes.len() as u64 {
+                        0 => State::DataEnd,
+                        left => State::Data(left),
                     };
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                Self::Done => return Poll::Ready(None),
-                Self::Size | Self::DataEnd | Self::Trailers(_) => {
-                    let line = match ready!(poll_line(wire, cx)) {
+                State::Done => return Poll::Ready(None),
+                State::Size | State::DataEnd | State::Trailers(_) => {
+                    let most = match self.state {
+                        State::Trailers(_) => self.limits.trailers,
+                        _ => self.limits.line,
+                    };
+                    let line = match ready!(poll_line(wire, cx, most)) {
                         Ok(line) => line,
                         Err(error) => return fail(error),
                     };
-                    match self.after_line(&line) {
-                        Ok(next) => *self = next,
+                    match self.state.after_line(&line, self.limits.trailers) {
+                        Ok(next) => self.state = next,
                         Err(error) => return fail(error),
                     }
                 }
@@ -69,11 +110,14 @@ impl Decoder {
 
     /// Steps over framing that is there already: whether the body has ended is then known without asking for
     /// more.
-    pub(in crate::http) fn is_done(self) -> bool {
-        self == Self::Done
+    pub(in crate::http) fn is_done(&self) -> bool {
+        self.state == State::Done
     }
+}
 
-    fn after_line(self, line: &[u8]) -> Result<Self, BodyError> {
+impl State {
+    /// What follows `line`; `most` is how many bytes the trailers may have.
+    fn after_line(self, line: &[u8], most: usize) -> Result<Self, BodyError> {
         match self {
             Self::Size => match parse_size(line)? {
                 0 => Ok(Self::Trailers(0)),
@@ -81,7 +125,7 @@ impl Decoder {
             },
             Self::DataEnd if line.is_empty() => Ok(Self::Size),
             Self::Trailers(_) if line.is_empty() => Ok(Self::Done),
-            Self::Trailers(read) if read + line.len() > TRAILER_BYTES => {
+            Self::Trailers(read) if read + line.len() > most => {
                 Err(BodyError::Malformed("the trailers are too large"))
             }
             Self::Trailers(read) if is_field(line) => Ok(Self::Trailers(read + line.len())),
@@ -97,9 +141,15 @@ fn fail<T>(error: BodyError) -> Poll<Option<Result<T, BodyError>>> {
     Poll::Ready(Some(Err(error)))
 }
 
-fn poll_line(wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
+const TOO_LONG: BodyError = BodyError::Malformed("a line of the chunked coding is too long");
+
+/// The next line, of `most` bytes at most.
+fn poll_line(wire: &mut Wire, cx: &mut Context<'_>, most: usize) -> Poll<Result<Bytes, BodyError>> {
     loop {
         if let Some(end) = memchr(b'\n', wire.input()) {
+            if end > most {
+                return Poll::Ready(Err(TOO_LONG));
+            }
             let line = wire.input().split_to(end + 1).freeze();
             return Poll::Ready(match line.strip_suffix(b"\r\n") {
                 Some(text) => Ok(line.slice(..text.len())),
@@ -108,10 +158,8 @@ fn poll_line(wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyEr
                 )),
             });
         }
-        if wire.input().len() > LINE_BYTES {
-            return Poll::Ready(Err(BodyError::Malformed(
-                "a line of the chunked coding is too long",
-            )));
+        if wire.input().len() > most {
+            return Poll::Ready(Err(TOO_LONG));
         }
         if ready!(wire.poll_fill(cx))? == 0 {
             return Poll::Ready(Err(BodyError::Incomplete));
@@ -180,14 +228,14 @@ mod tests {
 
     #[test]
     fn lines_in_their_order() {
-        let after = |decoder: Decoder, line: &[u8]| decoder.after_line(line).ok();
-        assert_eq!(after(Decoder::Size, b"5"), Some(Decoder::Data(5)));
-        assert_eq!(after(Decoder::Size, b"0"), Some(Decoder::Trailers(0)));
-        assert_eq!(after(Decoder::DataEnd, b""), Some(Decoder::Size));
-        assert_eq!(after(Decoder::DataEnd, b"x"), None);
-        assert_eq!(after(Decoder::Trailers(0), b"a: b"), Some(Decoder::Trailers(4)));
-        assert_eq!(after(Decoder::Trailers(0), b"a b"), None);
-        assert_eq!(after(Decoder::Trailers(TRAILER_BYTES), b"a: b"), None);
-        assert_eq!(after(Decoder::Trailers(9), b""), Some(Decoder::Done));
+        let after = |state: State, line: &[u8]| state.after_line(line, 99).ok();
+        assert_eq!(after(State::Size, b"5"), Some(State::Data(5)));
+        assert_eq!(after(State::Size, b"0"), Some(State::Trailers(0)));
+        assert_eq!(after(State::DataEnd, b""), Some(State::Size));
+        assert_eq!(after(State::DataEnd, b"x"), None);
+        assert_eq!(after(State::Trailers(0), b"a: b"), Some(State::Trailers(4)));
+        assert_eq!(after(State::Trailers(0), b"a b"), None);
+        assert_eq!(after(State::Trailers(99), b"a: b"), None);
+        assert_eq!(after(State::Trailers(9), b""), Some(State::Done));
     }
 }

@@ -7,7 +7,6 @@ use hyper::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 
 use super::chunked::Decoder;
 use crate::http::body::BodyError;
-use crate::http::message::Version;
 use crate::http::wire::Wire;
 
 /// The rest of a body.
@@ -44,22 +43,19 @@ pub(in crate::http) enum LengthError {
 }
 
 impl Reader {
-    /// Of a request.
+    /// Of a request of HTTP/1.1; what is older, and has no transfer codings, is refused whatever this says.
     ///
     /// # Errors
     /// [`LengthError`].
-    pub(in crate::http) fn of_request(headers: &HeaderMap, version: Version) -> Result<Self, LengthError> {
+    pub(in crate::http) fn of_request(headers: &HeaderMap) -> Result<Self, LengthError> {
         if headers.contains_key(TRANSFER_ENCODING) {
             if headers.contains_key(CONTENT_LENGTH) {
                 return Err(LengthError::Malformed(
                     "it has both a length and a transfer coding",
                 ));
             }
-            if version == Version::Http10 {
-                return Err(LengthError::Malformed("HTTP/1.0 has no transfer codings"));
-            }
             return match is_chunked(headers) {
-                true => Ok(Self::Chunked(Decoder::Size)),
+                true => Ok(Self::Chunked(Decoder::of_request())),
                 false => Err(LengthError::Coding),
             };
         }
@@ -81,7 +77,7 @@ impl Reader {
                 ));
             }
             return match is_chunked(headers) {
-                true => Ok(Self::Chunked(Decoder::Size)),
+                true => Ok(Self::Chunked(Decoder::of_response())),
                 false => Err(LengthError::Coding),
             };
         }
@@ -223,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_request_has_one_length_or_chunks_or_no_body() {
-        let of = |lines: &[_]| Reader::of_request(&headers(lines), Version::Http11);
+        let of = |lines: &[_]| Reader::of_request(&headers(lines));
         assert!(matches!(of(&[]), Ok(Reader::Ended)));
         assert!(matches!(of(&[("content-length", "0")]), Ok(Reader::Ended)));
         assert!(matches!(of(&[("content-length", "007")]), Ok(Reader::Length(7))));

@@ -51,6 +51,45 @@ pub(in crate::http) struct RawResponse {
     pub(in crate::http) headers: HeaderMap,
 }
 
+/// Methods that Envoy's HTTP/1 parser knows; others are refused, as by it.
+const METHODS: [&str; 35] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "TRACE",
+    "CONNECT",
+    "COPY",
+    "LOCK",
+    "UNLOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "SEARCH",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "REPORT",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "MERGE",
+    "MSEARCH",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PURGE",
+    "MKCALENDAR",
+    "LINK",
+    "UNLINK",
+    "SOURCE",
+    "QUERY",
+];
+
 /// Where in `input` a head ends, from its first byte; none while it is incomplete. A line feed alone ends a
 /// line too: a request that uses it must be found to be refused, a response may.
 ///
@@ -93,9 +132,11 @@ pub(in crate::http) fn take_request(
     else {
         return Err(HeadError::Malformed("the request line is not three words"));
     };
+    // Of a malformed request no version is looked at, as by Envoy.
     let method = parse_method(method)?;
-    let target = parse_target(target)?;
+    let target = parse_target(&method, target)?;
     // Without a version it is HTTP/0.9's.
+    let version = version.filter(|version| !version.is_empty());
     let version = parse_version(version.ok_or(HeadError::Version)?)?;
     let headers = parse_fields(&head, fields, limits.fields, Lines::Strict)?;
     Ok(Some(RawRequest {
@@ -124,8 +165,8 @@ pub(in crate::http) fn take_response(
     let (line, fields) = first_line(&head, Lines::Lenient)?;
     let (version, rest) = line.split_at_checked(9).ok_or(STATUS_LINE)?;
     let version = match parse_version(version.strip_suffix(b" ").ok_or(STATUS_LINE)?) {
-        // As Envoy reads what follows: it is framed alike.
-        Err(HeadError::Version) => Version::Http11,
+        // As Envoy reads what follows: it is framed alike, but what is not 1.1 keeps the connection only if it says so.
+        Err(HeadError::Version) => Version::Http10,
         version => version?,
     };
     let (status, reason) = rest.split_at_checked(3).ok_or(STATUS_LINE)?;
@@ -194,7 +235,11 @@ fn first_line(head: &Bytes, lines: Lines) -> Result<(&[u8], usize), HeadError> {
 const BARE_LINE_FEED: HeadError = HeadError::Malformed("a line ends without a carriage return");
 
 fn parse_method(word: &[u8]) -> Result<Method, HeadError> {
-    Method::from_bytes(word).map_err(|_| HeadError::Malformed("the method is no token"))
+    match Method::from_bytes(word) {
+        Ok(method) if METHODS.contains(&method.as_str()) => Ok(method),
+        Ok(_) => Err(HeadError::Malformed("the method is none of HTTP's")),
+        Err(_) => Err(HeadError::Malformed("the method is no token")),
+    }
 }
 
 fn parse_version(word: &[u8]) -> Result<Version, HeadError> {
@@ -210,12 +255,17 @@ fn parse_version(word: &[u8]) -> Result<Version, HeadError> {
     }
 }
 
-fn parse_target(word: &[u8]) -> Result<String, HeadError> {
+/// Any form of a target; whether the method may have it is looked at later.
+fn parse_target(method: &Method, word: &[u8]) -> Result<String, HeadError> {
     let text = std::str::from_utf8(word).map_err(|_| HeadError::Malformed("the target is not UTF-8"))?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(HeadError::Malformed(
             "the target has a character that is to be encoded",
         ));
+    }
+    let is_known = text.starts_with(['/', '*']) || text.contains("://");
+    if !is_known && *method != Method::CONNECT {
+        return Err(HeadError::Malformed("the target is neither a path nor a URI"));
     }
     Ok(text.to_owned())
 }
@@ -382,6 +432,9 @@ mod tests {
             b"GET  / HTTP/1.1\r\n\r\n",
             b"GET /\tx HTTP/1.1\r\n\r\n",
             b"G(T / HTTP/1.1\r\n\r\n",
+            b"GET HTTP/1.1\r\n\r\n",
+            b"GET x HTTP/2.0\r\n\r\n",
+            b"PRI / HTTP/2.0\r\n\r\n",
             b"\x16\x03\x01\x02",
         ] {
             let refused = request(text).unwrap_err();
@@ -391,6 +444,7 @@ mod tests {
             &b"GET / HTTP/1.2\r\n\r\n"[..],
             b"GET / HTTP/2.0\r\n\r\n",
             b"GET /\r\n\r\n",
+            b"GET / \r\n\r\n",
         ] {
             assert_eq!(request(text).unwrap_err(), HeadError::Version);
         }
