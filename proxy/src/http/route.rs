@@ -13,6 +13,7 @@ use super::message::RequestHead;
 use super::record;
 use super::redirect::{Requested, location, rewritten_target, tell_original_host};
 use super::stream::{Stop, Stream};
+use super::stream_duration;
 use crate::model::Name;
 use crate::model::route::{
     ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, Redirect, RetryPolicy, Route,
@@ -62,6 +63,11 @@ pub(super) fn plan<'a>(
     if head.upgrade.is_some() {
         // A protocol that was switched to has no end to wait for.
         stream.clock.route.set(None);
+    }
+    if let Some(limits) = &action.max_stream_duration {
+        let inherited = stream.manager.limits.max_stream_duration;
+        let limit = stream_duration::of(limits, inherited, head.is_grpc(), &mut head.headers);
+        stream.clock.duration.set(limit);
     }
     change_request(stream, head, share);
     rewrite_host(head, action, share);
