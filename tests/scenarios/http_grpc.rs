@@ -71,6 +71,10 @@ fn routes() -> serde_json::Value {
         action("/limited", json!({ "max_stream_duration": { "grpc_timeout_header_max": "5s" } })),
         action("/offset", json!({ "max_stream_duration": { "grpc_timeout_header_max": "5s",
             "grpc_timeout_header_offset": "0.05s" } })),
+        action("/early", json!({ "max_stream_duration": { "grpc_timeout_header_max": "9s",
+            "grpc_timeout_header_offset": "2s" } })),
+        action("/endless", json!({ "max_stream_duration": { "max_stream_duration": "0s" } })),
+        action("/own", json!({ "timeout": "0.1s", "max_stream_duration": { "max_stream_duration": "5s" } })),
         action("/", json!({})),
     ])
 }
@@ -114,14 +118,26 @@ async fn http_grpc_timeouts() {
             .header("grpc-timeout", time)
             .wish("delay=350")
     };
-    let cases = times
-        .iter()
-        .flat_map(|time| [of(time, "/limited/Call"), of(time, "/plain/Call")]);
+    // Over at once: how much of the request the upstream gets before is left to chance.
+    let capped = times.iter().filter(|time| **time != "0m");
+    let capped = capped.map(|time| of(time, "/limited/Call"));
+    let cases = times.iter().map(|time| of(time, "/plain/Call")).chain(capped);
+    let managers = json!({ "common_http_protocol_options": { "max_stream_duration": "5s" } });
     Group::new("gRPC timeouts")
         .manager(Manager::new("main").routes(routes()))
+        .manager(Manager::new("stream").routes(routes()).with(managers))
         .cases(cases)
         .cases([
             of("200m", "/offset/Call"),
+            of("5S", "/early/Call"),
+            of("95001u", "/limited/Call"),
+            of("200m", "/own/Call"),
+            of("10S", "/plain/Call").on("stream"),
+            of("10S", "/limited/Call").on("stream"),
+            of("10S", "/endless/Call").on("stream"),
+            of("x", "/own/Call"),
+            of("10S", "/endless/Call"),
+            call("none given, a limit", "/own/Call"),
             call("none given", "/limited/Call").wish("delay=50"),
         ])
         .run(OURS)

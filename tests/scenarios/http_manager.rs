@@ -396,6 +396,16 @@ fn too_large(case: Case) -> Case {
     match case.name.as_str() {
         "default, 70 KB" | "few, 70 KB" | "many, 70 KB" | "small, 5 KB" | "small, 110 headers"
         | "small, a long path" => case.deviates_over(&[Path::H2_H2], id, &by_library),
+        "small, 50 KB" | "small, 70 KB" => {
+            let id = "Headers far over their limits, over HTTP/2";
+            let lines = [
+                "-cut: RST_STREAM INTERNAL_ERROR",
+                "-connection kept",
+                "+cut: GOAWAY ENHANCE_YOUR_CALM",
+                "+connection ended: GOAWAY ENHANCE_YOUR_CALM",
+            ];
+            case.deviates_over(&[Path::H2_H2], id, &lines)
+        }
         "default, 110 headers"
         | "few, 50 headers"
         | "few, 95 headers"

@@ -333,6 +333,7 @@ async fn http_10_accepted() {
 fn upgrade_group(name: &str, allowing: Value) -> Group {
     let mut fields = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }, { "upgrade_type": "Echo" },
         { "upgrade_type": "off", "enabled": false }] });
+    let extended = allowing.get("http2_protocol_options").is_some();
     merge(&mut fields, allowing);
     let routes: Value = json!([
         { "match": { "prefix": "/none" }, "route": { "cluster": "nowhere" } },
@@ -375,12 +376,23 @@ fn upgrade_group(name: &str, allowing: Value) -> Group {
                 let lines = ["->   given up by the proxy", "+>   upgraded, ended"];
                 case = case.deviates_over(&[Path::H1_H2], "The end of one side of an upgrade", &lines);
             }
+            if extended
+                && DENIED
+                    .iter()
+                    .any(|denied| case.name == format!("allowed, {denied}"))
+            {
+                let lines = ["-connection ended: GOAWAY NO_ERROR", "+connection kept"];
+                case = case.deviates_over(&Path::FROM_H2, "An extended CONNECT that is denied", &lines);
+            }
             case.on(name)
         });
         group = group.manager(manager.routes(routes.clone())).cases(cases);
     }
     group
 }
+
+/// Upgrades that a manager with others does not allow.
+const DENIED: [&str; 3] = ["one that is off", "h2c", "one that is not named"];
 
 /// Whether a case's upgrade comes about.
 fn upgraded(case: &str) -> bool {

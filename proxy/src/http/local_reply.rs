@@ -100,6 +100,12 @@ impl LocalReply {
         Self::text(status, words, details).because(flag, words)
     }
 
+    /// Tells gRPC another status than the HTTP status has there.
+    pub(super) fn with_grpc_status(mut self, status: u8) -> Self {
+        self.grpc_status = Some(status);
+        self
+    }
+
     /// No endpoint could be connected to. `not_found` answers for a cluster that does not exist, `retried`
     /// is said of a request that was tried before.
     pub(super) fn connect(error: &ConnectError, not_found: StatusCode, retried: bool) -> Self {

@@ -30,6 +30,7 @@ mod retry;
 mod route;
 mod sink;
 mod stream;
+mod stream_duration;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -13,6 +13,7 @@ use super::message::RequestHead;
 use super::record;
 use super::redirect::{Requested, location, rewritten_target, tell_original_host};
 use super::stream::{Stop, Stream};
+use super::stream_duration;
 use crate::model::Name;
 use crate::model::route::{
     ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, Redirect, RetryPolicy, Route,
@@ -65,6 +66,11 @@ pub(super) fn plan<'a>(
         stream.clock.route.set(None);
     }
     *stream.facts.cluster.borrow_mut() = Some(Name::clone(cluster));
+    if let Some(limits) = &action.max_stream_duration {
+        let inherited = stream.manager.limits.max_stream_duration;
+        let limit = stream_duration::of(limits, inherited, head.is_grpc(), &mut head.headers);
+        stream.clock.duration.set(limit);
+    }
     let per_try = retry_policy.and_then(|policy| policy.per_try_timeout);
     let expected = match (action.timeout, per_try) {
         (Some(whole), Some(one)) => Some(whole.min(one)),

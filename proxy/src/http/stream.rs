@@ -254,7 +254,8 @@ impl Stream {
                 "downstream duration timeout",
                 ResponseFlag::UpstreamMaxStreamDurationReached,
                 "max_duration_timeout",
-            ),
+            )
+            .with_grpc_status(4),
         }
     }
 

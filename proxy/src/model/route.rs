@@ -137,14 +137,28 @@ pub struct RouteAction {
     /// Whether the host before the rewrite is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     /// From the end of the request to the end of the response; none has no limit
-    /// ([`DEFAULT_ROUTE_TIMEOUT`] unless configured).
+    /// ([`DEFAULT_ROUTE_TIMEOUT`] unless configured). Always none beside [`Self::max_stream_duration`].
     pub timeout: Option<Duration>,
+    /// From the beginning of the request to the end of the response; none takes the connection manager's.
+    pub max_stream_duration: Option<MaxStreamDuration>,
     /// How long a stream may be silent.
     pub idle_timeout: IdleTimeout,
     /// Which requests are sent again; none takes the virtual host's.
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// What a request's hash is made of, for clusters that balance by it.
     pub hash_policy: Vec<HashPolicy>,
+}
+
+/// Envoy's `RouteAction.MaxStreamDuration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// `max_stream_duration`: none takes the connection manager's, zero has no limit.
+    pub limit: Option<Duration>,
+    /// `grpc_timeout_header_max`: a request's `grpc-timeout` is its limit, at most this one; zero has no most.
+    /// With none the header is not looked at.
+    pub grpc_timeout_header_max: Option<Duration>,
+    /// `grpc_timeout_header_offset`: how much earlier than the header says the time is over.
+    pub grpc_timeout_header_offset: Duration,
 }
 
 /// A time limit that may be inherited.
@@ -398,6 +412,7 @@ impl RouteAction {
             host_rewrite: None,
             append_x_forwarded_host: false,
             timeout: Some(DEFAULT_ROUTE_TIMEOUT),
+            max_stream_duration: None,
             idle_timeout: IdleTimeout::Inherited,
             retry_policy: None,
             hash_policy: Vec::new(),

@@ -276,7 +276,7 @@ impl Search<'_> {
         let began = Instant::now();
         let source = match self.attempt_until_gone(cluster, endpoint).await {
             Ok(stream) => {
-                endpoint.succeeded();
+                endpoint.connected(self.per_request);
                 lease.made();
                 return Ok(Some(Connected {
                     stream,

@@ -128,10 +128,13 @@ impl EndpointState {
         self.last_until.get().is_some_and(|until| now < until)
     }
 
-    /// A connection was made.
-    pub fn succeeded(&self) {
+    /// A connection was made. Where `per_request` connections carry requests, only their answers end a row of
+    /// failures: an app that takes connections and drops them is never well, as in Envoy.
+    pub fn connected(&self, per_request: bool) {
         self.last_until.set(None);
-        self.health.succeeded();
+        if !per_request {
+            self.health.succeeded();
+        }
     }
 
     /// A connection could not be made, which took `took` to find out. It is put last for as long again, so

@@ -99,7 +99,8 @@ impl EndpointHealth {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// A connection was made: failures before it count no more.
+    /// A connection was made that carries no requests, or a request answered well: failures before it count no
+    /// more.
     pub fn succeeded(&self) {
         for counter in [&self.consecutive_5xx, &self.consecutive_gateway_failure] {
             // Stored only where it changes something: the line stays shared between the workers' caches.

@@ -357,6 +357,8 @@ pub struct RouteAction {
     pub internal_redirect_action: i32,
     #[prost(message, optional, tag = "31")]
     pub max_internal_redirects: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "36")]
+    pub max_stream_duration: ::core::option::Option<route_action::MaxStreamDuration>,
     #[prost(oneof = "route_action::ClusterSpecifier", tags = "1, 2, 3, 37")]
     pub cluster_specifier: ::core::option::Option<route_action::ClusterSpecifier>,
     #[prost(oneof = "route_action::HostRewriteSpecifier", tags = "6, 7, 29, 35, 44")]
@@ -430,6 +432,17 @@ pub mod route_action {
         }
     }
     crate::named!(HashPolicy, "envoy.config.route.v3", "HashPolicy");
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct MaxStreamDuration {
+        #[prost(message, optional, tag = "1")]
+        pub max_stream_duration: ::core::option::Option<::prost_types::Duration>,
+        #[prost(message, optional, tag = "2")]
+        pub grpc_timeout_header_max: ::core::option::Option<::prost_types::Duration>,
+        #[prost(message, optional, tag = "3")]
+        pub grpc_timeout_header_offset: ::core::option::Option<::prost_types::Duration>,
+    }
+    crate::named!(MaxStreamDuration, "envoy.config.route.v3", "MaxStreamDuration");
     #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum ClusterNotFoundResponseCode {

@@ -3,7 +3,7 @@
 use crate::table::{Enum, EnumValue, Field, Kind, Label, Message, Special, e, f, m, v};
 
 /// Sorted by name.
-pub(crate) static MESSAGES: [Message; 388] = [
+pub(crate) static MESSAGES: [Message; 389] = [
     m(0, 34, 0, 2, Special::Plain, 0), // envoy.admin.v3.BootstrapConfigDump
     m(55, 26, 2, 2, Special::Plain, 0), // envoy.admin.v3.Certificate
     m(98, 33, 4, 7, Special::Plain, 0), // envoy.admin.v3.CertificateDetails
@@ -200,205 +200,206 @@ pub(crate) static MESSAGES: [Message; 388] = [
     m(17010, 46, 729, 2, Special::Plain, 0), // envoy.config.route.v3.RetryPolicy.RetryBackOff
     m(17056, 27, 731, 19, Special::Plain, 0), // envoy.config.route.v3.Route
     m(17322, 53, 750, 2, Special::Plain, 2), // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
-    m(17375, 33, 752, 31, Special::Plain, 0), // envoy.config.route.v3.RouteAction
-    m(17844, 44, 783, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
-    m(17938, 65, 788, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
-    m(18003, 51, 789, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
-    m(18057, 51, 792, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
-    m(18119, 59, 794, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
-    m(18178, 53, 795, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
-    m(18231, 40, 795, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
-    m(18471, 66, 812, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
-    m(18537, 32, 814, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
-    m(18723, 47, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
-    m(18770, 54, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
-    m(18824, 55, 829, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
-    m(18879, 29, 829, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
-    m(18908, 33, 829, 21, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
-    m(19058, 59, 850, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
-    m(19117, 37, 852, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
-    m(19199, 51, 857, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
-    m(19250, 77, 867, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
-    m(19327, 41, 869, 10, Special::Plain, 0), // envoy.config.trace.v3.OpenTelemetryConfig
-    m(19524, 29, 879, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
-    m(19557, 34, 880, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
-    m(19591, 34, 882, 10, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
-    m(19817, 53, 892, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
-    m(19893, 65, 897, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    m(20066, 78, 905, 15, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    m(20208, 57, 920, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
-    m(20265, 57, 921, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
-    m(20322, 52, 922, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
-    m(20374, 58, 923, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
-    m(20432, 61, 923, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
-    m(20493, 50, 923, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
-    m(20643, 63, 930, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    m(20735, 64, 932, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    m(20941, 57, 937, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    m(21049, 51, 940, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
-    m(21678, 54, 971, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    m(21809, 57, 977, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    m(21913, 56, 979, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    m(22061, 58, 983, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    m(22146, 71, 986, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    m(22260, 63, 992, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
-    m(22363, 71, 997, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    m(22460, 58, 998, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
-    m(22526, 72, 1000, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
-    m(22598, 57, 1002, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    m(22691, 60, 1004, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    m(22836, 75, 1011, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
-    m(22911, 80, 1013, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
-    m(22991, 57, 1015, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    m(23080, 59, 1017, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
-    m(23159, 71, 1020, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
-    m(23230, 52, 1021, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
-    m(23294, 54, 1023, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    m(23653, 71, 1044, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    m(23746, 57, 1045, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    m(23929, 64, 1052, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    m(24005, 63, 1053, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    m(24068, 57, 1054, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
-    m(24141, 64, 1056, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    m(24205, 53, 1058, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
-    m(24283, 58, 1062, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    m(24341, 63, 1065, 18, Special::Plain, 0), // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
-    m(24710, 40, 1083, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
-    m(24833, 57, 1091, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
-    m(24890, 42, 1093, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
-    m(25019, 50, 1100, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    m(25073, 46, 1101, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
-    m(25323, 42, 1110, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
-    m(25371, 65, 1111, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
-    m(25436, 61, 1111, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
-    m(25497, 65, 1111, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    m(25630, 78, 1117, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    m(25729, 70, 1120, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
-    m(25813, 63, 1122, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    m(26018, 68, 1127, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
-    m(26106, 54, 1131, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
-    m(26184, 81, 1143, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    m(27230, 109, 1194, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    m(27355, 89, 1201, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    m(27592, 95, 1212, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    m(27706, 70, 1215, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
-    m(27776, 63, 1220, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    m(27869, 45, 1222, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
-    m(27940, 58, 1230, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
-    m(27998, 54, 1230, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-    m(28397, 63, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
-    m(28460, 74, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
-    m(28534, 70, 1253, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
-    m(28604, 70, 1253, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    m(28674, 84, 1254, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
-    m(28758, 45, 1257, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
-    m(28803, 83, 1258, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    m(28926, 58, 1262, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-    m(28984, 75, 1262, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    m(29088, 70, 1264, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    m(29490, 86, 1280, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
-    m(29576, 58, 1280, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    m(30045, 78, 1295, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
-    m(30123, 86, 1297, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    m(30209, 95, 1299, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    m(30330, 62, 1303, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    m(30659, 55, 1314, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
-    m(30714, 68, 1316, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
-    m(30782, 60, 1318, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    m(30850, 67, 1321, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    m(30943, 79, 1323, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
-    m(31055, 57, 1326, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
-    m(31122, 48, 1328, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
-    m(31199, 63, 1333, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    m(31273, 56, 1336, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    m(31430, 51, 1345, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
-    m(31520, 55, 1348, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    m(31694, 62, 1354, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    m(31760, 60, 1355, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    m(31915, 54, 1362, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    m(32054, 69, 1373, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
-    m(32123, 73, 1376, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
-    m(32196, 71, 1379, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
-    m(32267, 78, 1379, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
-    m(32345, 52, 1382, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    m(32417, 77, 1383, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
-    m(32494, 45, 1385, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
-    m(32562, 60, 1387, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
-    m(32622, 37, 1389, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
-    m(32771, 43, 1397, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
-    m(32814, 33, 1397, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
-    m(32924, 48, 1405, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
-    m(33081, 77, 1412, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-    m(33158, 49, 1414, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    m(33292, 44, 1421, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
-    m(33342, 35, 1427, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
-    m(33405, 39, 1434, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
-    m(33444, 36, 1435, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
-    m(33486, 35, 1437, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
-    m(33531, 40, 1439, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
-    m(33584, 33, 1442, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
-    m(33623, 39, 1443, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
-    m(33670, 37, 1444, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
-    m(33713, 49, 1448, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
-    m(33762, 31, 1449, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
-    m(33807, 33, 1450, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
-    m(33840, 45, 1451, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    m(33904, 34, 1453, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
-    m(33948, 44, 1455, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    m(34008, 35, 1456, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
-    m(34068, 34, 1463, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
-    m(34152, 44, 1470, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
-    m(34196, 34, 1470, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
-    m(34230, 31, 1470, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
-    m(34296, 43, 1475, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
-    m(34339, 38, 1477, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
-    m(34377, 39, 1479, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
-    m(34416, 25, 1480, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
-    m(34449, 31, 1482, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
-    m(34500, 24, 1484, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
-    m(34524, 24, 1484, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
-    m(34548, 24, 1485, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
-    m(34572, 24, 1487, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
-    m(34596, 21, 1489, 1, Special::Plain, 0), // envoy.type.v3.Percent
-    m(34617, 29, 1490, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
-    m(34675, 25, 1493, 3, Special::Plain, 0), // envoy.type.v3.TokenBucket
-    m(34738, 36, 1496, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
-    m(34774, 29, 1496, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
-    m(34803, 19, 1496, 2, Special::Any, 0), // google.protobuf.Any
-    m(34822, 25, 1498, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
-    m(34847, 26, 1499, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
-    m(34873, 27, 1500, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
-    m(34900, 24, 1501, 2, Special::Duration, 0), // google.protobuf.Duration
-    m(34936, 21, 1503, 0, Special::Empty, 0), // google.protobuf.Empty
-    m(34957, 25, 1503, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
-    m(34987, 26, 1504, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
-    m(35013, 26, 1505, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
-    m(35039, 26, 1506, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
-    m(35065, 25, 1507, 1, Special::ListValue, 0), // google.protobuf.ListValue
-    m(35096, 27, 1508, 1, Special::StringValue, 0), // google.protobuf.StringValue
-    m(35123, 22, 1509, 1, Special::Struct, 0), // google.protobuf.Struct
-    m(35151, 34, 1510, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
-    m(35185, 25, 1512, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
-    m(35210, 27, 1514, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
-    m(35237, 27, 1515, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
-    m(35264, 21, 1516, 6, Special::Value, 0), // google.protobuf.Value
-    m(35351, 17, 1522, 3, Special::Plain, 0), // google.rpc.Status
-    m(35375, 38, 1525, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
-    m(35489, 40, 1533, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
-    m(35529, 38, 1534, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
-    m(35579, 42, 1537, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
-    m(35621, 21, 1538, 0, Special::Plain, 0), // xds.core.v3.CidrRange
-    m(35642, 25, 1538, 1, Special::Plain, 0), // xds.core.v3.ContextParams
-    m(35673, 37, 1539, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
-    m(35710, 32, 1541, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
-    m(35742, 27, 1541, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
+    m(17375, 33, 752, 32, Special::Plain, 0), // envoy.config.route.v3.RouteAction
+    m(17844, 44, 784, 5, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy
+    m(17938, 65, 789, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties
+    m(18003, 51, 790, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
+    m(18057, 51, 793, 2, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.Header
+    m(18119, 59, 795, 1, Special::Plain, 0), // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
+    m(18178, 51, 796, 3, Special::Plain, 0), // envoy.config.route.v3.RouteAction.MaxStreamDuration
+    m(18278, 53, 799, 0, Special::Plain, 0), // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
+    m(18331, 40, 799, 17, Special::Plain, 0), // envoy.config.route.v3.RouteConfiguration
+    m(18571, 66, 816, 2, Special::Plain, 2), // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
+    m(18637, 32, 818, 15, Special::Plain, 0), // envoy.config.route.v3.RouteMatch
+    m(18823, 47, 833, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.ConnectMatcher
+    m(18870, 54, 833, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
+    m(18924, 55, 833, 0, Special::Plain, 0), // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
+    m(18979, 29, 833, 0, Special::Plain, 0), // envoy.config.route.v3.Tracing
+    m(19008, 33, 833, 21, Special::Plain, 0), // envoy.config.route.v3.VirtualHost
+    m(19158, 59, 854, 2, Special::Plain, 2), // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
+    m(19217, 37, 856, 5, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster
+    m(19299, 51, 861, 10, Special::Plain, 0), // envoy.config.route.v3.WeightedCluster.ClusterWeight
+    m(19350, 77, 871, 2, Special::Plain, 2), // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
+    m(19427, 41, 873, 10, Special::Plain, 0), // envoy.config.trace.v3.OpenTelemetryConfig
+    m(19624, 29, 883, 1, Special::Plain, 0), // envoy.config.trace.v3.Tracing
+    m(19657, 34, 884, 2, Special::Plain, 0), // envoy.config.trace.v3.Tracing.Http
+    m(19691, 34, 886, 10, Special::Plain, 0), // envoy.config.trace.v3.ZipkinConfig
+    m(19917, 53, 896, 5, Special::Plain, 0), // envoy.extensions.access_loggers.file.v3.FileAccessLog
+    m(19993, 65, 901, 8, Special::Plain, 0), // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
+    m(20166, 78, 909, 15, Special::Plain, 0), // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+    m(20308, 57, 924, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
+    m(20365, 57, 925, 1, Special::Plain, 0), // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+    m(20422, 52, 926, 1, Special::Plain, 0), // envoy.extensions.clusters.aggregate.v3.ClusterConfig
+    m(20474, 58, 927, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
+    m(20532, 61, 927, 0, Special::Plain, 0), // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
+    m(20593, 50, 927, 7, Special::Plain, 0), // envoy.extensions.filters.http.aws_lambda.v3.Config
+    m(20743, 63, 934, 2, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
+    m(20835, 64, 936, 5, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
+    m(21041, 57, 941, 3, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
+    m(21149, 51, 944, 31, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+    m(21778, 54, 975, 6, Special::Plain, 0), // envoy.extensions.filters.http.ext_authz.v3.HttpService
+    m(21909, 57, 981, 2, Special::Plain, 0), // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
+    m(22013, 56, 983, 4, Special::Plain, 0), // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
+    m(22161, 58, 987, 3, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config
+    m(22246, 71, 990, 6, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
+    m(22360, 63, 996, 5, Special::Plain, 0), // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
+    m(22463, 71, 1001, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
+    m(22560, 58, 1002, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
+    m(22626, 72, 1004, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
+    m(22698, 57, 1006, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
+    m(22791, 60, 1008, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    m(22936, 75, 1015, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
+    m(23011, 80, 1017, 2, Special::Plain, 3), // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
+    m(23091, 57, 1019, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
+    m(23180, 59, 1021, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
+    m(23259, 71, 1024, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
+    m(23330, 52, 1025, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
+    m(23394, 54, 1027, 21, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
+    m(23753, 71, 1048, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
+    m(23846, 57, 1049, 7, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
+    m(24029, 64, 1056, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
+    m(24105, 63, 1057, 1, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
+    m(24168, 57, 1058, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
+    m(24241, 64, 1060, 2, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
+    m(24305, 53, 1062, 4, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
+    m(24383, 58, 1066, 3, Special::Plain, 1), // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
+    m(24441, 63, 1069, 18, Special::Plain, 0), // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    m(24810, 40, 1087, 8, Special::Plain, 0), // envoy.extensions.filters.http.lua.v3.Lua
+    m(24933, 57, 1095, 2, Special::Plain, 2), // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
+    m(24990, 42, 1097, 7, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBAC
+    m(25119, 50, 1104, 1, Special::Plain, 1), // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
+    m(25173, 46, 1105, 9, Special::Plain, 0), // envoy.extensions.filters.http.router.v3.Router
+    m(25423, 42, 1114, 1, Special::Plain, 0), // envoy.extensions.filters.http.wasm.v3.Wasm
+    m(25471, 65, 1115, 0, Special::Plain, 0), // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
+    m(25536, 61, 1115, 0, Special::Plain, 0), // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
+    m(25597, 65, 1115, 6, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
+    m(25730, 78, 1121, 3, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
+    m(25829, 70, 1124, 2, Special::Plain, 0), // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
+    m(25913, 63, 1126, 5, Special::Plain, 0), // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+    m(26118, 68, 1131, 4, Special::Plain, 0), // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
+    m(26206, 54, 1135, 12, Special::Plain, 0), // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
+    m(26284, 81, 1147, 51, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+    m(27330, 109, 1198, 7, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
+    m(27455, 89, 1205, 11, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
+    m(27692, 95, 1216, 3, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
+    m(27806, 70, 1219, 5, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
+    m(27876, 63, 1224, 2, Special::Plain, 0), // envoy.extensions.filters.network.http_connection_manager.v3.Rds
+    m(27969, 45, 1226, 8, Special::Plain, 1), // envoy.extensions.filters.network.rbac.v3.RBAC
+    m(28040, 58, 1234, 0, Special::Plain, 0), // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
+    m(28098, 54, 1234, 23, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+    m(28497, 63, 1257, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
+    m(28560, 74, 1257, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
+    m(28634, 70, 1257, 0, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
+    m(28704, 70, 1257, 1, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
+    m(28774, 84, 1258, 3, Special::Plain, 0), // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
+    m(28858, 45, 1261, 1, Special::Plain, 0), // envoy.extensions.filters.network.wasm.v3.Wasm
+    m(28903, 83, 1262, 4, Special::Plain, 0), // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+    m(29026, 58, 1266, 0, Special::Plain, 0), // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
+    m(29084, 75, 1266, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
+    m(29188, 70, 1268, 16, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
+    m(29590, 86, 1284, 0, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
+    m(29676, 58, 1284, 15, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
+    m(30145, 78, 1299, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
+    m(30223, 86, 1301, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
+    m(30309, 95, 1303, 4, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
+    m(30430, 62, 1307, 11, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+    m(30759, 55, 1318, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.GenericSecret
+    m(30814, 68, 1320, 2, Special::Plain, 3), // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
+    m(30882, 60, 1322, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
+    m(30950, 67, 1325, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
+    m(31043, 79, 1327, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
+    m(31155, 57, 1330, 2, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
+    m(31222, 48, 1332, 5, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.Secret
+    m(31299, 63, 1337, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
+    m(31373, 56, 1340, 9, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
+    m(31530, 51, 1349, 3, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
+    m(31620, 55, 1352, 6, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsParameters
+    m(31794, 62, 1358, 1, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
+    m(31860, 60, 1359, 7, Special::Plain, 1), // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    m(32015, 54, 1366, 11, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    m(32154, 69, 1377, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
+    m(32223, 73, 1380, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
+    m(32296, 71, 1383, 0, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
+    m(32367, 78, 1383, 3, Special::Plain, 0), // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
+    m(32445, 52, 1386, 1, Special::Plain, 0), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
+    m(32517, 77, 1387, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
+    m(32594, 45, 1389, 2, Special::Plain, 0), // envoy.extensions.wasm.v3.EnvironmentVariables
+    m(32662, 60, 1391, 2, Special::Plain, 2), // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
+    m(32722, 37, 1393, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.PluginConfig
+    m(32871, 43, 1401, 0, Special::Plain, 0), // envoy.extensions.wasm.v3.SanitizationConfig
+    m(32914, 33, 1401, 8, Special::Plain, 0), // envoy.extensions.wasm.v3.VmConfig
+    m(33024, 48, 1409, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryRequest
+    m(33181, 77, 1416, 2, Special::Plain, 2), // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+    m(33258, 49, 1418, 7, Special::Plain, 0), // envoy.service.discovery.v3.DeltaDiscoveryResponse
+    m(33392, 44, 1425, 6, Special::Plain, 0), // envoy.service.discovery.v3.DiscoveryResponse
+    m(33442, 35, 1431, 7, Special::Plain, 0), // envoy.service.discovery.v3.Resource
+    m(33505, 39, 1438, 1, Special::Plain, 0), // envoy.service.discovery.v3.ResourceName
+    m(33544, 36, 1439, 2, Special::Plain, 1), // envoy.type.matcher.v3.AddressMatcher
+    m(33586, 35, 1441, 2, Special::Plain, 1), // envoy.type.matcher.v3.DoubleMatcher
+    m(33631, 40, 1443, 3, Special::Plain, 1), // envoy.type.matcher.v3.FilterStateMatcher
+    m(33684, 33, 1446, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListMatcher
+    m(33723, 39, 1447, 1, Special::Plain, 1), // envoy.type.matcher.v3.ListStringMatcher
+    m(33770, 37, 1448, 4, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher
+    m(33813, 49, 1452, 1, Special::Plain, 1), // envoy.type.matcher.v3.MetadataMatcher.PathSegment
+    m(33862, 31, 1453, 1, Special::Plain, 1), // envoy.type.matcher.v3.OrMatcher
+    m(33907, 33, 1454, 1, Special::Plain, 1), // envoy.type.matcher.v3.PathMatcher
+    m(33940, 45, 1455, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatchAndSubstitute
+    m(34004, 34, 1457, 2, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher
+    m(34048, 44, 1459, 1, Special::Plain, 1), // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
+    m(34108, 35, 1460, 7, Special::Plain, 1), // envoy.type.matcher.v3.StringMatcher
+    m(34168, 34, 1467, 7, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher
+    m(34252, 44, 1474, 0, Special::Plain, 1), // envoy.type.matcher.v3.ValueMatcher.NullMatch
+    m(34296, 34, 1474, 0, Special::Plain, 0), // envoy.type.metadata.v3.MetadataKey
+    m(34330, 31, 1474, 5, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag
+    m(34396, 43, 1479, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Environment
+    m(34439, 38, 1481, 2, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Header
+    m(34477, 39, 1483, 1, Special::Plain, 0), // envoy.type.tracing.v3.CustomTag.Literal
+    m(34516, 25, 1484, 2, Special::Plain, 0), // envoy.type.v3.DoubleRange
+    m(34549, 31, 1486, 2, Special::Plain, 0), // envoy.type.v3.FractionalPercent
+    m(34600, 24, 1488, 0, Special::Plain, 0), // envoy.type.v3.HashPolicy
+    m(34624, 24, 1488, 1, Special::Plain, 0), // envoy.type.v3.HttpStatus
+    m(34648, 24, 1489, 2, Special::Plain, 0), // envoy.type.v3.Int32Range
+    m(34672, 24, 1491, 2, Special::Plain, 0), // envoy.type.v3.Int64Range
+    m(34696, 21, 1493, 1, Special::Plain, 0), // envoy.type.v3.Percent
+    m(34717, 29, 1494, 3, Special::Plain, 0), // envoy.type.v3.SemanticVersion
+    m(34775, 25, 1497, 3, Special::Plain, 0), // envoy.type.v3.TokenBucket
+    m(34838, 36, 1500, 0, Special::Plain, 0), // google.api.expr.v1alpha1.CheckedExpr
+    m(34874, 29, 1500, 0, Special::Plain, 0), // google.api.expr.v1alpha1.Expr
+    m(34903, 19, 1500, 2, Special::Any, 0), // google.protobuf.Any
+    m(34922, 25, 1502, 1, Special::BoolValue, 0), // google.protobuf.BoolValue
+    m(34947, 26, 1503, 1, Special::BytesValue, 0), // google.protobuf.BytesValue
+    m(34973, 27, 1504, 1, Special::DoubleValue, 0), // google.protobuf.DoubleValue
+    m(35000, 24, 1505, 2, Special::Duration, 0), // google.protobuf.Duration
+    m(35036, 21, 1507, 0, Special::Empty, 0), // google.protobuf.Empty
+    m(35057, 25, 1507, 1, Special::FieldMask, 0), // google.protobuf.FieldMask
+    m(35087, 26, 1508, 1, Special::FloatValue, 0), // google.protobuf.FloatValue
+    m(35113, 26, 1509, 1, Special::Int32Value, 0), // google.protobuf.Int32Value
+    m(35139, 26, 1510, 1, Special::Int64Value, 0), // google.protobuf.Int64Value
+    m(35165, 25, 1511, 1, Special::ListValue, 0), // google.protobuf.ListValue
+    m(35196, 27, 1512, 1, Special::StringValue, 0), // google.protobuf.StringValue
+    m(35223, 22, 1513, 1, Special::Struct, 0), // google.protobuf.Struct
+    m(35251, 34, 1514, 2, Special::Plain, 2), // google.protobuf.Struct.FieldsEntry
+    m(35285, 25, 1516, 2, Special::Timestamp, 0), // google.protobuf.Timestamp
+    m(35310, 27, 1518, 1, Special::UInt32Value, 0), // google.protobuf.UInt32Value
+    m(35337, 27, 1519, 1, Special::UInt64Value, 0), // google.protobuf.UInt64Value
+    m(35364, 21, 1520, 6, Special::Value, 0), // google.protobuf.Value
+    m(35451, 17, 1526, 3, Special::Plain, 0), // google.rpc.Status
+    m(35475, 38, 1529, 8, Special::Plain, 0), // opentelemetry.proto.common.v1.AnyValue
+    m(35589, 40, 1537, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.ArrayValue
+    m(35629, 38, 1538, 3, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValue
+    m(35679, 42, 1541, 1, Special::Plain, 0), // opentelemetry.proto.common.v1.KeyValueList
+    m(35721, 21, 1542, 0, Special::Plain, 0), // xds.core.v3.CidrRange
+    m(35742, 25, 1542, 1, Special::Plain, 0), // xds.core.v3.ContextParams
+    m(35773, 37, 1543, 2, Special::Plain, 2), // xds.core.v3.ContextParams.ParamsEntry
+    m(35810, 32, 1545, 0, Special::Plain, 0), // xds.core.v3.TypedExtensionConfig
+    m(35842, 27, 1545, 0, Special::Plain, 0), // xds.type.matcher.v3.Matcher
 ];
 
 /// Of each message in turn, sorted by number.
-pub(crate) static FIELDS: [Field; 1541] = [
+pub(crate) static FIELDS: [Field; 1545] = [
     // envoy.admin.v3.BootstrapConfigDump
     f(34, 9, 1, Kind::Message, Label::Optional, 51, 0, 0), // bootstrap
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.Certificate
     f(81, 7, 1, Kind::Message, Label::Repeated, 2, 0, 0), // ca_cert
     f(88, 10, 2, Kind::Message, Label::Repeated, 2, 0, 0), // cert_chain
@@ -407,20 +408,20 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(135, 13, 2, Kind::String, Label::Implicit, 0, 0, 0), // serial_number
     f(148, 17, 3, Kind::Message, Label::Repeated, 32, 0, 0), // subject_alt_names
     f(165, 21, 4, Kind::Uint64, Label::Implicit, 0, 0, 0), // days_until_expiration
-    f(186, 10, 5, Kind::Message, Label::Optional, 374, 0, 0), // valid_from
-    f(196, 15, 6, Kind::Message, Label::Optional, 374, 0, 0), // expiration_time
+    f(186, 10, 5, Kind::Message, Label::Optional, 375, 0, 0), // valid_from
+    f(196, 15, 6, Kind::Message, Label::Optional, 375, 0, 0), // expiration_time
     f(211, 12, 7, Kind::Message, Label::Optional, 3, 0, 0), // ocsp_details
     // envoy.admin.v3.CertificateDetails.OcspDetails
-    f(186, 10, 1, Kind::Message, Label::Optional, 374, 0, 0), // valid_from
-    f(268, 10, 2, Kind::Message, Label::Optional, 374, 0, 0), // expiration
+    f(186, 10, 1, Kind::Message, Label::Optional, 375, 0, 0), // valid_from
+    f(268, 10, 2, Kind::Message, Label::Optional, 375, 0, 0), // expiration
     // envoy.admin.v3.Certificates
     f(305, 12, 1, Kind::Message, Label::Repeated, 1, 0, 0), // certificates
     // envoy.admin.v3.ClusterStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(349, 13, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // added_via_api
-    f(362, 31, 3, Kind::Message, Label::Optional, 355, 0, 0), // success_rate_ejection_threshold
+    f(362, 31, 3, Kind::Message, Label::Optional, 356, 0, 0), // success_rate_ejection_threshold
     f(393, 13, 4, Kind::Message, Label::Repeated, 16, 0, 0), // host_statuses
-    f(406, 44, 5, Kind::Message, Label::Optional, 355, 0, 0), // local_origin_success_rate_ejection_threshold
+    f(406, 44, 5, Kind::Message, Label::Optional, 356, 0, 0), // local_origin_success_rate_ejection_threshold
     f(450, 16, 6, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
     f(466, 18, 7, Kind::String, Label::Implicit, 0, 0, 0), // observability_name
     f(484, 16, 8, Kind::String, Label::Implicit, 0, 0, 0), // eds_service_name
@@ -433,13 +434,13 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(622, 24, 4, Kind::Message, Label::Repeated, 8, 0, 0), // dynamic_warming_clusters
     // envoy.admin.v3.ClustersConfigDump.DynamicCluster
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(694, 7, 2, Kind::Message, Label::Optional, 360, 0, 0), // cluster
-    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(694, 7, 2, Kind::Message, Label::Optional, 361, 0, 0), // cluster
+    f(43, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ClustersConfigDump.StaticCluster
-    f(694, 7, 1, Kind::Message, Label::Optional, 360, 0, 0), // cluster
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(694, 7, 1, Kind::Message, Label::Optional, 361, 0, 0), // cluster
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.CommandLineOptions
     f(805, 7, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // base_id
     f(812, 11, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // concurrency
@@ -455,9 +456,9 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(960, 15, 13, Kind::String, Label::Implicit, 0, 0, 0), // service_cluster
     f(975, 12, 14, Kind::String, Label::Implicit, 0, 0, 0), // service_node
     f(987, 12, 15, Kind::String, Label::Implicit, 0, 0, 0), // service_zone
-    f(999, 19, 16, Kind::Message, Label::Optional, 364, 0, 0), // file_flush_interval
-    f(1018, 10, 17, Kind::Message, Label::Optional, 364, 0, 0), // drain_time
-    f(1028, 20, 18, Kind::Message, Label::Optional, 364, 0, 0), // parent_shutdown_time
+    f(999, 19, 16, Kind::Message, Label::Optional, 365, 0, 0), // file_flush_interval
+    f(1018, 10, 17, Kind::Message, Label::Optional, 365, 0, 0), // drain_time
+    f(1028, 20, 18, Kind::Message, Label::Optional, 365, 0, 0), // parent_shutdown_time
     f(1048, 4, 19, Kind::Enum, Label::Implicit, 3, 0, 0), // mode
     f(1052, 19, 22, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_hot_restart
     f(1071, 20, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mutex_tracing
@@ -481,19 +482,19 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(1408, 19, 42, Kind::Uint32, Label::Implicit, 0, 0, 0), // file_flush_min_size
     f(1427, 27, 43, Kind::Bool, Label::Implicit, 0, 0, 0), // log_stacktrace_single_entry
     // envoy.admin.v3.ConfigDump
-    f(1479, 7, 1, Kind::Message, Label::Repeated, 360, 0, 0), // configs
+    f(1479, 7, 1, Kind::Message, Label::Repeated, 361, 0, 0), // configs
     // envoy.admin.v3.EndpointsConfigDump
     f(1520, 23, 2, Kind::Message, Label::Repeated, 14, 0, 0), // static_endpoint_configs
     f(1543, 24, 3, Kind::Message, Label::Repeated, 13, 0, 0), // dynamic_endpoint_configs
     // envoy.admin.v3.EndpointsConfigDump.DynamicEndpointConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(1623, 15, 2, Kind::Message, Label::Optional, 360, 0, 0), // endpoint_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(1623, 15, 2, Kind::Message, Label::Optional, 361, 0, 0), // endpoint_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig
-    f(1623, 15, 1, Kind::Message, Label::Optional, 360, 0, 0), // endpoint_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(1623, 15, 1, Kind::Message, Label::Optional, 361, 0, 0), // endpoint_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.HostHealthStatus
     f(1724, 26, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_active_health_check
     f(1750, 20, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failed_outlier_check
@@ -508,11 +509,11 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 0, 0), // address
     f(1967, 5, 2, Kind::Message, Label::Repeated, 31, 0, 0), // stats
     f(1972, 13, 3, Kind::Message, Label::Optional, 15, 0, 0), // health_status
-    f(1985, 12, 4, Kind::Message, Label::Optional, 355, 0, 0), // success_rate
+    f(1985, 12, 4, Kind::Message, Label::Optional, 356, 0, 0), // success_rate
     f(1997, 6, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
     f(2003, 8, 6, Kind::String, Label::Implicit, 0, 0, 0), // hostname
     f(2011, 8, 7, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(2019, 25, 8, Kind::Message, Label::Optional, 355, 0, 0), // local_origin_success_rate
+    f(2019, 25, 8, Kind::Message, Label::Optional, 356, 0, 0), // local_origin_success_rate
     f(2044, 8, 9, Kind::Message, Label::Optional, 112, 0, 0), // locality
     // envoy.admin.v3.ListenerStatus
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -533,23 +534,23 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.ListenersConfigDump.DynamicListenerState
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2372, 8, 2, Kind::Message, Label::Optional, 360, 0, 0), // listener
-    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2372, 8, 2, Kind::Message, Label::Optional, 361, 0, 0), // listener
+    f(43, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.ListenersConfigDump.StaticListener
-    f(2372, 8, 1, Kind::Message, Label::Optional, 360, 0, 0), // listener
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2372, 8, 1, Kind::Message, Label::Optional, 361, 0, 0), // listener
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.RoutesConfigDump
     f(2460, 20, 2, Kind::Message, Label::Repeated, 25, 0, 0), // static_route_configs
     f(2480, 21, 3, Kind::Message, Label::Repeated, 24, 0, 0), // dynamic_route_configs
     // envoy.admin.v3.RoutesConfigDump.DynamicRouteConfig
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(2551, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // route_config
-    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2551, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // route_config
+    f(43, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     f(701, 11, 4, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 5, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.RoutesConfigDump.StaticRouteConfig
-    f(2551, 12, 1, Kind::Message, Label::Optional, 360, 0, 0), // route_config
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
+    f(2551, 12, 1, Kind::Message, Label::Optional, 361, 0, 0), // route_config
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
     // envoy.admin.v3.ScopedRoutesConfigDump
     // envoy.admin.v3.SecretsConfigDump
     f(2681, 14, 1, Kind::Message, Label::Repeated, 29, 0, 0), // static_secrets
@@ -558,19 +559,19 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.admin.v3.SecretsConfigDump.DynamicSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(572, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(43, 12, 3, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
-    f(2786, 6, 4, Kind::Message, Label::Optional, 360, 0, 0), // secret
+    f(43, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
+    f(2786, 6, 4, Kind::Message, Label::Optional, 361, 0, 0), // secret
     f(701, 11, 5, Kind::Message, Label::Optional, 33, 0, 0), // error_state
     f(712, 13, 6, Kind::Enum, Label::Implicit, 0, 0, 0), // client_status
     // envoy.admin.v3.SecretsConfigDump.StaticSecret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(43, 12, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_updated
-    f(2786, 6, 3, Kind::Message, Label::Optional, 360, 0, 0), // secret
+    f(43, 12, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_updated
+    f(2786, 6, 3, Kind::Message, Label::Optional, 361, 0, 0), // secret
     // envoy.admin.v3.ServerInfo
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
     f(2869, 5, 2, Kind::Enum, Label::Implicit, 4, 0, 0), // state
-    f(2874, 20, 3, Kind::Message, Label::Optional, 364, 0, 0), // uptime_current_epoch
-    f(2894, 17, 4, Kind::Message, Label::Optional, 364, 0, 0), // uptime_all_epochs
+    f(2874, 20, 3, Kind::Message, Label::Optional, 365, 0, 0), // uptime_current_epoch
+    f(2894, 17, 4, Kind::Message, Label::Optional, 365, 0, 0), // uptime_all_epochs
     f(2911, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // hot_restart_version
     f(2930, 20, 6, Kind::Message, Label::Optional, 10, 0, 0), // command_line_options
     f(2950, 4, 7, Kind::Message, Label::Optional, 116, 0, 0), // node
@@ -584,14 +585,14 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3052, 3, 2, Kind::String, Label::Optional, 0, 1, 0), // uri
     f(3055, 10, 3, Kind::String, Label::Optional, 0, 1, 0), // ip_address
     // envoy.admin.v3.UpdateFailureState
-    f(3098, 20, 1, Kind::Message, Label::Optional, 360, 0, 0), // failed_configuration
-    f(3118, 19, 2, Kind::Message, Label::Optional, 374, 0, 0), // last_update_attempt
+    f(3098, 20, 1, Kind::Message, Label::Optional, 361, 0, 0), // failed_configuration
+    f(3118, 19, 2, Kind::Message, Label::Optional, 375, 0, 0), // last_update_attempt
     f(3137, 7, 3, Kind::String, Label::Implicit, 0, 0, 0), // details
     f(572, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // version_info
     // envoy.config.accesslog.v3.AccessLog
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3179, 6, 2, Kind::Message, Label::Optional, 35, 0, 0), // filter
-    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     // envoy.config.accesslog.v3.AccessLogFilter
     f(3238, 18, 1, Kind::Message, Label::Optional, 48, 1, 0), // status_code_filter
     f(3256, 15, 2, Kind::Message, Label::Optional, 38, 1, 0), // duration_filter
@@ -615,7 +616,7 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
     // envoy.config.accesslog.v3.ExtensionFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     // envoy.config.accesslog.v3.GrpcStatusFilter
     f(3659, 8, 1, Kind::Enum, Label::Repeated, 7, 0, 0), // statuses
     f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
@@ -625,8 +626,8 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3757, 5, 1, Kind::Enum, Label::Repeated, 35, 0, 0), // types
     f(3667, 7, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // exclude
     // envoy.config.accesslog.v3.MetadataFilter
-    f(3802, 7, 1, Kind::Message, Label::Optional, 334, 0, 0), // matcher
-    f(3809, 22, 2, Kind::Message, Label::Optional, 361, 0, 0), // match_if_key_not_found
+    f(3802, 7, 1, Kind::Message, Label::Optional, 335, 0, 0), // matcher
+    f(3809, 22, 2, Kind::Message, Label::Optional, 362, 0, 0), // match_if_key_not_found
     // envoy.config.accesslog.v3.NotHealthCheckFilter
     // envoy.config.accesslog.v3.OrFilter
     f(3475, 7, 2, Kind::Message, Label::Repeated, 35, 0, 0), // filters
@@ -634,7 +635,7 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3955, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // flags
     // envoy.config.accesslog.v3.RuntimeFilter
     f(3999, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
-    f(4010, 15, 2, Kind::Message, Label::Optional, 350, 0, 0), // percent_sampled
+    f(4010, 15, 2, Kind::Message, Label::Optional, 351, 0, 0), // percent_sampled
     f(4025, 26, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // use_independent_randomness
     // envoy.config.accesslog.v3.StatusCodeFilter
     f(3566, 10, 1, Kind::Message, Label::Optional, 37, 0, 0), // comparison
@@ -646,14 +647,14 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(4192, 14, 4, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
     f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
     f(4216, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(4240, 11, 7, Kind::Message, Label::Repeated, 341, 0, 0), // allow_paths
+    f(4240, 11, 7, Kind::Message, Label::Repeated, 342, 0, 0), // allow_paths
     // envoy.config.bootstrap.v3.Bootstrap
     f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
     f(4286, 16, 2, Kind::Message, Label::Optional, 53, 0, 0), // static_resources
     f(4302, 17, 3, Kind::Message, Label::Optional, 52, 0, 0), // dynamic_resources
     f(4319, 11, 6, Kind::Message, Label::Repeated, 168, 0, 0), // stats_sinks
-    f(4330, 20, 7, Kind::Message, Label::Optional, 364, 0, 0), // stats_flush_interval
-    f(4350, 7, 9, Kind::Message, Label::Optional, 216, 0, 0), // tracing
+    f(4330, 20, 7, Kind::Message, Label::Optional, 365, 0, 0), // stats_flush_interval
+    f(4350, 7, 9, Kind::Message, Label::Optional, 217, 0, 0), // tracing
     f(4357, 5, 12, Kind::Message, Label::Optional, 50, 0, 0), // admin
     f(4362, 12, 13, Kind::Message, Label::Optional, 166, 0, 0), // stats_config
     f(4374, 15, 17, Kind::Message, Label::Optional, 54, 0, 0), // layered_runtime
@@ -667,12 +668,12 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.bootstrap.v3.Bootstrap.StaticResources
     f(4577, 9, 1, Kind::Message, Label::Repeated, 154, 0, 0), // listeners
     f(4586, 8, 2, Kind::Message, Label::Repeated, 60, 0, 0), // clusters
-    f(4594, 7, 3, Kind::Message, Label::Repeated, 304, 0, 0), // secrets
+    f(4594, 7, 3, Kind::Message, Label::Repeated, 305, 0, 0), // secrets
     // envoy.config.bootstrap.v3.LayeredRuntime
     f(4641, 6, 1, Kind::Message, Label::Repeated, 55, 0, 0), // layers
     // envoy.config.bootstrap.v3.RuntimeLayer
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4685, 12, 2, Kind::Message, Label::Optional, 372, 1, 0), // static_layer
+    f(4685, 12, 2, Kind::Message, Label::Optional, 373, 1, 0), // static_layer
     f(4697, 11, 4, Kind::Message, Label::Optional, 56, 1, 0), // admin_layer
     // envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer
     // envoy.config.cluster.v3.CircuitBreakers
@@ -680,34 +681,34 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(4806, 19, 2, Kind::Message, Label::Repeated, 58, 0, 0), // per_host_thresholds
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds
     f(2011, 8, 1, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
-    f(4875, 15, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_connections
-    f(4890, 20, 3, Kind::Message, Label::Optional, 375, 0, 0), // max_pending_requests
-    f(4910, 12, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_requests
-    f(4922, 11, 5, Kind::Message, Label::Optional, 375, 0, 0), // max_retries
+    f(4875, 15, 2, Kind::Message, Label::Optional, 376, 0, 0), // max_connections
+    f(4890, 20, 3, Kind::Message, Label::Optional, 376, 0, 0), // max_pending_requests
+    f(4910, 12, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_requests
+    f(4922, 11, 5, Kind::Message, Label::Optional, 376, 0, 0), // max_retries
     f(4933, 15, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // track_remaining
-    f(4948, 20, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_connection_pools
+    f(4948, 20, 7, Kind::Message, Label::Optional, 376, 0, 0), // max_connection_pools
     f(4968, 12, 8, Kind::Message, Label::Optional, 59, 0, 0), // retry_budget
     // envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget
-    f(5042, 14, 1, Kind::Message, Label::Optional, 355, 0, 0), // budget_percent
-    f(5056, 21, 2, Kind::Message, Label::Optional, 375, 0, 0), // min_retry_concurrency
-    f(5077, 15, 3, Kind::Message, Label::Optional, 364, 0, 0), // budget_interval
+    f(5042, 14, 1, Kind::Message, Label::Optional, 356, 0, 0), // budget_percent
+    f(5056, 21, 2, Kind::Message, Label::Optional, 376, 0, 0), // min_retry_concurrency
+    f(5077, 15, 3, Kind::Message, Label::Optional, 365, 0, 0), // budget_interval
     // envoy.config.cluster.v3.Cluster
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3005, 4, 2, Kind::Enum, Label::Optional, 9, 1, 0), // type
     f(5123, 18, 3, Kind::Message, Label::Optional, 66, 0, 0), // eds_cluster_config
-    f(5141, 15, 4, Kind::Message, Label::Optional, 364, 0, 0), // connect_timeout
-    f(5156, 33, 5, Kind::Message, Label::Optional, 375, 0, 0), // per_connection_buffer_limit_bytes
+    f(5141, 15, 4, Kind::Message, Label::Optional, 365, 0, 0), // connect_timeout
+    f(5156, 33, 5, Kind::Message, Label::Optional, 376, 0, 0), // per_connection_buffer_limit_bytes
     f(5189, 9, 6, Kind::Enum, Label::Implicit, 11, 0, 0), // lb_policy
     f(5198, 13, 8, Kind::Message, Label::Repeated, 103, 0, 0), // health_checks
-    f(5211, 27, 9, Kind::Message, Label::Optional, 375, 0, 0), // max_requests_per_connection
+    f(5211, 27, 9, Kind::Message, Label::Optional, 376, 0, 0), // max_requests_per_connection
     f(450, 16, 10, Kind::Message, Label::Optional, 57, 0, 0), // circuit_breakers
     f(5238, 21, 13, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 14, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(5281, 16, 16, Kind::Message, Label::Optional, 364, 0, 0), // dns_refresh_rate
+    f(5281, 16, 16, Kind::Message, Label::Optional, 365, 0, 0), // dns_refresh_rate
     f(5297, 17, 17, Kind::Enum, Label::Implicit, 10, 0, 0), // dns_lookup_family
     f(5314, 13, 18, Kind::Message, Label::Repeated, 84, 0, 0), // dns_resolvers
     f(5327, 17, 19, Kind::Message, Label::Optional, 81, 0, 0), // outlier_detection
-    f(5344, 16, 20, Kind::Message, Label::Optional, 364, 0, 0), // cleanup_interval
+    f(5344, 16, 20, Kind::Message, Label::Optional, 365, 0, 0), // cleanup_interval
     f(5360, 20, 21, Kind::Message, Label::Optional, 89, 0, 0), // upstream_bind_config
     f(5380, 16, 22, Kind::Message, Label::Optional, 67, 0, 0), // lb_subset_config
     f(5396, 19, 23, Kind::Message, Label::Optional, 74, 2, 0), // ring_hash_lb_config
@@ -740,20 +741,20 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(5933, 41, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // connection_pool_per_downstream_connection
     f(5974, 16, 52, Kind::Message, Label::Optional, 69, 2, 0), // maglev_lb_config
     f(5990, 21, 53, Kind::Message, Label::Optional, 96, 0, 0), // dns_resolution_config
-    f(6011, 21, 54, Kind::Message, Label::Optional, 361, 0, 0), // wait_for_warm_on_init
+    f(6011, 21, 54, Kind::Message, Label::Optional, 362, 0, 0), // wait_for_warm_on_init
     f(6032, 25, 55, Kind::Message, Label::Optional, 135, 0, 0), // typed_dns_resolver_config
     f(6057, 21, 56, Kind::Message, Label::Optional, 75, 2, 0), // round_robin_lb_config
     f(6078, 27, 57, Kind::String, Label::Repeated, 0, 0, 0), // lrs_report_endpoint_metrics
-    f(6105, 10, 58, Kind::Message, Label::Optional, 364, 0, 0), // dns_jitter
-    f(6115, 24, 59, Kind::Message, Label::Optional, 387, 0, 0), // transport_socket_matcher
-    f(6139, 44, 60, Kind::Message, Label::Optional, 364, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6105, 10, 58, Kind::Message, Label::Optional, 365, 0, 0), // dns_jitter
+    f(6115, 24, 59, Kind::Message, Label::Optional, 388, 0, 0), // transport_socket_matcher
+    f(6139, 44, 60, Kind::Message, Label::Optional, 365, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6183, 13, 61, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     f(6196, 16, 62, Kind::Message, Label::Optional, 72, 0, 0), // queuing_policies
     // envoy.config.cluster.v3.Cluster.CommonLbConfig
-    f(6258, 23, 1, Kind::Message, Label::Optional, 355, 0, 0), // healthy_panic_threshold
+    f(6258, 23, 1, Kind::Message, Label::Optional, 356, 0, 0), // healthy_panic_threshold
     f(6281, 20, 2, Kind::Message, Label::Optional, 64, 1, 0), // zone_aware_lb_config
     f(6301, 27, 3, Kind::Message, Label::Optional, 63, 1, 0), // locality_weighted_lb_config
-    f(6328, 19, 4, Kind::Message, Label::Optional, 364, 0, 0), // update_merge_window
+    f(6328, 19, 4, Kind::Message, Label::Optional, 365, 0, 0), // update_merge_window
     f(6347, 31, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_new_hosts_until_first_hc
     f(6378, 36, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connections_on_host_set_change
     f(6414, 28, 7, Kind::Message, Label::Optional, 62, 0, 0), // consistent_hashing_lb_config
@@ -763,67 +764,67 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig
     // envoy.config.cluster.v3.Cluster.CustomClusterType
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // typed_config
     // envoy.config.cluster.v3.Cluster.EdsClusterConfig
     f(6766, 10, 1, Kind::Message, Label::Optional, 93, 0, 0), // eds_config
     f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
     // envoy.config.cluster.v3.Cluster.LbSubsetConfig
     // envoy.config.cluster.v3.Cluster.LeastRequestLbConfig
-    f(6886, 12, 1, Kind::Message, Label::Optional, 375, 0, 0), // choice_count
+    f(6886, 12, 1, Kind::Message, Label::Optional, 376, 0, 0), // choice_count
     f(6898, 19, 2, Kind::Message, Label::Optional, 124, 0, 0), // active_request_bias
     f(6917, 17, 3, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.MaglevLbConfig
-    f(6980, 10, 1, Kind::Message, Label::Optional, 376, 0, 0), // table_size
+    f(6980, 10, 1, Kind::Message, Label::Optional, 377, 0, 0), // table_size
     // envoy.config.cluster.v3.Cluster.OriginalDstLbConfig
     f(7041, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // use_http_header
     f(7056, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // http_header_name
-    f(7072, 22, 3, Kind::Message, Label::Optional, 375, 0, 0), // upstream_port_override
-    f(7094, 12, 4, Kind::Message, Label::Optional, 344, 0, 0), // metadata_key
+    f(7072, 22, 3, Kind::Message, Label::Optional, 376, 0, 0), // upstream_port_override
+    f(7094, 12, 4, Kind::Message, Label::Optional, 345, 0, 0), // metadata_key
     // envoy.config.cluster.v3.Cluster.PreconnectPolicy
     // envoy.config.cluster.v3.Cluster.QueuingPolicies
     // envoy.config.cluster.v3.Cluster.RefreshRate
-    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 365, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 365, 0, 0), // max_interval
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig
-    f(7317, 17, 1, Kind::Message, Label::Optional, 376, 0, 0), // minimum_ring_size
+    f(7317, 17, 1, Kind::Message, Label::Optional, 377, 0, 0), // minimum_ring_size
     f(7334, 13, 3, Kind::Enum, Label::Implicit, 12, 0, 0), // hash_function
-    f(7347, 17, 4, Kind::Message, Label::Optional, 376, 0, 0), // maximum_ring_size
+    f(7347, 17, 4, Kind::Message, Label::Optional, 377, 0, 0), // maximum_ring_size
     // envoy.config.cluster.v3.Cluster.RoundRobinLbConfig
     f(6917, 17, 1, Kind::Message, Label::Optional, 76, 0, 0), // slow_start_config
     // envoy.config.cluster.v3.Cluster.SlowStartConfig
     // envoy.config.cluster.v3.Cluster.TransportSocketMatch
     // envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.cluster.v3.Filter
     // envoy.config.cluster.v3.LoadBalancingPolicy
     // envoy.config.cluster.v3.OutlierDetection
-    f(7695, 15, 1, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_5xx
-    f(7710, 8, 2, Kind::Message, Label::Optional, 364, 0, 0), // interval
-    f(7718, 18, 3, Kind::Message, Label::Optional, 364, 0, 0), // base_ejection_time
-    f(7736, 20, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_ejection_percent
-    f(7756, 25, 5, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_5xx
-    f(7781, 22, 6, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_success_rate
-    f(7803, 26, 7, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_minimum_hosts
-    f(7829, 27, 8, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_request_volume
-    f(7856, 25, 9, Kind::Message, Label::Optional, 375, 0, 0), // success_rate_stdev_factor
-    f(7881, 27, 10, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_gateway_failure
-    f(7908, 37, 11, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_gateway_failure
+    f(7695, 15, 1, Kind::Message, Label::Optional, 376, 0, 0), // consecutive_5xx
+    f(7710, 8, 2, Kind::Message, Label::Optional, 365, 0, 0), // interval
+    f(7718, 18, 3, Kind::Message, Label::Optional, 365, 0, 0), // base_ejection_time
+    f(7736, 20, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_ejection_percent
+    f(7756, 25, 5, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_consecutive_5xx
+    f(7781, 22, 6, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_success_rate
+    f(7803, 26, 7, Kind::Message, Label::Optional, 376, 0, 0), // success_rate_minimum_hosts
+    f(7829, 27, 8, Kind::Message, Label::Optional, 376, 0, 0), // success_rate_request_volume
+    f(7856, 25, 9, Kind::Message, Label::Optional, 376, 0, 0), // success_rate_stdev_factor
+    f(7881, 27, 10, Kind::Message, Label::Optional, 376, 0, 0), // consecutive_gateway_failure
+    f(7908, 37, 11, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_consecutive_gateway_failure
     f(7945, 34, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // split_external_local_origin_errors
-    f(7979, 32, 13, Kind::Message, Label::Optional, 375, 0, 0), // consecutive_local_origin_failure
-    f(8011, 42, 14, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_consecutive_local_origin_failure
-    f(8053, 35, 15, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_local_origin_success_rate
-    f(8088, 28, 16, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_threshold
-    f(8116, 28, 17, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_failure_percentage
-    f(8144, 41, 18, Kind::Message, Label::Optional, 375, 0, 0), // enforcing_failure_percentage_local_origin
-    f(8185, 32, 19, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_minimum_hosts
-    f(8217, 33, 20, Kind::Message, Label::Optional, 375, 0, 0), // failure_percentage_request_volume
-    f(8250, 17, 21, Kind::Message, Label::Optional, 364, 0, 0), // max_ejection_time
-    f(8267, 24, 22, Kind::Message, Label::Optional, 364, 0, 0), // max_ejection_time_jitter
-    f(8291, 43, 23, Kind::Message, Label::Optional, 361, 0, 0), // successful_active_health_check_uneject_host
+    f(7979, 32, 13, Kind::Message, Label::Optional, 376, 0, 0), // consecutive_local_origin_failure
+    f(8011, 42, 14, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_consecutive_local_origin_failure
+    f(8053, 35, 15, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_local_origin_success_rate
+    f(8088, 28, 16, Kind::Message, Label::Optional, 376, 0, 0), // failure_percentage_threshold
+    f(8116, 28, 17, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_failure_percentage
+    f(8144, 41, 18, Kind::Message, Label::Optional, 376, 0, 0), // enforcing_failure_percentage_local_origin
+    f(8185, 32, 19, Kind::Message, Label::Optional, 376, 0, 0), // failure_percentage_minimum_hosts
+    f(8217, 33, 20, Kind::Message, Label::Optional, 376, 0, 0), // failure_percentage_request_volume
+    f(8250, 17, 21, Kind::Message, Label::Optional, 365, 0, 0), // max_ejection_time
+    f(8267, 24, 22, Kind::Message, Label::Optional, 365, 0, 0), // max_ejection_time_jitter
+    f(8291, 43, 23, Kind::Message, Label::Optional, 362, 0, 0), // successful_active_health_check_uneject_host
     f(8334, 8, 24, Kind::Message, Label::Repeated, 135, 0, 0), // monitors
-    f(8342, 21, 25, Kind::Message, Label::Optional, 361, 0, 0), // always_eject_one_host
-    f(8363, 21, 26, Kind::Message, Label::Optional, 361, 0, 0), // detect_degraded_hosts
+    f(8342, 21, 25, Kind::Message, Label::Optional, 362, 0, 0), // always_eject_one_host
+    f(8363, 21, 26, Kind::Message, Label::Optional, 362, 0, 0), // detect_degraded_hosts
     // envoy.config.cluster.v3.TrackClusterStats
     // envoy.config.cluster.v3.UpstreamConnectionOptions
     f(8474, 13, 1, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
@@ -835,9 +836,9 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.core.v3.ApiConfigSource
     f(8660, 8, 1, Kind::Enum, Label::Implicit, 13, 0, 0), // api_type
     f(8668, 13, 2, Kind::String, Label::Repeated, 0, 0, 0), // cluster_names
-    f(8681, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // refresh_delay
+    f(8681, 13, 3, Kind::Message, Label::Optional, 365, 0, 0), // refresh_delay
     f(8694, 13, 4, Kind::Message, Label::Repeated, 99, 0, 0), // grpc_services
-    f(8707, 15, 5, Kind::Message, Label::Optional, 364, 0, 0), // request_timeout
+    f(8707, 15, 5, Kind::Message, Label::Optional, 365, 0, 0), // request_timeout
     f(8722, 30, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // set_node_on_first_message_only
     f(8752, 21, 8, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(8773, 17, 9, Kind::Message, Label::Repeated, 135, 0, 0), // config_validators
@@ -845,21 +846,21 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(8826, 5, 1, Kind::Message, Label::Optional, 95, 1, 0), // local
     f(8831, 6, 2, Kind::Message, Label::Optional, 122, 1, 0), // remote
     // envoy.config.core.v3.BackoffStrategy
-    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 365, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 365, 0, 0), // max_interval
     // envoy.config.core.v3.BindConfig
     // envoy.config.core.v3.BuildVersion
-    f(2862, 7, 1, Kind::Message, Label::Optional, 356, 0, 0), // version
-    f(5431, 8, 2, Kind::Message, Label::Optional, 372, 0, 0), // metadata
+    f(2862, 7, 1, Kind::Message, Label::Optional, 357, 0, 0), // version
+    f(5431, 8, 2, Kind::Message, Label::Optional, 373, 0, 0), // metadata
     // envoy.config.core.v3.CelExpressionConfig
     // envoy.config.core.v3.CidrRange
     f(9007, 14, 1, Kind::String, Label::Implicit, 0, 0, 0), // address_prefix
-    f(9021, 10, 2, Kind::Message, Label::Optional, 375, 0, 0), // prefix_len
+    f(9021, 10, 2, Kind::Message, Label::Optional, 376, 0, 0), // prefix_len
     // envoy.config.core.v3.ConfigSource
     f(131, 4, 1, Kind::String, Label::Optional, 0, 1, 0), // path
     f(9064, 17, 2, Kind::Message, Label::Optional, 86, 1, 0), // api_config_source
     f(9081, 3, 3, Kind::Message, Label::Optional, 85, 1, 0), // ads
-    f(9084, 21, 4, Kind::Message, Label::Optional, 364, 0, 0), // initial_fetch_timeout
+    f(9084, 21, 4, Kind::Message, Label::Optional, 365, 0, 0), // initial_fetch_timeout
     f(9105, 4, 5, Kind::Message, Label::Optional, 128, 1, 0), // self
     f(9109, 20, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // resource_api_version
     f(9129, 18, 8, Kind::Message, Label::Optional, 118, 1, 0), // path_config_source
@@ -882,14 +883,14 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.core.v3.ExtensionConfigSource
     // envoy.config.core.v3.GrpcService
     f(9475, 10, 1, Kind::Message, Label::Optional, 100, 1, 0), // envoy_grpc
-    f(9485, 7, 3, Kind::Message, Label::Optional, 364, 0, 0), // timeout
+    f(9485, 7, 3, Kind::Message, Label::Optional, 365, 0, 0), // timeout
     f(9492, 16, 5, Kind::Message, Label::Repeated, 101, 0, 1), // initial_metadata
     f(9508, 12, 6, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.GrpcService.EnvoyGrpc
     f(9562, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // cluster_name
     f(9574, 9, 2, Kind::String, Label::Implicit, 0, 0, 0), // authority
     f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
-    f(9583, 26, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_receive_message_length
+    f(9583, 26, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_receive_message_length
     f(9609, 18, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_envoy_headers
     // envoy.config.core.v3.HeaderValue
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 2), // key
@@ -897,53 +898,53 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(9659, 9, 3, Kind::Bytes, Label::Implicit, 0, 0, 0), // raw_value
     // envoy.config.core.v3.HeaderValueOption
     f(3712, 6, 1, Kind::Message, Label::Optional, 101, 0, 0), // header
-    f(9706, 6, 2, Kind::Message, Label::Optional, 361, 0, 0), // append
+    f(9706, 6, 2, Kind::Message, Label::Optional, 362, 0, 0), // append
     f(9712, 13, 3, Kind::Enum, Label::Implicit, 15, 0, 0), // append_action
     f(9725, 16, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // keep_empty_value
     // envoy.config.core.v3.HealthCheck
     // envoy.config.core.v3.HealthStatusSet
     // envoy.config.core.v3.Http1ProtocolOptions
-    f(9850, 18, 1, Kind::Message, Label::Optional, 361, 0, 0), // allow_absolute_url
+    f(9850, 18, 1, Kind::Message, Label::Optional, 362, 0, 0), // allow_absolute_url
     f(9868, 14, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // accept_http_10
     f(9882, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // default_host_for_http_10
     f(9906, 15, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_trailers
     f(9921, 20, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_chunked_length
-    f(9941, 45, 7, Kind::Message, Label::Optional, 361, 0, 0), // override_stream_error_on_invalid_http_message
+    f(9941, 45, 7, Kind::Message, Label::Optional, 362, 0, 0), // override_stream_error_on_invalid_http_message
     f(9986, 24, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // send_fully_qualified_url
-    f(10010, 16, 9, Kind::Message, Label::Optional, 361, 0, 0), // use_balsa_parser
+    f(10010, 16, 9, Kind::Message, Label::Optional, 362, 0, 0), // use_balsa_parser
     f(10026, 20, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_custom_methods
-    f(10046, 22, 11, Kind::Message, Label::Repeated, 341, 0, 0), // ignore_http_11_upgrade
+    f(10046, 22, 11, Kind::Message, Label::Repeated, 342, 0, 0), // ignore_http_11_upgrade
     // envoy.config.core.v3.Http2ProtocolOptions
-    f(10109, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // hpack_table_size
-    f(10125, 22, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_concurrent_streams
-    f(10147, 26, 3, Kind::Message, Label::Optional, 375, 0, 0), // initial_stream_window_size
-    f(10173, 30, 4, Kind::Message, Label::Optional, 375, 0, 0), // initial_connection_window_size
+    f(10109, 16, 1, Kind::Message, Label::Optional, 376, 0, 0), // hpack_table_size
+    f(10125, 22, 2, Kind::Message, Label::Optional, 376, 0, 0), // max_concurrent_streams
+    f(10147, 26, 3, Kind::Message, Label::Optional, 376, 0, 0), // initial_stream_window_size
+    f(10173, 30, 4, Kind::Message, Label::Optional, 376, 0, 0), // initial_connection_window_size
     f(10203, 13, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_connect
     f(10216, 14, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_metadata
-    f(10230, 19, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_outbound_frames
-    f(10249, 27, 8, Kind::Message, Label::Optional, 375, 0, 0), // max_outbound_control_frames
-    f(10276, 49, 9, Kind::Message, Label::Optional, 375, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
-    f(10325, 38, 10, Kind::Message, Label::Optional, 375, 0, 0), // max_inbound_priority_frames_per_stream
-    f(10363, 52, 11, Kind::Message, Label::Optional, 375, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
+    f(10230, 19, 7, Kind::Message, Label::Optional, 376, 0, 0), // max_outbound_frames
+    f(10249, 27, 8, Kind::Message, Label::Optional, 376, 0, 0), // max_outbound_control_frames
+    f(10276, 49, 9, Kind::Message, Label::Optional, 376, 0, 0), // max_consecutive_inbound_frames_with_empty_payload
+    f(10325, 38, 10, Kind::Message, Label::Optional, 376, 0, 0), // max_inbound_priority_frames_per_stream
+    f(10363, 52, 11, Kind::Message, Label::Optional, 376, 0, 0), // max_inbound_window_update_frames_per_data_frame_sent
     f(10415, 38, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // stream_error_on_invalid_http_messaging
-    f(9941, 45, 14, Kind::Message, Label::Optional, 361, 0, 0), // override_stream_error_on_invalid_http_message
-    f(10453, 17, 16, Kind::Message, Label::Optional, 361, 0, 0), // use_oghttp2_codec
-    f(10470, 17, 17, Kind::Message, Label::Optional, 376, 0, 0), // max_metadata_size
-    f(10487, 23, 18, Kind::Message, Label::Optional, 361, 0, 0), // enable_huffman_encoding
-    f(10510, 24, 19, Kind::Message, Label::Optional, 375, 0, 0), // max_header_field_size_kb
-    f(10534, 17, 20, Kind::Message, Label::Optional, 361, 0, 0), // disallow_obs_text
-    f(10551, 18, 21, Kind::Message, Label::Optional, 376, 0, 0), // stream_reset_burst
-    f(10569, 17, 22, Kind::Message, Label::Optional, 376, 0, 0), // stream_reset_rate
+    f(9941, 45, 14, Kind::Message, Label::Optional, 362, 0, 0), // override_stream_error_on_invalid_http_message
+    f(10453, 17, 16, Kind::Message, Label::Optional, 362, 0, 0), // use_oghttp2_codec
+    f(10470, 17, 17, Kind::Message, Label::Optional, 377, 0, 0), // max_metadata_size
+    f(10487, 23, 18, Kind::Message, Label::Optional, 362, 0, 0), // enable_huffman_encoding
+    f(10510, 24, 19, Kind::Message, Label::Optional, 376, 0, 0), // max_header_field_size_kb
+    f(10534, 17, 20, Kind::Message, Label::Optional, 362, 0, 0), // disallow_obs_text
+    f(10551, 18, 21, Kind::Message, Label::Optional, 377, 0, 0), // stream_reset_burst
+    f(10569, 17, 22, Kind::Message, Label::Optional, 377, 0, 0), // stream_reset_rate
     // envoy.config.core.v3.Http3ProtocolOptions
     // envoy.config.core.v3.HttpProtocolOptions
-    f(10667, 12, 1, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
-    f(10679, 17, 2, Kind::Message, Label::Optional, 375, 0, 0), // max_headers_count
-    f(10696, 23, 3, Kind::Message, Label::Optional, 364, 0, 0), // max_connection_duration
-    f(10719, 19, 4, Kind::Message, Label::Optional, 364, 0, 0), // max_stream_duration
+    f(10667, 12, 1, Kind::Message, Label::Optional, 365, 0, 0), // idle_timeout
+    f(10679, 17, 2, Kind::Message, Label::Optional, 376, 0, 0), // max_headers_count
+    f(10696, 23, 3, Kind::Message, Label::Optional, 365, 0, 0), // max_connection_duration
+    f(10719, 19, 4, Kind::Message, Label::Optional, 365, 0, 0), // max_stream_duration
     f(10738, 31, 5, Kind::Enum, Label::Implicit, 17, 0, 0), // headers_with_underscores_action
-    f(5211, 27, 6, Kind::Message, Label::Optional, 375, 0, 0), // max_requests_per_connection
-    f(10769, 23, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_response_headers_kb
-    f(10792, 30, 8, Kind::Message, Label::Optional, 355, 0, 0), // max_connection_duration_jitter
+    f(5211, 27, 6, Kind::Message, Label::Optional, 376, 0, 0), // max_requests_per_connection
+    f(10769, 23, 7, Kind::Message, Label::Optional, 376, 0, 0), // max_response_headers_kb
+    f(10792, 30, 8, Kind::Message, Label::Optional, 356, 0, 0), // max_connection_duration_jitter
     // envoy.config.core.v3.HttpService
     f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
     f(10862, 22, 2, Kind::Message, Label::Repeated, 102, 0, 1), // request_headers_to_add
@@ -951,7 +952,7 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.core.v3.HttpUri
     f(3052, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // uri
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(9485, 7, 3, Kind::Message, Label::Optional, 364, 0, 0), // timeout
+    f(9485, 7, 3, Kind::Message, Label::Optional, 365, 0, 0), // timeout
     // envoy.config.core.v3.JsonFormatOptions
     f(10960, 15, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // sort_properties
     // envoy.config.core.v3.Locality
@@ -963,14 +964,14 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(11066, 21, 2, Kind::Message, Label::Map, 115, 0, 0), // typed_filter_metadata
     // envoy.config.core.v3.Metadata.FilterMetadataEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 372, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 373, 0, 0), // value
     // envoy.config.core.v3.Metadata.TypedFilterMetadataEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.core.v3.Node
     f(11215, 2, 1, Kind::String, Label::Implicit, 0, 0, 0), // id
     f(694, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // cluster
-    f(5431, 8, 3, Kind::Message, Label::Optional, 372, 0, 0), // metadata
+    f(5431, 8, 3, Kind::Message, Label::Optional, 373, 0, 0), // metadata
     f(2044, 8, 4, Kind::Message, Label::Optional, 112, 0, 0), // locality
     f(11217, 15, 6, Kind::String, Label::Implicit, 0, 0, 0), // user_agent_name
     f(11232, 18, 7, Kind::String, Label::Optional, 0, 1, 0), // user_agent_version
@@ -981,11 +982,11 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(11318, 18, 12, Kind::Message, Label::Map, 117, 0, 0), // dynamic_parameters
     // envoy.config.core.v3.Node.DynamicParametersEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 384, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 385, 0, 0), // value
     // envoy.config.core.v3.PathConfigSource
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(9274, 17, 2, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(11421, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // poll_interval
+    f(11421, 13, 3, Kind::Message, Label::Optional, 365, 0, 0), // poll_interval
     // envoy.config.core.v3.Pipe
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
     f(1048, 4, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // mode
@@ -1002,15 +1003,15 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(9508, 12, 3, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.config.core.v3.RetryPolicy
     f(11668, 14, 1, Kind::Message, Label::Optional, 88, 0, 0), // retry_back_off
-    f(11682, 11, 2, Kind::Message, Label::Optional, 375, 0, 0), // num_retries
+    f(11682, 11, 2, Kind::Message, Label::Optional, 376, 0, 0), // num_retries
     f(11693, 8, 3, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
     f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
     // envoy.config.core.v3.RuntimeDouble
     // envoy.config.core.v3.RuntimeFeatureFlag
-    f(11807, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // default_value
+    f(11807, 13, 1, Kind::Message, Label::Optional, 362, 0, 0), // default_value
     f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeFractionalPercent
-    f(11807, 13, 1, Kind::Message, Label::Optional, 350, 0, 0), // default_value
+    f(11807, 13, 1, Kind::Message, Label::Optional, 351, 0, 0), // default_value
     f(3999, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key
     // envoy.config.core.v3.RuntimeUInt32
     f(11807, 13, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // default_value
@@ -1028,23 +1029,23 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.core.v3.SocketOption
     // envoy.config.core.v3.SubstitutionFormatString
     f(12126, 11, 1, Kind::String, Label::Optional, 0, 1, 0), // text_format
-    f(12137, 11, 2, Kind::Message, Label::Optional, 372, 1, 0), // json_format
+    f(12137, 11, 2, Kind::Message, Label::Optional, 373, 1, 0), // json_format
     f(12148, 17, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // omit_empty_values
     f(12165, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // content_type
     f(12177, 18, 5, Kind::Message, Label::Optional, 95, 1, 0), // text_format_source
     f(10884, 10, 6, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
     f(12195, 19, 7, Kind::Message, Label::Optional, 111, 0, 0), // json_format_options
     // envoy.config.core.v3.TcpKeepalive
-    f(12247, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_probes
-    f(12263, 14, 2, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_time
-    f(12277, 18, 3, Kind::Message, Label::Optional, 375, 0, 0), // keepalive_interval
+    f(12247, 16, 1, Kind::Message, Label::Optional, 376, 0, 0), // keepalive_probes
+    f(12263, 14, 2, Kind::Message, Label::Optional, 376, 0, 0), // keepalive_time
+    f(12277, 18, 3, Kind::Message, Label::Optional, 376, 0, 0), // keepalive_interval
     // envoy.config.core.v3.TlvEntry
     // envoy.config.core.v3.TransportSocket
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     // envoy.config.core.v3.TypedExtensionConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 2, Kind::Message, Label::Optional, 360, 0, 0), // typed_config
+    f(3185, 12, 2, Kind::Message, Label::Optional, 361, 0, 0), // typed_config
     // envoy.config.core.v3.UpstreamHttpProtocolOptions
     f(12449, 8, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni
     f(12457, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_san_validation
@@ -1062,8 +1063,8 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3009, 5, 2, Kind::Message, Label::Optional, 142, 0, 0), // value
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy
     f(12744, 14, 2, Kind::Message, Label::Repeated, 141, 0, 0), // drop_overloads
-    f(12758, 23, 3, Kind::Message, Label::Optional, 375, 0, 0), // overprovisioning_factor
-    f(12781, 20, 4, Kind::Message, Label::Optional, 364, 0, 0), // endpoint_stale_after
+    f(12758, 23, 3, Kind::Message, Label::Optional, 376, 0, 0), // overprovisioning_factor
+    f(12781, 20, 4, Kind::Message, Label::Optional, 365, 0, 0), // endpoint_stale_after
     f(12801, 24, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // weighted_priority_health
     // envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload
     // envoy.config.endpoint.v3.Endpoint
@@ -1082,15 +1083,15 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(13127, 8, 1, Kind::Message, Label::Optional, 142, 1, 0), // endpoint
     f(1972, 13, 2, Kind::Enum, Label::Implicit, 16, 0, 0), // health_status
     f(5431, 8, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(13135, 21, 4, Kind::Message, Label::Optional, 375, 0, 0), // load_balancing_weight
+    f(13135, 21, 4, Kind::Message, Label::Optional, 376, 0, 0), // load_balancing_weight
     f(13156, 13, 5, Kind::String, Label::Optional, 0, 1, 0), // endpoint_name
     // envoy.config.endpoint.v3.LedsClusterLocalityConfig
     // envoy.config.endpoint.v3.LocalityLbEndpoints
     f(2044, 8, 1, Kind::Message, Label::Optional, 112, 0, 0), // locality
     f(13263, 12, 2, Kind::Message, Label::Repeated, 145, 0, 0), // lb_endpoints
-    f(13135, 21, 3, Kind::Message, Label::Optional, 375, 0, 0), // load_balancing_weight
+    f(13135, 21, 3, Kind::Message, Label::Optional, 376, 0, 0), // load_balancing_weight
     f(2011, 8, 5, Kind::Uint32, Label::Implicit, 0, 0, 0), // priority
-    f(13275, 9, 6, Kind::Message, Label::Optional, 375, 0, 0), // proximity
+    f(13275, 9, 6, Kind::Message, Label::Optional, 376, 0, 0), // proximity
     f(13284, 23, 7, Kind::Message, Label::Optional, 148, 1, 0), // load_balancer_endpoints
     f(13307, 28, 8, Kind::Message, Label::Optional, 146, 1, 0), // leds_cluster_locality_config
     f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
@@ -1099,23 +1100,23 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.listener.v3.ApiListener
     // envoy.config.listener.v3.Filter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.FilterChain
     f(13555, 18, 1, Kind::Message, Label::Optional, 153, 0, 0), // filter_chain_match
     f(3475, 7, 3, Kind::Message, Label::Repeated, 151, 0, 0), // filters
-    f(13573, 15, 4, Kind::Message, Label::Optional, 361, 0, 0), // use_proxy_proto
+    f(13573, 15, 4, Kind::Message, Label::Optional, 362, 0, 0), // use_proxy_proto
     f(5431, 8, 5, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     f(5415, 16, 6, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
     f(345, 4, 7, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(13588, 32, 9, Kind::Message, Label::Optional, 364, 0, 0), // transport_socket_connect_timeout
+    f(13588, 32, 9, Kind::Message, Label::Optional, 365, 0, 0), // transport_socket_connect_timeout
     // envoy.config.listener.v3.FilterChainMatch
     f(13661, 13, 3, Kind::Message, Label::Repeated, 92, 0, 0), // prefix_ranges
     f(13674, 14, 4, Kind::String, Label::Implicit, 0, 0, 0), // address_suffix
-    f(13688, 10, 5, Kind::Message, Label::Optional, 375, 0, 0), // suffix_len
+    f(13688, 10, 5, Kind::Message, Label::Optional, 376, 0, 0), // suffix_len
     f(13698, 20, 6, Kind::Message, Label::Repeated, 92, 0, 0), // source_prefix_ranges
     f(13718, 12, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // source_ports
-    f(13730, 16, 8, Kind::Message, Label::Optional, 375, 0, 0), // destination_port
+    f(13730, 16, 8, Kind::Message, Label::Optional, 376, 0, 0), // destination_port
     f(13746, 18, 9, Kind::String, Label::Implicit, 0, 0, 0), // transport_protocol
     f(13764, 21, 10, Kind::String, Label::Repeated, 0, 0, 0), // application_protocols
     f(13785, 12, 11, Kind::String, Label::Repeated, 0, 0, 0), // server_names
@@ -1125,17 +1126,17 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1960, 7, 2, Kind::Message, Label::Optional, 84, 0, 0), // address
     f(13868, 13, 3, Kind::Message, Label::Repeated, 152, 0, 0), // filter_chains
-    f(13881, 16, 4, Kind::Message, Label::Optional, 361, 0, 0), // use_original_dst
-    f(5156, 33, 5, Kind::Message, Label::Optional, 375, 0, 0), // per_connection_buffer_limit_bytes
+    f(13881, 16, 4, Kind::Message, Label::Optional, 362, 0, 0), // use_original_dst
+    f(5156, 33, 5, Kind::Message, Label::Optional, 376, 0, 0), // per_connection_buffer_limit_bytes
     f(5431, 8, 6, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     f(13897, 13, 7, Kind::Message, Label::Optional, 157, 0, 0), // deprecated_v1
     f(13910, 10, 8, Kind::Enum, Label::Implicit, 24, 0, 0), // drain_type
     f(13920, 16, 9, Kind::Message, Label::Repeated, 160, 0, 0), // listener_filters
-    f(13936, 11, 10, Kind::Message, Label::Optional, 361, 0, 0), // transparent
-    f(13947, 8, 11, Kind::Message, Label::Optional, 361, 0, 0), // freebind
-    f(13955, 26, 12, Kind::Message, Label::Optional, 375, 0, 0), // tcp_fast_open_queue_length
+    f(13936, 11, 10, Kind::Message, Label::Optional, 362, 0, 0), // transparent
+    f(13947, 8, 11, Kind::Message, Label::Optional, 362, 0, 0), // freebind
+    f(13955, 26, 12, Kind::Message, Label::Optional, 376, 0, 0), // tcp_fast_open_queue_length
     f(4192, 14, 13, Kind::Message, Label::Repeated, 130, 0, 0), // socket_options
-    f(13981, 24, 15, Kind::Message, Label::Optional, 364, 0, 0), // listener_filters_timeout
+    f(13981, 24, 15, Kind::Message, Label::Optional, 365, 0, 0), // listener_filters_timeout
     f(14005, 17, 16, Kind::Enum, Label::Implicit, 22, 0, 0), // traffic_direction
     f(14022, 36, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // continue_on_listener_filters_timeout
     f(14058, 19, 18, Kind::Message, Label::Optional, 162, 0, 0), // udp_listener_config
@@ -1143,21 +1144,21 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(14089, 25, 20, Kind::Message, Label::Optional, 155, 0, 0), // connection_balance_config
     f(14114, 10, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // reuse_port
     f(4206, 10, 22, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(14124, 16, 24, Kind::Message, Label::Optional, 375, 0, 0), // tcp_backlog_size
+    f(14124, 16, 24, Kind::Message, Label::Optional, 376, 0, 0), // tcp_backlog_size
     f(14140, 20, 25, Kind::Message, Label::Optional, 152, 0, 0), // default_filter_chain
-    f(14160, 12, 26, Kind::Message, Label::Optional, 361, 0, 0), // bind_to_port
+    f(14160, 12, 26, Kind::Message, Label::Optional, 362, 0, 0), // bind_to_port
     f(14172, 17, 27, Kind::Message, Label::Optional, 159, 1, 0), // internal_listener
     f(14189, 11, 28, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(14200, 17, 29, Kind::Message, Label::Optional, 361, 0, 0), // enable_reuse_port
+    f(14200, 17, 29, Kind::Message, Label::Optional, 362, 0, 0), // enable_reuse_port
     f(14217, 12, 30, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_mptcp
     f(4216, 24, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_global_conn_limit
-    f(14229, 20, 32, Kind::Message, Label::Optional, 387, 0, 0), // filter_chain_matcher
+    f(14229, 20, 32, Kind::Message, Label::Optional, 388, 0, 0), // filter_chain_matcher
     f(12943, 20, 33, Kind::Message, Label::Repeated, 149, 0, 0), // additional_addresses
-    f(14249, 42, 34, Kind::Message, Label::Optional, 375, 0, 0), // max_connections_to_accept_per_socket_event
+    f(14249, 42, 34, Kind::Message, Label::Optional, 376, 0, 0), // max_connections_to_accept_per_socket_event
     f(14291, 23, 35, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_overload_manager
     f(14314, 11, 36, Kind::Message, Label::Optional, 158, 0, 0), // fcds_config
     f(8474, 13, 37, Kind::Message, Label::Optional, 132, 0, 0), // tcp_keepalive
-    f(6139, 44, 38, Kind::Message, Label::Optional, 364, 0, 0), // per_connection_buffer_high_watermark_timeout
+    f(6139, 44, 38, Kind::Message, Label::Optional, 365, 0, 0), // per_connection_buffer_high_watermark_timeout
     f(6183, 13, 39, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     // envoy.config.listener.v3.Listener.ConnectionBalanceConfig
     f(14382, 13, 1, Kind::Message, Label::Optional, 156, 1, 0), // exact_balance
@@ -1168,7 +1169,7 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.listener.v3.Listener.InternalListenerConfig
     // envoy.config.listener.v3.ListenerFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     f(14664, 15, 4, Kind::Message, Label::Optional, 161, 0, 0), // filter_disabled
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     // envoy.config.listener.v3.ListenerFilterChainMatchPredicate
@@ -1176,31 +1177,31 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.metrics.v3.DogStatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
     f(14816, 6, 3, Kind::String, Label::Implicit, 0, 0, 0), // prefix
-    f(14822, 22, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_bytes_per_datagram
+    f(14822, 22, 4, Kind::Message, Label::Optional, 377, 0, 0), // max_bytes_per_datagram
     // envoy.config.metrics.v3.HistogramBucketSettings
-    f(14891, 5, 1, Kind::Message, Label::Optional, 341, 0, 0), // match
+    f(14891, 5, 1, Kind::Message, Label::Optional, 342, 0, 0), // match
     f(14896, 7, 2, Kind::Double, Label::Repeated, 0, 0, 0), // buckets
-    f(14903, 4, 3, Kind::Message, Label::Optional, 375, 0, 0), // bins
+    f(14903, 4, 3, Kind::Message, Label::Optional, 376, 0, 0), // bins
     // envoy.config.metrics.v3.MetricsServiceConfig
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(14963, 25, 2, Kind::Message, Label::Optional, 361, 0, 0), // report_counters_as_deltas
+    f(14963, 25, 2, Kind::Message, Label::Optional, 362, 0, 0), // report_counters_as_deltas
     f(8752, 21, 3, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(14988, 19, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_tags_as_labels
     f(15007, 19, 5, Kind::Enum, Label::Implicit, 25, 0, 0), // histogram_emit_mode
     f(15026, 10, 6, Kind::Uint32, Label::Implicit, 0, 0, 0), // batch_size
     // envoy.config.metrics.v3.StatsConfig
     f(15071, 10, 1, Kind::Message, Label::Repeated, 170, 0, 0), // stats_tags
-    f(15081, 20, 2, Kind::Message, Label::Optional, 361, 0, 0), // use_all_default_tags
+    f(15081, 20, 2, Kind::Message, Label::Optional, 362, 0, 0), // use_all_default_tags
     f(6183, 13, 3, Kind::Message, Label::Optional, 167, 0, 0), // stats_matcher
     f(15101, 25, 4, Kind::Message, Label::Repeated, 164, 0, 0), // histogram_bucket_settings
-    f(15126, 27, 5, Kind::Message, Label::Optional, 361, 0, 0), // allow_default_tag_overrides
+    f(15126, 27, 5, Kind::Message, Label::Optional, 362, 0, 0), // allow_default_tag_overrides
     // envoy.config.metrics.v3.StatsMatcher
     f(15189, 10, 1, Kind::Bool, Label::Optional, 0, 1, 0), // reject_all
-    f(15199, 14, 2, Kind::Message, Label::Optional, 333, 1, 0), // exclusion_list
-    f(15213, 14, 3, Kind::Message, Label::Optional, 333, 1, 0), // inclusion_list
+    f(15199, 14, 2, Kind::Message, Label::Optional, 334, 1, 0), // exclusion_list
+    f(15213, 14, 3, Kind::Message, Label::Optional, 334, 1, 0), // inclusion_list
     // envoy.config.metrics.v3.StatsSink
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     // envoy.config.metrics.v3.StatsdSink
     f(1960, 7, 1, Kind::Message, Label::Optional, 84, 1, 0), // address
     f(15294, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // tcp_cluster_name
@@ -1219,11 +1220,11 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(3712, 6, 4, Kind::Message, Label::Optional, 187, 1, 0), // header
     f(15454, 14, 5, Kind::Message, Label::Optional, 92, 1, 0), // destination_ip
     f(13730, 16, 6, Kind::Uint32, Label::Optional, 0, 1, 0), // destination_port
-    f(5431, 8, 7, Kind::Message, Label::Optional, 334, 1, 0), // metadata
+    f(5431, 8, 7, Kind::Message, Label::Optional, 335, 1, 0), // metadata
     f(15468, 8, 8, Kind::Message, Label::Optional, 172, 1, 0), // not_rule
-    f(15476, 21, 9, Kind::Message, Label::Optional, 341, 1, 0), // requested_server_name
-    f(15497, 8, 10, Kind::Message, Label::Optional, 337, 1, 0), // url_path
-    f(15505, 22, 11, Kind::Message, Label::Optional, 353, 1, 0), // destination_port_range
+    f(15476, 21, 9, Kind::Message, Label::Optional, 342, 1, 0), // requested_server_name
+    f(15497, 8, 10, Kind::Message, Label::Optional, 338, 1, 0), // url_path
+    f(15505, 22, 11, Kind::Message, Label::Optional, 354, 1, 0), // destination_port_range
     f(3802, 7, 12, Kind::Message, Label::Optional, 135, 1, 0), // matcher
     f(15527, 12, 13, Kind::Message, Label::Optional, 135, 1, 0), // uri_template
     f(15539, 16, 14, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
@@ -1232,8 +1233,8 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.rbac.v3.Policy
     f(15622, 11, 1, Kind::Message, Label::Repeated, 172, 0, 0), // permissions
     f(15633, 10, 2, Kind::Message, Label::Repeated, 175, 0, 0), // principals
-    f(15643, 9, 3, Kind::Message, Label::Optional, 359, 0, 0), // condition
-    f(15652, 17, 4, Kind::Message, Label::Optional, 358, 0, 0), // checked_condition
+    f(15643, 9, 3, Kind::Message, Label::Optional, 360, 0, 0), // condition
+    f(15652, 17, 4, Kind::Message, Label::Optional, 359, 0, 0), // checked_condition
     f(15669, 10, 5, Kind::Message, Label::Optional, 91, 0, 0), // cel_config
     // envoy.config.rbac.v3.Principal
     f(15709, 7, 1, Kind::Message, Label::Optional, 177, 1, 0), // and_ids
@@ -1242,16 +1243,16 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(15722, 13, 4, Kind::Message, Label::Optional, 176, 1, 0), // authenticated
     f(15735, 9, 5, Kind::Message, Label::Optional, 92, 1, 0), // source_ip
     f(3712, 6, 6, Kind::Message, Label::Optional, 187, 1, 0), // header
-    f(5431, 8, 7, Kind::Message, Label::Optional, 334, 1, 0), // metadata
+    f(5431, 8, 7, Kind::Message, Label::Optional, 335, 1, 0), // metadata
     f(15744, 6, 8, Kind::Message, Label::Optional, 175, 1, 0), // not_id
-    f(15497, 8, 9, Kind::Message, Label::Optional, 337, 1, 0), // url_path
+    f(15497, 8, 9, Kind::Message, Label::Optional, 338, 1, 0), // url_path
     f(15750, 16, 10, Kind::Message, Label::Optional, 92, 1, 0), // direct_remote_ip
     f(15766, 9, 11, Kind::Message, Label::Optional, 92, 1, 0), // remote_ip
-    f(15775, 12, 12, Kind::Message, Label::Optional, 331, 1, 0), // filter_state
+    f(15775, 12, 12, Kind::Message, Label::Optional, 332, 1, 0), // filter_state
     f(15539, 16, 13, Kind::Message, Label::Optional, 182, 1, 0), // sourced_metadata
     f(15787, 6, 14, Kind::Message, Label::Optional, 135, 1, 0), // custom
     // envoy.config.rbac.v3.Principal.Authenticated
-    f(15837, 14, 2, Kind::Message, Label::Optional, 341, 0, 0), // principal_name
+    f(15837, 14, 2, Kind::Message, Label::Optional, 342, 0, 0), // principal_name
     // envoy.config.rbac.v3.Principal.Set
     f(15885, 3, 1, Kind::Message, Label::Repeated, 175, 0, 0), // ids
     // envoy.config.rbac.v3.RBAC
@@ -1268,7 +1269,7 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 174, 0, 0), // value
     // envoy.config.rbac.v3.SourcedMetadata
-    f(16177, 16, 1, Kind::Message, Label::Optional, 334, 0, 0), // metadata_matcher
+    f(16177, 16, 1, Kind::Message, Label::Optional, 335, 0, 0), // metadata_matcher
     f(16193, 15, 2, Kind::Enum, Label::Implicit, 26, 0, 0), // metadata_source
     // envoy.config.route.v3.CookieMatcher
     // envoy.config.route.v3.Decorator
@@ -1280,19 +1281,19 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.config.route.v3.HeaderMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(16406, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // exact_match
-    f(16417, 11, 6, Kind::Message, Label::Optional, 354, 1, 0), // range_match
+    f(16417, 11, 6, Kind::Message, Label::Optional, 355, 1, 0), // range_match
     f(16428, 13, 7, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
     f(16441, 12, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     f(16453, 12, 9, Kind::String, Label::Optional, 0, 1, 0), // prefix_match
     f(16465, 12, 10, Kind::String, Label::Optional, 0, 1, 0), // suffix_match
-    f(16477, 16, 11, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex_match
+    f(16477, 16, 11, Kind::Message, Label::Optional, 340, 1, 0), // safe_regex_match
     f(16493, 14, 12, Kind::String, Label::Optional, 0, 1, 0), // contains_match
-    f(16507, 12, 13, Kind::Message, Label::Optional, 341, 1, 0), // string_match
+    f(16507, 12, 13, Kind::Message, Label::Optional, 342, 1, 0), // string_match
     f(16519, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // treat_missing_header_as_empty
     // envoy.config.route.v3.NonForwardingAction
     // envoy.config.route.v3.QueryParameterMatcher
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(16507, 12, 5, Kind::Message, Label::Optional, 341, 1, 0), // string_match
+    f(16507, 12, 5, Kind::Message, Label::Optional, 342, 1, 0), // string_match
     f(16428, 13, 6, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
     // envoy.config.route.v3.RateLimit
     // envoy.config.route.v3.RedirectAction
@@ -1304,25 +1305,25 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(16766, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_query
     f(16777, 15, 7, Kind::String, Label::Optional, 0, 1, 0), // scheme_redirect
     f(16792, 13, 8, Kind::Uint32, Label::Implicit, 0, 0, 0), // port_redirect
-    f(16805, 13, 9, Kind::Message, Label::Optional, 338, 2, 0), // regex_rewrite
+    f(16805, 13, 9, Kind::Message, Label::Optional, 339, 2, 0), // regex_rewrite
     f(16818, 12, 10, Kind::String, Label::Optional, 0, 2, 0), // path_rewrite
     // envoy.config.route.v3.RetryPolicy
     f(11693, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // retry_on
-    f(11682, 11, 2, Kind::Message, Label::Optional, 375, 0, 0), // num_retries
-    f(16863, 15, 3, Kind::Message, Label::Optional, 364, 0, 0), // per_try_timeout
+    f(11682, 11, 2, Kind::Message, Label::Optional, 376, 0, 0), // num_retries
+    f(16863, 15, 3, Kind::Message, Label::Optional, 365, 0, 0), // per_try_timeout
     f(11701, 33, 6, Kind::Int64, Label::Implicit, 0, 0, 0), // host_selection_retry_max_attempts
     f(16878, 22, 7, Kind::Uint32, Label::Repeated, 0, 0, 0), // retriable_status_codes
     f(11668, 14, 8, Kind::Message, Label::Optional, 193, 0, 0), // retry_back_off
     f(16900, 17, 9, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_headers
     f(16917, 25, 10, Kind::Message, Label::Repeated, 187, 0, 0), // retriable_request_headers
     f(16942, 24, 12, Kind::Message, Label::Repeated, 135, 0, 0), // retry_options_predicates
-    f(16966, 20, 13, Kind::Message, Label::Optional, 364, 0, 0), // per_try_idle_timeout
+    f(16966, 20, 13, Kind::Message, Label::Optional, 365, 0, 0), // per_try_idle_timeout
     f(16986, 24, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // refresh_cluster_on_retry
     // envoy.config.route.v3.RetryPolicy.RetryBackOff
-    f(7244, 13, 1, Kind::Message, Label::Optional, 364, 0, 0), // base_interval
-    f(7257, 12, 2, Kind::Message, Label::Optional, 364, 0, 0), // max_interval
+    f(7244, 13, 1, Kind::Message, Label::Optional, 365, 0, 0), // base_interval
+    f(7257, 12, 2, Kind::Message, Label::Optional, 365, 0, 0), // max_interval
     // envoy.config.route.v3.Route
-    f(14891, 5, 1, Kind::Message, Label::Optional, 205, 0, 0), // match
+    f(14891, 5, 1, Kind::Message, Label::Optional, 206, 0, 0), // match
     f(17083, 5, 2, Kind::Message, Label::Optional, 196, 1, 0), // route
     f(17088, 8, 3, Kind::Message, Label::Optional, 191, 1, 0), // redirect
     f(5431, 8, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata
@@ -1334,46 +1335,47 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(17169, 25, 12, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
     f(17194, 23, 13, Kind::Message, Label::Map, 195, 0, 0), // typed_per_filter_config
     f(345, 4, 14, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(4350, 7, 15, Kind::Message, Label::Optional, 209, 0, 0), // tracing
-    f(17217, 30, 16, Kind::Message, Label::Optional, 375, 0, 0), // per_request_buffer_limit_bytes
+    f(4350, 7, 15, Kind::Message, Label::Optional, 210, 0, 0), // tracing
+    f(17217, 30, 16, Kind::Message, Label::Optional, 376, 0, 0), // per_request_buffer_limit_bytes
     f(17247, 13, 17, Kind::Message, Label::Optional, 186, 1, 0), // filter_action
     f(17260, 21, 18, Kind::Message, Label::Optional, 188, 1, 0), // non_forwarding_action
     f(14189, 11, 19, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(17281, 25, 20, Kind::Message, Label::Optional, 376, 0, 0), // request_body_buffer_limit
+    f(17281, 25, 20, Kind::Message, Label::Optional, 377, 0, 0), // request_body_buffer_limit
     f(17306, 16, 21, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.Route.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.route.v3.RouteAction
     f(694, 7, 1, Kind::String, Label::Optional, 0, 1, 0), // cluster
     f(17408, 14, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster_header
-    f(17422, 17, 3, Kind::Message, Label::Optional, 212, 1, 0), // weighted_clusters
+    f(17422, 17, 3, Kind::Message, Label::Optional, 213, 1, 0), // weighted_clusters
     f(17439, 14, 4, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     f(16752, 14, 5, Kind::String, Label::Implicit, 0, 0, 0), // prefix_rewrite
     f(17453, 20, 6, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_literal
-    f(17473, 17, 7, Kind::Message, Label::Optional, 361, 2, 0), // auto_host_rewrite
-    f(9485, 7, 8, Kind::Message, Label::Optional, 364, 0, 0), // timeout
+    f(17473, 17, 7, Kind::Message, Label::Optional, 362, 2, 0), // auto_host_rewrite
+    f(9485, 7, 8, Kind::Message, Label::Optional, 365, 0, 0), // timeout
     f(9508, 12, 9, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
     f(2011, 8, 11, Kind::Enum, Label::Implicit, 20, 0, 0), // priority
     f(17490, 11, 13, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
-    f(17501, 22, 14, Kind::Message, Label::Optional, 361, 0, 0), // include_vh_rate_limits
+    f(17501, 22, 14, Kind::Message, Label::Optional, 362, 0, 0), // include_vh_rate_limits
     f(17523, 11, 15, Kind::Message, Label::Repeated, 197, 0, 0), // hash_policy
     f(17534, 31, 20, Kind::Enum, Label::Implicit, 30, 0, 0), // cluster_not_found_response_code
-    f(17565, 16, 23, Kind::Message, Label::Optional, 364, 0, 0), // max_grpc_timeout
-    f(10667, 12, 24, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
+    f(17565, 16, 23, Kind::Message, Label::Optional, 365, 0, 0), // max_grpc_timeout
+    f(10667, 12, 24, Kind::Message, Label::Optional, 365, 0, 0), // idle_timeout
     f(17581, 24, 26, Kind::Enum, Label::Implicit, 31, 0, 0), // internal_redirect_action
-    f(17605, 19, 28, Kind::Message, Label::Optional, 364, 0, 0), // grpc_timeout_offset
+    f(17605, 19, 28, Kind::Message, Label::Optional, 365, 0, 0), // grpc_timeout_offset
     f(17624, 19, 29, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite_header
-    f(17643, 23, 30, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
-    f(17666, 22, 31, Kind::Message, Label::Optional, 375, 0, 0), // max_internal_redirects
-    f(16805, 13, 32, Kind::Message, Label::Optional, 338, 0, 0), // regex_rewrite
-    f(17688, 25, 33, Kind::Message, Label::Optional, 360, 0, 0), // retry_policy_typed_config
-    f(17713, 23, 35, Kind::Message, Label::Optional, 338, 2, 0), // host_rewrite_path_regex
+    f(17643, 23, 30, Kind::Message, Label::Repeated, 203, 0, 0), // request_mirror_policies
+    f(17666, 22, 31, Kind::Message, Label::Optional, 376, 0, 0), // max_internal_redirects
+    f(16805, 13, 32, Kind::Message, Label::Optional, 339, 0, 0), // regex_rewrite
+    f(17688, 25, 33, Kind::Message, Label::Optional, 361, 0, 0), // retry_policy_typed_config
+    f(17713, 23, 35, Kind::Message, Label::Optional, 339, 2, 0), // host_rewrite_path_regex
+    f(10719, 19, 36, Kind::Message, Label::Optional, 202, 0, 0), // max_stream_duration
     f(17736, 24, 37, Kind::String, Label::Optional, 0, 1, 0), // cluster_specifier_plugin
     f(17760, 23, 38, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_host
     f(17783, 17, 40, Kind::Message, Label::Optional, 135, 0, 0), // early_data_policy
     f(17800, 19, 41, Kind::Message, Label::Optional, 135, 0, 0), // path_rewrite_policy
-    f(17819, 13, 42, Kind::Message, Label::Optional, 364, 0, 0), // flush_timeout
+    f(17819, 13, 42, Kind::Message, Label::Optional, 365, 0, 0), // flush_timeout
     f(17832, 12, 44, Kind::String, Label::Optional, 0, 2, 0), // host_rewrite
     f(16818, 12, 45, Kind::String, Label::Implicit, 0, 0, 0), // path_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy
@@ -1386,158 +1388,162 @@ pub(crate) static FIELDS: [Field; 1541] = [
     f(15735, 9, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // source_ip
     // envoy.config.route.v3.RouteAction.HashPolicy.Cookie
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18054, 3, 2, Kind::Message, Label::Optional, 364, 0, 0), // ttl
+    f(18054, 3, 2, Kind::Message, Label::Optional, 365, 0, 0), // ttl
     f(131, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // path
     // envoy.config.route.v3.RouteAction.HashPolicy.Header
     f(18108, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(16805, 13, 2, Kind::Message, Label::Optional, 338, 0, 0), // regex_rewrite
+    f(16805, 13, 2, Kind::Message, Label::Optional, 339, 0, 0), // regex_rewrite
     // envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
+    // envoy.config.route.v3.RouteAction.MaxStreamDuration
+    f(10719, 19, 1, Kind::Message, Label::Optional, 365, 0, 0), // max_stream_duration
+    f(18229, 23, 2, Kind::Message, Label::Optional, 365, 0, 0), // grpc_timeout_header_max
+    f(18252, 26, 3, Kind::Message, Label::Optional, 365, 0, 0), // grpc_timeout_header_offset
     // envoy.config.route.v3.RouteAction.RequestMirrorPolicy
     // envoy.config.route.v3.RouteConfiguration
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18271, 13, 2, Kind::Message, Label::Repeated, 210, 0, 0), // virtual_hosts
-    f(18284, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
+    f(18371, 13, 2, Kind::Message, Label::Repeated, 211, 0, 0), // virtual_hosts
+    f(18384, 21, 3, Kind::String, Label::Repeated, 0, 0, 0), // internal_only_headers
     f(17120, 23, 4, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
     f(17143, 26, 5, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
     f(10862, 22, 6, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
-    f(18305, 17, 7, Kind::Message, Label::Optional, 361, 0, 0), // validate_clusters
+    f(18405, 17, 7, Kind::Message, Label::Optional, 362, 0, 0), // validate_clusters
     f(17169, 25, 8, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18322, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
-    f(18357, 35, 11, Kind::Message, Label::Optional, 375, 0, 0), // max_direct_response_body_size_bytes
-    f(17643, 23, 13, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
-    f(18392, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
-    f(18420, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
-    f(17194, 23, 16, Kind::Message, Label::Map, 204, 0, 0), // typed_per_filter_config
+    f(18422, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // most_specific_header_mutations_wins
+    f(18457, 35, 11, Kind::Message, Label::Optional, 376, 0, 0), // max_direct_response_body_size_bytes
+    f(17643, 23, 13, Kind::Message, Label::Repeated, 203, 0, 0), // request_mirror_policies
+    f(18492, 28, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_port_in_host_matching
+    f(18520, 39, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_path_parameters_in_path_matching
+    f(17194, 23, 16, Kind::Message, Label::Map, 205, 0, 0), // typed_per_filter_config
     f(5431, 8, 17, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(18459, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
+    f(18559, 12, 18, Kind::String, Label::Implicit, 0, 0, 0), // vhost_header
     f(17306, 16, 19, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.RouteConfiguration.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.route.v3.RouteMatch
     f(14816, 6, 1, Kind::String, Label::Optional, 0, 1, 0), // prefix
     f(131, 4, 2, Kind::String, Label::Optional, 0, 1, 0), // path
-    f(18569, 14, 4, Kind::Message, Label::Optional, 361, 0, 0), // case_sensitive
-    f(18583, 7, 6, Kind::Message, Label::Repeated, 187, 0, 0), // headers
-    f(18590, 16, 7, Kind::Message, Label::Repeated, 189, 0, 0), // query_parameters
-    f(18606, 4, 8, Kind::Message, Label::Optional, 207, 0, 0), // grpc
-    f(18610, 16, 9, Kind::Message, Label::Optional, 126, 0, 0), // runtime_fraction
-    f(18626, 10, 10, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex
-    f(18636, 11, 11, Kind::Message, Label::Optional, 208, 0, 0), // tls_context
-    f(18647, 15, 12, Kind::Message, Label::Optional, 206, 1, 0), // connect_matcher
-    f(18662, 16, 13, Kind::Message, Label::Repeated, 334, 0, 0), // dynamic_metadata
-    f(18678, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
-    f(18699, 17, 15, Kind::Message, Label::Optional, 135, 1, 0), // path_match_policy
-    f(15775, 12, 16, Kind::Message, Label::Repeated, 331, 0, 0), // filter_state
-    f(18716, 7, 17, Kind::Message, Label::Repeated, 183, 0, 0), // cookies
+    f(18669, 14, 4, Kind::Message, Label::Optional, 362, 0, 0), // case_sensitive
+    f(18683, 7, 6, Kind::Message, Label::Repeated, 187, 0, 0), // headers
+    f(18690, 16, 7, Kind::Message, Label::Repeated, 189, 0, 0), // query_parameters
+    f(18706, 4, 8, Kind::Message, Label::Optional, 208, 0, 0), // grpc
+    f(18710, 16, 9, Kind::Message, Label::Optional, 126, 0, 0), // runtime_fraction
+    f(18726, 10, 10, Kind::Message, Label::Optional, 340, 1, 0), // safe_regex
+    f(18736, 11, 11, Kind::Message, Label::Optional, 209, 0, 0), // tls_context
+    f(18747, 15, 12, Kind::Message, Label::Optional, 207, 1, 0), // connect_matcher
+    f(18762, 16, 13, Kind::Message, Label::Repeated, 335, 0, 0), // dynamic_metadata
+    f(18778, 21, 14, Kind::String, Label::Optional, 0, 1, 0), // path_separated_prefix
+    f(18799, 17, 15, Kind::Message, Label::Optional, 135, 1, 0), // path_match_policy
+    f(15775, 12, 16, Kind::Message, Label::Repeated, 332, 0, 0), // filter_state
+    f(18816, 7, 17, Kind::Message, Label::Repeated, 183, 0, 0), // cookies
     // envoy.config.route.v3.RouteMatch.ConnectMatcher
     // envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions
     // envoy.config.route.v3.RouteMatch.TlsContextMatchOptions
     // envoy.config.route.v3.Tracing
     // envoy.config.route.v3.VirtualHost
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(18941, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
-    f(18948, 6, 3, Kind::Message, Label::Repeated, 194, 0, 0), // routes
-    f(18954, 11, 4, Kind::Enum, Label::Implicit, 32, 0, 0), // require_tls
+    f(19041, 7, 2, Kind::String, Label::Repeated, 0, 0, 0), // domains
+    f(19048, 6, 3, Kind::Message, Label::Repeated, 194, 0, 0), // routes
+    f(19054, 11, 4, Kind::Enum, Label::Implicit, 32, 0, 0), // require_tls
     f(17490, 11, 6, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
     f(10862, 22, 7, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
     f(17120, 23, 10, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
     f(17143, 26, 11, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
     f(17169, 25, 13, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(18965, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
-    f(17194, 23, 15, Kind::Message, Label::Map, 211, 0, 0), // typed_per_filter_config
+    f(19065, 29, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // include_request_attempt_count
+    f(17194, 23, 15, Kind::Message, Label::Map, 212, 0, 0), // typed_per_filter_config
     f(9508, 12, 16, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
-    f(17217, 30, 18, Kind::Message, Label::Optional, 375, 0, 0), // per_request_buffer_limit_bytes
-    f(18994, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
-    f(17688, 25, 20, Kind::Message, Label::Optional, 360, 0, 0), // retry_policy_typed_config
-    f(3802, 7, 21, Kind::Message, Label::Optional, 387, 0, 0), // matcher
-    f(17643, 23, 22, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
-    f(19027, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
+    f(17217, 30, 18, Kind::Message, Label::Optional, 376, 0, 0), // per_request_buffer_limit_bytes
+    f(19094, 33, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // include_attempt_count_in_response
+    f(17688, 25, 20, Kind::Message, Label::Optional, 361, 0, 0), // retry_policy_typed_config
+    f(3802, 7, 21, Kind::Message, Label::Optional, 388, 0, 0), // matcher
+    f(17643, 23, 22, Kind::Message, Label::Repeated, 203, 0, 0), // request_mirror_policies
+    f(19127, 31, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // include_is_timeout_retry_header
     f(5431, 8, 24, Kind::Message, Label::Optional, 113, 0, 0), // metadata
-    f(17281, 25, 25, Kind::Message, Label::Optional, 376, 0, 0), // request_body_buffer_limit
+    f(17281, 25, 25, Kind::Message, Label::Optional, 377, 0, 0), // request_body_buffer_limit
     f(17306, 16, 26, Kind::Message, Label::Repeated, 135, 0, 0), // route_specifiers
     // envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.route.v3.WeightedCluster
-    f(4586, 8, 1, Kind::Message, Label::Repeated, 213, 0, 0), // clusters
-    f(19154, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
-    f(19172, 12, 3, Kind::Message, Label::Optional, 375, 0, 0), // total_weight
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 214, 0, 0), // clusters
+    f(19254, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime_key_prefix
+    f(19272, 12, 3, Kind::Message, Label::Optional, 376, 0, 0), // total_weight
     f(18108, 11, 4, Kind::String, Label::Optional, 0, 1, 0), // header_name
-    f(19184, 15, 5, Kind::Message, Label::Optional, 361, 1, 0), // use_hash_policy
+    f(19284, 15, 5, Kind::Message, Label::Optional, 362, 1, 0), // use_hash_policy
     // envoy.config.route.v3.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(1997, 6, 2, Kind::Message, Label::Optional, 375, 0, 0), // weight
+    f(1997, 6, 2, Kind::Message, Label::Optional, 376, 0, 0), // weight
     f(17439, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     f(10862, 22, 4, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add
     f(17120, 23, 5, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
     f(17143, 26, 6, Kind::String, Label::Repeated, 0, 0, 0), // response_headers_to_remove
     f(17169, 25, 9, Kind::String, Label::Repeated, 0, 0, 0), // request_headers_to_remove
-    f(17194, 23, 10, Kind::Message, Label::Map, 214, 0, 0), // typed_per_filter_config
+    f(17194, 23, 10, Kind::Message, Label::Map, 215, 0, 0), // typed_per_filter_config
     f(17453, 20, 11, Kind::String, Label::Optional, 0, 1, 0), // host_rewrite_literal
     f(17408, 14, 12, Kind::String, Label::Implicit, 0, 0, 0), // cluster_header
     // envoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 360, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 361, 0, 0), // value
     // envoy.config.trace.v3.OpenTelemetryConfig
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
     f(6776, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // service_name
-    f(19368, 12, 3, Kind::Message, Label::Optional, 109, 0, 0), // http_service
-    f(19380, 18, 4, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
-    f(19398, 7, 5, Kind::Message, Label::Optional, 135, 0, 0), // sampler
-    f(19405, 14, 6, Kind::Message, Label::Optional, 375, 0, 0), // max_cache_size
-    f(19419, 37, 7, Kind::Message, Label::Optional, 361, 0, 0), // set_telemetry_sdk_resource_attributes
-    f(19456, 35, 8, Kind::Message, Label::Optional, 361, 0, 0), // set_service_name_resource_attribute
-    f(19491, 25, 9, Kind::Message, Label::Optional, 361, 0, 0), // set_instrumentation_scope
-    f(19516, 8, 10, Kind::Message, Label::Optional, 135, 0, 0), // exporter
+    f(19468, 12, 3, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(19480, 18, 4, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
+    f(19498, 7, 5, Kind::Message, Label::Optional, 135, 0, 0), // sampler
+    f(19505, 14, 6, Kind::Message, Label::Optional, 376, 0, 0), // max_cache_size
+    f(19519, 37, 7, Kind::Message, Label::Optional, 362, 0, 0), // set_telemetry_sdk_resource_attributes
+    f(19556, 35, 8, Kind::Message, Label::Optional, 362, 0, 0), // set_service_name_resource_attribute
+    f(19591, 25, 9, Kind::Message, Label::Optional, 362, 0, 0), // set_instrumentation_scope
+    f(19616, 8, 10, Kind::Message, Label::Optional, 135, 0, 0), // exporter
     // envoy.config.trace.v3.Tracing
-    f(19553, 4, 1, Kind::Message, Label::Optional, 217, 0, 0), // http
+    f(19653, 4, 1, Kind::Message, Label::Optional, 218, 0, 0), // http
     // envoy.config.trace.v3.Tracing.Http
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     // envoy.config.trace.v3.ZipkinConfig
-    f(19625, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
-    f(19642, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
-    f(19660, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
-    f(19675, 19, 4, Kind::Message, Label::Optional, 361, 0, 0), // shared_span_context
-    f(19694, 26, 5, Kind::Enum, Label::Implicit, 33, 0, 0), // collector_endpoint_version
-    f(19720, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
-    f(19738, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
-    f(19761, 20, 8, Kind::Enum, Label::Implicit, 34, 0, 0), // trace_context_option
-    f(19781, 17, 9, Kind::Message, Label::Optional, 109, 0, 0), // collector_service
-    f(19798, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
+    f(19725, 17, 1, Kind::String, Label::Implicit, 0, 0, 0), // collector_cluster
+    f(19742, 18, 2, Kind::String, Label::Implicit, 0, 0, 0), // collector_endpoint
+    f(19760, 15, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // trace_id_128bit
+    f(19775, 19, 4, Kind::Message, Label::Optional, 362, 0, 0), // shared_span_context
+    f(19794, 26, 5, Kind::Enum, Label::Implicit, 33, 0, 0), // collector_endpoint_version
+    f(19820, 18, 6, Kind::String, Label::Implicit, 0, 0, 0), // collector_hostname
+    f(19838, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // split_spans_for_request
+    f(19861, 20, 8, Kind::Enum, Label::Implicit, 34, 0, 0), // trace_context_option
+    f(19881, 17, 9, Kind::Message, Label::Optional, 109, 0, 0), // collector_service
+    f(19898, 19, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // timestamp_trace_ids
     // envoy.extensions.access_loggers.file.v3.FileAccessLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(19870, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
-    f(12137, 11, 3, Kind::Message, Label::Optional, 372, 1, 0), // json_format
-    f(19876, 17, 4, Kind::Message, Label::Optional, 372, 1, 0), // typed_json_format
+    f(19970, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // format
+    f(12137, 11, 3, Kind::Message, Label::Optional, 373, 1, 0), // json_format
+    f(19976, 17, 4, Kind::Message, Label::Optional, 373, 1, 0), // typed_json_format
     f(942, 10, 5, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig
-    f(19958, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(20058, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // log_name
     f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(19966, 21, 3, Kind::Message, Label::Optional, 364, 0, 0), // buffer_flush_interval
-    f(19987, 17, 4, Kind::Message, Label::Optional, 375, 0, 0), // buffer_size_bytes
-    f(20004, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(20066, 21, 3, Kind::Message, Label::Optional, 365, 0, 0), // buffer_flush_interval
+    f(20087, 17, 4, Kind::Message, Label::Optional, 376, 0, 0), // buffer_size_bytes
+    f(20104, 27, 5, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
     f(8752, 21, 6, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
-    f(20031, 24, 7, Kind::Message, Label::Optional, 123, 0, 0), // grpc_stream_retry_policy
-    f(20055, 11, 8, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
+    f(20131, 24, 7, Kind::Message, Label::Optional, 123, 0, 0), // grpc_stream_retry_policy
+    f(20155, 11, 8, Kind::Message, Label::Repeated, 346, 0, 0), // custom_tags
     // envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
-    f(20144, 13, 1, Kind::Message, Label::Optional, 220, 0, 0), // common_config
-    f(16322, 4, 2, Kind::Message, Label::Optional, 379, 0, 0), // body
-    f(20157, 10, 3, Kind::Message, Label::Optional, 382, 0, 0), // attributes
-    f(20167, 19, 4, Kind::Message, Label::Optional, 382, 0, 0), // resource_attributes
-    f(20186, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
+    f(20244, 13, 1, Kind::Message, Label::Optional, 221, 0, 0), // common_config
+    f(16322, 4, 2, Kind::Message, Label::Optional, 380, 0, 0), // body
+    f(20257, 10, 3, Kind::Message, Label::Optional, 383, 0, 0), // attributes
+    f(20267, 19, 4, Kind::Message, Label::Optional, 383, 0, 0), // resource_attributes
+    f(20286, 22, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_builtin_labels
     f(14189, 11, 6, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(10884, 10, 7, Kind::Message, Label::Repeated, 135, 0, 0), // formatters
-    f(19368, 12, 8, Kind::Message, Label::Optional, 109, 0, 0), // http_service
+    f(19468, 12, 8, Kind::Message, Label::Optional, 109, 0, 0), // http_service
     f(14951, 12, 9, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(19958, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
-    f(19966, 21, 11, Kind::Message, Label::Optional, 364, 0, 0), // buffer_flush_interval
-    f(19987, 17, 12, Kind::Message, Label::Optional, 375, 0, 0), // buffer_size_bytes
-    f(20004, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
-    f(20055, 11, 14, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
-    f(19380, 18, 15, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
+    f(20058, 8, 10, Kind::String, Label::Implicit, 0, 0, 0), // log_name
+    f(20066, 21, 11, Kind::Message, Label::Optional, 365, 0, 0), // buffer_flush_interval
+    f(20087, 17, 12, Kind::Message, Label::Optional, 376, 0, 0), // buffer_size_bytes
+    f(20104, 27, 13, Kind::String, Label::Repeated, 0, 0, 0), // filter_state_objects_to_log
+    f(20155, 11, 14, Kind::Message, Label::Repeated, 346, 0, 0), // custom_tags
+    f(19480, 18, 15, Kind::Message, Label::Repeated, 135, 0, 0), // resource_detectors
     // envoy.extensions.access_loggers.stream.v3.StderrAccessLog
     f(942, 10, 1, Kind::Message, Label::Optional, 131, 1, 0), // log_format
     // envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
@@ -1547,675 +1553,675 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.extensions.common.ratelimit.v3.LocalClusterRateLimit
     // envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor
     // envoy.extensions.filters.http.aws_lambda.v3.Config
-    f(20543, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
-    f(20546, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
-    f(20565, 15, 3, Kind::Enum, Label::Implicit, 38, 0, 0), // invocation_mode
+    f(20643, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // arn
+    f(20646, 19, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // payload_passthrough
+    f(20665, 15, 3, Kind::Enum, Label::Implicit, 38, 0, 0), // invocation_mode
     f(17832, 12, 4, Kind::String, Label::Implicit, 0, 0, 0), // host_rewrite
-    f(20580, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
-    f(20599, 22, 7, Kind::Message, Label::Repeated, 341, 0, 0), // match_excluded_headers
-    f(20621, 22, 8, Kind::Message, Label::Repeated, 341, 0, 0), // match_included_headers
+    f(20680, 19, 5, Kind::String, Label::Implicit, 0, 0, 0), // credentials_profile
+    f(20699, 22, 7, Kind::Message, Label::Repeated, 342, 0, 0), // match_excluded_headers
+    f(20721, 22, 8, Kind::Message, Label::Repeated, 342, 0, 0), // match_included_headers
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest
-    f(20706, 15, 1, Kind::Message, Label::Optional, 333, 0, 0), // allowed_headers
-    f(20721, 14, 2, Kind::Message, Label::Repeated, 101, 0, 0), // headers_to_add
+    f(20806, 15, 1, Kind::Message, Label::Optional, 334, 0, 0), // allowed_headers
+    f(20821, 14, 2, Kind::Message, Label::Repeated, 101, 0, 0), // headers_to_add
     // envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse
-    f(20799, 24, 1, Kind::Message, Label::Optional, 333, 0, 0), // allowed_upstream_headers
-    f(20823, 22, 2, Kind::Message, Label::Optional, 333, 0, 0), // allowed_client_headers
-    f(20845, 34, 3, Kind::Message, Label::Optional, 333, 0, 0), // allowed_upstream_headers_to_append
-    f(20879, 33, 4, Kind::Message, Label::Optional, 333, 0, 0), // allowed_client_headers_on_success
-    f(20912, 29, 5, Kind::Message, Label::Optional, 333, 0, 0), // dynamic_metadata_from_headers
+    f(20899, 24, 1, Kind::Message, Label::Optional, 334, 0, 0), // allowed_upstream_headers
+    f(20923, 22, 2, Kind::Message, Label::Optional, 334, 0, 0), // allowed_client_headers
+    f(20945, 34, 3, Kind::Message, Label::Optional, 334, 0, 0), // allowed_upstream_headers_to_append
+    f(20979, 33, 4, Kind::Message, Label::Optional, 334, 0, 0), // allowed_client_headers_on_success
+    f(21012, 29, 5, Kind::Message, Label::Optional, 334, 0, 0), // dynamic_metadata_from_headers
     // envoy.extensions.filters.http.ext_authz.v3.BufferSettings
-    f(20998, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
-    f(21015, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
-    f(21036, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
+    f(21098, 17, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_request_bytes
+    f(21115, 21, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_partial_message
+    f(21136, 13, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // pack_as_bytes
     // envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
     f(14951, 12, 1, Kind::Message, Label::Optional, 99, 1, 0), // grpc_service
-    f(21100, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(19368, 12, 3, Kind::Message, Label::Optional, 232, 1, 0), // http_service
-    f(21118, 17, 5, Kind::Message, Label::Optional, 230, 0, 0), // with_request_body
-    f(21135, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(21152, 15, 7, Kind::Message, Label::Optional, 352, 0, 0), // status_on_error
-    f(21167, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(21194, 14, 9, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
-    f(21208, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
-    f(21232, 15, 11, Kind::Message, Label::Optional, 125, 0, 0), // deny_at_disable
+    f(21200, 18, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(19468, 12, 3, Kind::Message, Label::Optional, 233, 1, 0), // http_service
+    f(21218, 17, 5, Kind::Message, Label::Optional, 231, 0, 0), // with_request_body
+    f(21235, 17, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(21252, 15, 7, Kind::Message, Label::Optional, 353, 0, 0), // status_on_error
+    f(21267, 27, 8, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21294, 14, 9, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
+    f(21308, 24, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(21332, 15, 11, Kind::Message, Label::Optional, 125, 0, 0), // deny_at_disable
     f(8752, 21, 12, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
     f(14189, 11, 13, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(21247, 23, 14, Kind::Message, Label::Optional, 334, 0, 0), // filter_enabled_metadata
-    f(21270, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(21299, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(20706, 15, 17, Kind::Message, Label::Optional, 333, 0, 0), // allowed_headers
-    f(21332, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(21351, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
-    f(21380, 29, 20, Kind::Message, Label::Optional, 361, 0, 0), // charge_cluster_response_stats
-    f(21409, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
-    f(21442, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
-    f(21481, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
-    f(21499, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
-    f(21517, 18, 25, Kind::Message, Label::Optional, 333, 0, 0), // disallowed_headers
-    f(21535, 33, 27, Kind::Message, Label::Optional, 361, 0, 0), // enable_dynamic_metadata_ingestion
-    f(11051, 15, 28, Kind::Message, Label::Optional, 372, 0, 0), // filter_metadata
-    f(21568, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
-    f(21591, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
-    f(21621, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
-    f(21651, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
-    f(21662, 16, 33, Kind::Message, Label::Optional, 361, 0, 0), // emit_client_span
+    f(21347, 23, 14, Kind::Message, Label::Optional, 335, 0, 0), // filter_enabled_metadata
+    f(21370, 29, 15, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21399, 33, 16, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(20806, 15, 17, Kind::Message, Label::Optional, 334, 0, 0), // allowed_headers
+    f(21432, 19, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(21451, 29, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow_header_add
+    f(21480, 29, 20, Kind::Message, Label::Optional, 362, 0, 0), // charge_cluster_response_stats
+    f(21509, 33, 21, Kind::String, Label::Repeated, 0, 0, 0), // route_metadata_context_namespaces
+    f(21542, 39, 22, Kind::String, Label::Repeated, 0, 0, 0), // route_typed_metadata_context_namespaces
+    f(21581, 18, 23, Kind::Bool, Label::Implicit, 0, 0, 0), // encode_raw_headers
+    f(21599, 18, 24, Kind::Bool, Label::Implicit, 0, 0, 0), // validate_mutations
+    f(21617, 18, 25, Kind::Message, Label::Optional, 334, 0, 0), // disallowed_headers
+    f(21635, 33, 27, Kind::Message, Label::Optional, 362, 0, 0), // enable_dynamic_metadata_ingestion
+    f(11051, 15, 28, Kind::Message, Label::Optional, 373, 0, 0), // filter_metadata
+    f(21668, 23, 29, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state_stats
+    f(21691, 30, 30, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_denied_response_body_bytes
+    f(21721, 30, 31, Kind::Bool, Label::Implicit, 0, 0, 0), // enforce_response_header_limits
+    f(21751, 11, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21762, 16, 33, Kind::Message, Label::Optional, 362, 0, 0), // emit_client_span
     // envoy.extensions.filters.http.ext_authz.v3.HttpService
-    f(21732, 10, 1, Kind::Message, Label::Optional, 110, 0, 0), // server_uri
-    f(21742, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
-    f(21753, 21, 7, Kind::Message, Label::Optional, 228, 0, 0), // authorization_request
-    f(21774, 22, 8, Kind::Message, Label::Optional, 229, 0, 0), // authorization_response
+    f(21832, 10, 1, Kind::Message, Label::Optional, 110, 0, 0), // server_uri
+    f(21842, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // path_prefix
+    f(21853, 21, 7, Kind::Message, Label::Optional, 229, 0, 0), // authorization_request
+    f(21874, 22, 8, Kind::Message, Label::Optional, 230, 0, 0), // authorization_response
     f(9508, 12, 9, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
-    f(21796, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
+    f(21896, 13, 10, Kind::String, Label::Implicit, 0, 0, 0), // path_override
     // envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
-    f(21866, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
-    f(21890, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
+    f(21966, 24, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // upgrade_protobuf_to_grpc
+    f(21990, 23, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_query_parameters
     // envoy.extensions.filters.http.grpc_stats.v3.FilterConfig
-    f(21969, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
-    f(21986, 21, 3, Kind::Message, Label::Optional, 361, 1, 0), // stats_for_all_methods
-    f(22007, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
-    f(22028, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
+    f(22069, 17, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // emit_filter_state
+    f(22086, 21, 3, Kind::Message, Label::Optional, 362, 1, 0), // stats_for_all_methods
+    f(22107, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_upstream_stats
+    f(22128, 33, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // replace_dots_in_grpc_service_name
     // envoy.extensions.filters.http.header_to_metadata.v3.Config
-    f(22119, 13, 1, Kind::Message, Label::Repeated, 237, 0, 0), // request_rules
-    f(22132, 14, 2, Kind::Message, Label::Repeated, 237, 0, 0), // response_rules
+    f(22219, 13, 1, Kind::Message, Label::Repeated, 238, 0, 0), // request_rules
+    f(22232, 14, 2, Kind::Message, Label::Repeated, 238, 0, 0), // response_rules
     f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair
-    f(22217, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(22317, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 3, Kind::String, Label::Implicit, 0, 0, 0), // value
     f(3005, 4, 4, Kind::Enum, Label::Implicit, 40, 0, 0), // type
-    f(22235, 6, 5, Kind::Enum, Label::Implicit, 39, 0, 0), // encode
-    f(22241, 19, 6, Kind::Message, Label::Optional, 338, 0, 0), // regex_value_rewrite
+    f(22335, 6, 5, Kind::Enum, Label::Implicit, 39, 0, 0), // encode
+    f(22341, 19, 6, Kind::Message, Label::Optional, 339, 0, 0), // regex_value_rewrite
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.Rule
     f(3712, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // header
-    f(22323, 17, 2, Kind::Message, Label::Optional, 236, 0, 0), // on_header_present
-    f(22340, 17, 3, Kind::Message, Label::Optional, 236, 0, 0), // on_header_missing
-    f(22357, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
+    f(22423, 17, 2, Kind::Message, Label::Optional, 237, 0, 0), // on_header_present
+    f(22440, 17, 3, Kind::Message, Label::Optional, 237, 0, 0), // on_header_missing
+    f(22457, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // remove
     f(17888, 6, 5, Kind::String, Label::Implicit, 0, 0, 0), // cookie
     // envoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidation
-    f(22434, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
+    f(22534, 26, 1, Kind::String, Label::Implicit, 0, 0, 0), // verification_status_header
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(22518, 8, 3, Kind::Message, Label::Map, 240, 0, 0), // requires
+    f(22618, 8, 3, Kind::Message, Label::Map, 241, 0, 0), // requires
     // envoy.extensions.filters.http.jwt_authn.v3.FilterStateRule.RequiresEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 251, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 252, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch
-    f(22655, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
-    f(22668, 23, 2, Kind::Message, Label::Optional, 364, 0, 0), // failed_refetch_duration
+    f(22755, 13, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // fast_listener
+    f(22768, 23, 2, Kind::Message, Label::Optional, 365, 0, 0), // failed_refetch_duration
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
-    f(22751, 9, 1, Kind::Message, Label::Map, 243, 0, 0), // providers
-    f(15590, 5, 2, Kind::Message, Label::Repeated, 257, 0, 0), // rules
-    f(22760, 18, 3, Kind::Message, Label::Optional, 239, 0, 0), // filter_state_rules
-    f(22778, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
-    f(22799, 15, 5, Kind::Message, Label::Map, 244, 0, 0), // requirement_map
-    f(22814, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
+    f(22851, 9, 1, Kind::Message, Label::Map, 244, 0, 0), // providers
+    f(15590, 5, 2, Kind::Message, Label::Repeated, 258, 0, 0), // rules
+    f(22860, 18, 3, Kind::Message, Label::Optional, 240, 0, 0), // filter_state_rules
+    f(22878, 21, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // bypass_cors_preflight
+    f(22899, 15, 5, Kind::Message, Label::Map, 245, 0, 0), // requirement_map
+    f(22914, 22, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_failure_response
     f(14189, 11, 7, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 249, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 250, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 251, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 252, 0, 0), // value
     // envoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfig
-    f(23048, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
-    f(23062, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
+    f(23148, 14, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_cache_size
+    f(23162, 18, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // jwt_max_token_size
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader
     f(18108, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // header_name
-    f(23139, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
-    f(23149, 10, 3, Kind::Message, Label::Repeated, 247, 0, 0), // claim_path
+    f(23239, 10, 2, Kind::String, Label::Implicit, 0, 0, 0), // claim_name
+    f(23249, 10, 3, Kind::Message, Label::Repeated, 248, 0, 0), // claim_path
     // envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     // envoy.extensions.filters.http.jwt_authn.v3.JwtHeader
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(23282, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
+    f(23382, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // value_prefix
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider
-    f(23348, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
-    f(23354, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
-    f(23363, 11, 3, Kind::Message, Label::Optional, 256, 1, 0), // remote_jwks
-    f(23374, 10, 4, Kind::Message, Label::Optional, 95, 1, 0), // local_jwks
-    f(23384, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
-    f(23391, 12, 6, Kind::Message, Label::Repeated, 248, 0, 0), // from_headers
-    f(23403, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
-    f(23414, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
-    f(23436, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
-    f(23455, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
-    f(23473, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
-    f(23499, 16, 12, Kind::Message, Label::Optional, 245, 0, 0), // jwt_cache_config
-    f(23515, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
-    f(23527, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
-    f(23545, 16, 15, Kind::Message, Label::Repeated, 246, 0, 0), // claim_to_headers
-    f(23561, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
-    f(21135, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
-    f(23586, 29, 18, Kind::Message, Label::Optional, 250, 0, 0), // normalize_payload_in_metadata
-    f(23615, 8, 19, Kind::Message, Label::Optional, 341, 0, 0), // subjects
-    f(23623, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
-    f(23641, 12, 21, Kind::Message, Label::Optional, 364, 0, 0), // max_lifetime
+    f(23448, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // issuer
+    f(23454, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23463, 11, 3, Kind::Message, Label::Optional, 257, 1, 0), // remote_jwks
+    f(23474, 10, 4, Kind::Message, Label::Optional, 95, 1, 0), // local_jwks
+    f(23484, 7, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // forward
+    f(23491, 12, 6, Kind::Message, Label::Repeated, 249, 0, 0), // from_headers
+    f(23503, 11, 7, Kind::String, Label::Repeated, 0, 0, 0), // from_params
+    f(23514, 22, 8, Kind::String, Label::Implicit, 0, 0, 0), // forward_payload_header
+    f(23536, 19, 9, Kind::String, Label::Implicit, 0, 0, 0), // payload_in_metadata
+    f(23555, 18, 10, Kind::Uint32, Label::Implicit, 0, 0, 0), // clock_skew_seconds
+    f(23573, 26, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // pad_forward_payload_header
+    f(23599, 16, 12, Kind::Message, Label::Optional, 246, 0, 0), // jwt_cache_config
+    f(23615, 12, 13, Kind::String, Label::Repeated, 0, 0, 0), // from_cookies
+    f(23627, 18, 14, Kind::String, Label::Implicit, 0, 0, 0), // header_in_metadata
+    f(23645, 16, 15, Kind::Message, Label::Repeated, 247, 0, 0), // claim_to_headers
+    f(23661, 25, 16, Kind::String, Label::Implicit, 0, 0, 0), // failed_status_in_metadata
+    f(21235, 17, 17, Kind::Bool, Label::Implicit, 0, 0, 0), // clear_route_cache
+    f(23686, 29, 18, Kind::Message, Label::Optional, 251, 0, 0), // normalize_payload_in_metadata
+    f(23715, 8, 19, Kind::Message, Label::Optional, 342, 0, 0), // subjects
+    f(23723, 18, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // require_expiration
+    f(23741, 12, 21, Kind::Message, Label::Optional, 365, 0, 0), // max_lifetime
     // envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload
-    f(23724, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
+    f(23824, 22, 1, Kind::String, Label::Repeated, 0, 0, 0), // space_delimited_claims
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirement
-    f(23803, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
-    f(23816, 22, 2, Kind::Message, Label::Optional, 255, 1, 0), // provider_and_audiences
-    f(23838, 12, 3, Kind::Message, Label::Optional, 253, 1, 0), // requires_any
-    f(23850, 12, 4, Kind::Message, Label::Optional, 252, 1, 0), // requires_all
-    f(23862, 23, 5, Kind::Message, Label::Optional, 365, 1, 0), // allow_missing_or_failed
-    f(23885, 13, 6, Kind::Message, Label::Optional, 365, 1, 0), // allow_missing
-    f(23898, 31, 7, Kind::Message, Label::Optional, 238, 1, 0), // extract_only_without_validation
+    f(23903, 13, 1, Kind::String, Label::Optional, 0, 1, 0), // provider_name
+    f(23916, 22, 2, Kind::Message, Label::Optional, 256, 1, 0), // provider_and_audiences
+    f(23938, 12, 3, Kind::Message, Label::Optional, 254, 1, 0), // requires_any
+    f(23950, 12, 4, Kind::Message, Label::Optional, 253, 1, 0), // requires_all
+    f(23962, 23, 5, Kind::Message, Label::Optional, 366, 1, 0), // allow_missing_or_failed
+    f(23985, 13, 6, Kind::Message, Label::Optional, 366, 1, 0), // allow_missing
+    f(23998, 31, 7, Kind::Message, Label::Optional, 239, 1, 0), // extract_only_without_validation
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndList
-    f(23993, 12, 1, Kind::Message, Label::Repeated, 251, 0, 0), // requirements
+    f(24093, 12, 1, Kind::Message, Label::Repeated, 252, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrList
-    f(23993, 12, 1, Kind::Message, Label::Repeated, 251, 0, 0), // requirements
+    f(24093, 12, 1, Kind::Message, Label::Repeated, 252, 0, 0), // requirements
     // envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig
     f(9384, 8, 1, Kind::Bool, Label::Optional, 0, 1, 0), // disabled
-    f(24125, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(24225, 16, 2, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiences
-    f(23803, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(23354, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
+    f(23903, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(23454, 9, 2, Kind::String, Label::Repeated, 0, 0, 0), // audiences
     // envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks
     f(10854, 8, 1, Kind::Message, Label::Optional, 110, 0, 0), // http_uri
-    f(24258, 14, 2, Kind::Message, Label::Optional, 364, 0, 0), // cache_duration
-    f(24272, 11, 3, Kind::Message, Label::Optional, 241, 0, 0), // async_fetch
+    f(24358, 14, 2, Kind::Message, Label::Optional, 365, 0, 0), // cache_duration
+    f(24372, 11, 3, Kind::Message, Label::Optional, 242, 0, 0), // async_fetch
     f(9508, 12, 4, Kind::Message, Label::Optional, 123, 0, 0), // retry_policy
     // envoy.extensions.filters.http.jwt_authn.v3.RequirementRule
-    f(14891, 5, 1, Kind::Message, Label::Optional, 205, 0, 0), // match
-    f(22518, 8, 2, Kind::Message, Label::Optional, 251, 1, 0), // requires
-    f(24125, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
+    f(14891, 5, 1, Kind::Message, Label::Optional, 206, 0, 0), // match
+    f(22618, 8, 2, Kind::Message, Label::Optional, 252, 1, 0), // requires
+    f(24225, 16, 3, Kind::String, Label::Optional, 0, 1, 0), // requirement_name
     // envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(16316, 6, 2, Kind::Message, Label::Optional, 352, 0, 0), // status
-    f(24404, 12, 3, Kind::Message, Label::Optional, 357, 0, 0), // token_bucket
-    f(21194, 14, 4, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
-    f(24416, 15, 5, Kind::Message, Label::Optional, 126, 0, 0), // filter_enforced
+    f(16316, 6, 2, Kind::Message, Label::Optional, 353, 0, 0), // status
+    f(24504, 12, 3, Kind::Message, Label::Optional, 358, 0, 0), // token_bucket
+    f(21294, 14, 4, Kind::Message, Label::Optional, 126, 0, 0), // filter_enabled
+    f(24516, 15, 5, Kind::Message, Label::Optional, 126, 0, 0), // filter_enforced
     f(17120, 23, 6, Kind::Message, Label::Repeated, 102, 0, 0), // response_headers_to_add
-    f(24431, 11, 8, Kind::Message, Label::Repeated, 226, 0, 0), // descriptors
-    f(24442, 5, 9, Kind::Uint32, Label::Implicit, 0, 0, 0), // stage
-    f(24447, 40, 10, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add_when_not_enforced
-    f(24487, 42, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // local_rate_limit_per_downstream_connection
-    f(24529, 26, 12, Kind::Enum, Label::Implicit, 37, 0, 0), // enable_x_ratelimit_headers
-    f(24555, 14, 13, Kind::Enum, Label::Implicit, 36, 0, 0), // vh_rate_limits
-    f(24569, 35, 14, Kind::Message, Label::Optional, 361, 0, 0), // always_consume_default_token_bucket
-    f(24604, 34, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // rate_limited_as_resource_exhausted
-    f(24638, 24, 16, Kind::Message, Label::Optional, 225, 0, 0), // local_cluster_rate_limit
+    f(24531, 11, 8, Kind::Message, Label::Repeated, 227, 0, 0), // descriptors
+    f(24542, 5, 9, Kind::Uint32, Label::Implicit, 0, 0, 0), // stage
+    f(24547, 40, 10, Kind::Message, Label::Repeated, 102, 0, 0), // request_headers_to_add_when_not_enforced
+    f(24587, 42, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // local_rate_limit_per_downstream_connection
+    f(24629, 26, 12, Kind::Enum, Label::Implicit, 37, 0, 0), // enable_x_ratelimit_headers
+    f(24655, 14, 13, Kind::Enum, Label::Implicit, 36, 0, 0), // vh_rate_limits
+    f(24669, 35, 14, Kind::Message, Label::Optional, 362, 0, 0), // always_consume_default_token_bucket
+    f(24704, 34, 15, Kind::Bool, Label::Implicit, 0, 0, 0), // rate_limited_as_resource_exhausted
+    f(24738, 24, 16, Kind::Message, Label::Optional, 226, 0, 0), // local_cluster_rate_limit
     f(17490, 11, 17, Kind::Message, Label::Repeated, 190, 0, 0), // rate_limits
-    f(24662, 23, 18, Kind::Message, Label::Optional, 375, 0, 0), // max_dynamic_descriptors
-    f(24685, 25, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_retry_after_header
+    f(24762, 23, 18, Kind::Message, Label::Optional, 376, 0, 0), // max_dynamic_descriptors
+    f(24785, 25, 19, Kind::Bool, Label::Implicit, 0, 0, 0), // enable_retry_after_header
     // envoy.extensions.filters.http.lua.v3.Lua
-    f(24750, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
-    f(24761, 12, 2, Kind::Message, Label::Map, 260, 0, 0), // source_codes
-    f(24773, 19, 3, Kind::Message, Label::Optional, 95, 0, 0), // default_source_code
+    f(24850, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // inline_code
+    f(24861, 12, 2, Kind::Message, Label::Map, 261, 0, 0), // source_codes
+    f(24873, 19, 3, Kind::Message, Label::Optional, 95, 0, 0), // default_source_code
     f(14189, 11, 4, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(21135, 17, 5, Kind::Message, Label::Optional, 361, 0, 0), // clear_route_cache
-    f(24792, 14, 6, Kind::Message, Label::Optional, 372, 0, 0), // filter_context
-    f(24806, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
-    f(24819, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
+    f(21235, 17, 5, Kind::Message, Label::Optional, 362, 0, 0), // clear_route_cache
+    f(24892, 14, 6, Kind::Message, Label::Optional, 373, 0, 0), // filter_context
+    f(24906, 13, 7, Kind::String, Label::Repeated, 0, 0, 0), // package_paths
+    f(24919, 14, 8, Kind::String, Label::Repeated, 0, 0, 0), // package_cpaths
     // envoy.extensions.filters.http.lua.v3.Lua.SourceCodesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.filters.http.rbac.v3.RBAC
     f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
-    f(24932, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
-    f(24944, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(3802, 7, 4, Kind::Message, Label::Optional, 387, 0, 0), // matcher
-    f(24968, 14, 5, Kind::Message, Label::Optional, 387, 0, 0), // shadow_matcher
-    f(24982, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
-    f(24999, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
+    f(25032, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(25044, 24, 3, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 4, Kind::Message, Label::Optional, 388, 0, 0), // matcher
+    f(25068, 14, 5, Kind::Message, Label::Optional, 388, 0, 0), // shadow_matcher
+    f(25082, 17, 6, Kind::String, Label::Implicit, 0, 0, 0), // rules_stat_prefix
+    f(25099, 20, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // track_per_rule_stats
     // envoy.extensions.filters.http.rbac.v3.RBACPerRoute
-    f(25069, 4, 2, Kind::Message, Label::Optional, 261, 0, 0), // rbac
+    f(25169, 4, 2, Kind::Message, Label::Optional, 262, 0, 0), // rbac
     // envoy.extensions.filters.http.router.v3.Router
-    f(25119, 13, 1, Kind::Message, Label::Optional, 361, 0, 0), // dynamic_stats
-    f(25132, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
-    f(25148, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
-    f(25160, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
-    f(25182, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
-    f(25202, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
-    f(25229, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
-    f(25269, 21, 8, Kind::Message, Label::Repeated, 277, 0, 0), // upstream_http_filters
-    f(25290, 33, 10, Kind::Message, Label::Optional, 361, 0, 0), // reject_connect_request_early_data
+    f(25219, 13, 1, Kind::Message, Label::Optional, 362, 0, 0), // dynamic_stats
+    f(25232, 16, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // start_child_span
+    f(25248, 12, 3, Kind::Message, Label::Repeated, 34, 0, 0), // upstream_log
+    f(25260, 22, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_envoy_headers
+    f(25282, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // strict_check_headers
+    f(25302, 27, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // respect_expected_rq_timeout
+    f(25329, 40, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_grpc_request_failure_code_stats
+    f(25369, 21, 8, Kind::Message, Label::Repeated, 278, 0, 0), // upstream_http_filters
+    f(25390, 33, 10, Kind::Message, Label::Optional, 362, 0, 0), // reject_connect_request_early_data
     // envoy.extensions.filters.http.wasm.v3.Wasm
-    f(25365, 6, 1, Kind::Message, Label::Optional, 320, 0, 0), // config
+    f(25465, 6, 1, Kind::Message, Label::Optional, 321, 0, 0), // config
     // envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
     // envoy.extensions.filters.listener.original_dst.v3.OriginalDst
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-    f(15590, 5, 1, Kind::Message, Label::Repeated, 269, 0, 0), // rules
-    f(25562, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
+    f(15590, 5, 1, Kind::Message, Label::Repeated, 270, 0, 0), // rules
+    f(25662, 37, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_requests_without_proxy_protocol
     f(11499, 17, 3, Kind::Message, Label::Optional, 121, 0, 0), // pass_through_tlvs
-    f(25599, 19, 4, Kind::Enum, Label::Repeated, 18, 0, 0), // disallowed_versions
+    f(25699, 19, 4, Kind::Enum, Label::Repeated, 18, 0, 0), // disallowed_versions
     f(14189, 11, 5, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(25618, 12, 6, Kind::Enum, Label::Implicit, 42, 0, 0), // tlv_location
+    f(25718, 12, 6, Kind::Enum, Label::Implicit, 42, 0, 0), // tlv_location
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair
-    f(22217, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
+    f(22317, 18, 1, Kind::String, Label::Implicit, 0, 0, 0), // metadata_namespace
     f(7579, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(25708, 21, 3, Kind::Enum, Label::Implicit, 41, 0, 0), // value_string_encoding
+    f(25808, 21, 3, Kind::Enum, Label::Implicit, 41, 0, 0), // value_string_encoding
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule
     f(11585, 8, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // tlv_type
-    f(25799, 14, 2, Kind::Message, Label::Optional, 268, 0, 0), // on_tlv_present
+    f(25899, 14, 2, Kind::Message, Label::Optional, 269, 0, 0), // on_tlv_present
     // envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-    f(25876, 25, 1, Kind::Message, Label::Optional, 361, 0, 0), // enable_ja3_fingerprinting
-    f(25901, 24, 2, Kind::Message, Label::Optional, 375, 0, 0), // initial_read_buffer_size
-    f(25925, 25, 3, Kind::Message, Label::Optional, 361, 0, 0), // enable_ja4_fingerprinting
-    f(25950, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
-    f(25997, 21, 5, Kind::Message, Label::Optional, 375, 0, 0), // max_client_hello_size
+    f(25976, 25, 1, Kind::Message, Label::Optional, 362, 0, 0), // enable_ja3_fingerprinting
+    f(26001, 24, 2, Kind::Message, Label::Optional, 376, 0, 0), // initial_read_buffer_size
+    f(26025, 25, 3, Kind::Message, Label::Optional, 362, 0, 0), // enable_ja4_fingerprinting
+    f(26050, 47, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // close_connection_on_client_hello_parsing_errors
+    f(26097, 21, 5, Kind::Message, Label::Optional, 376, 0, 0), // max_client_hello_size
     // envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(4875, 15, 2, Kind::Message, Label::Optional, 376, 0, 0), // max_connections
-    f(26086, 5, 3, Kind::Message, Label::Optional, 364, 0, 0), // delay
-    f(26091, 15, 4, Kind::Message, Label::Optional, 125, 0, 0), // runtime_enabled
+    f(4875, 15, 2, Kind::Message, Label::Optional, 377, 0, 0), // max_connections
+    f(26186, 5, 3, Kind::Message, Label::Optional, 365, 0, 0), // delay
+    f(26191, 15, 4, Kind::Message, Label::Optional, 125, 0, 0), // runtime_enabled
     // envoy.extensions.filters.network.ext_authz.v3.ExtAuthz
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(14951, 12, 2, Kind::Message, Label::Optional, 99, 0, 0), // grpc_service
-    f(21100, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
-    f(21208, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
+    f(21200, 18, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // failure_mode_allow
+    f(21308, 24, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // include_peer_certificate
     f(8752, 21, 5, Kind::Enum, Label::Implicit, 14, 0, 0), // transport_api_version
-    f(21247, 23, 6, Kind::Message, Label::Optional, 334, 0, 0), // filter_enabled_metadata
-    f(21270, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
-    f(21332, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
-    f(26160, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
-    f(21167, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
-    f(21299, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
-    f(21651, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
+    f(21347, 23, 6, Kind::Message, Label::Optional, 335, 0, 0), // filter_enabled_metadata
+    f(21370, 29, 7, Kind::String, Label::Implicit, 0, 0, 0), // bootstrap_metadata_labels_key
+    f(21432, 19, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // include_tls_session
+    f(26260, 24, 9, Kind::Bool, Label::Implicit, 0, 0, 0), // send_tls_alert_on_denial
+    f(21267, 27, 10, Kind::String, Label::Repeated, 0, 0, 0), // metadata_context_namespaces
+    f(21399, 33, 11, Kind::String, Label::Repeated, 0, 0, 0), // typed_metadata_context_namespaces
+    f(21751, 11, 12, Kind::Bool, Label::Implicit, 0, 0, 0), // shadow_mode
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-    f(26265, 10, 1, Kind::Enum, Label::Implicit, 43, 0, 0), // codec_type
+    f(26365, 10, 1, Kind::Enum, Label::Implicit, 43, 0, 0), // codec_type
     f(14189, 11, 2, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(26275, 3, 3, Kind::Message, Label::Optional, 278, 1, 0), // rds
-    f(2551, 12, 4, Kind::Message, Label::Optional, 203, 1, 0), // route_config
-    f(26278, 12, 5, Kind::Message, Label::Repeated, 277, 0, 0), // http_filters
-    f(26290, 14, 6, Kind::Message, Label::Optional, 361, 0, 0), // add_user_agent
-    f(4350, 7, 7, Kind::Message, Label::Optional, 275, 0, 0), // tracing
+    f(26375, 3, 3, Kind::Message, Label::Optional, 279, 1, 0), // rds
+    f(2551, 12, 4, Kind::Message, Label::Optional, 204, 1, 0), // route_config
+    f(26378, 12, 5, Kind::Message, Label::Repeated, 278, 0, 0), // http_filters
+    f(26390, 14, 6, Kind::Message, Label::Optional, 362, 0, 0), // add_user_agent
+    f(4350, 7, 7, Kind::Message, Label::Optional, 276, 0, 0), // tracing
     f(5238, 21, 8, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 9, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(26304, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
-    f(26315, 13, 12, Kind::Message, Label::Optional, 364, 0, 0), // drain_timeout
+    f(26404, 11, 10, Kind::String, Label::Implicit, 0, 0, 0), // server_name
+    f(26415, 13, 12, Kind::Message, Label::Optional, 365, 0, 0), // drain_timeout
     f(4206, 10, 13, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(26328, 18, 14, Kind::Message, Label::Optional, 361, 0, 0), // use_remote_address
-    f(26346, 19, 15, Kind::Message, Label::Optional, 361, 0, 0), // generate_request_id
-    f(26365, 27, 16, Kind::Enum, Label::Implicit, 44, 0, 0), // forward_client_cert_details
-    f(26392, 31, 17, Kind::Message, Label::Optional, 274, 0, 0), // set_current_client_cert_details
-    f(26423, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
-    f(26441, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
-    f(26461, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
-    f(26510, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
-    f(26525, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
-    f(26528, 15, 23, Kind::Message, Label::Repeated, 276, 0, 0), // upgrade_configs
-    f(26543, 19, 24, Kind::Message, Label::Optional, 364, 0, 0), // stream_idle_timeout
-    f(26562, 21, 26, Kind::Message, Label::Optional, 364, 0, 0), // delayed_close_timeout
-    f(8707, 15, 28, Kind::Message, Label::Optional, 364, 0, 0), // request_timeout
-    f(26583, 22, 29, Kind::Message, Label::Optional, 375, 0, 0), // max_request_headers_kb
-    f(26605, 14, 30, Kind::Message, Label::Optional, 361, 0, 0), // normalize_path
-    f(26619, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
-    f(26647, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
-    f(26660, 28, 34, Kind::Enum, Label::Implicit, 47, 0, 0), // server_header_transformation
+    f(26428, 18, 14, Kind::Message, Label::Optional, 362, 0, 0), // use_remote_address
+    f(26446, 19, 15, Kind::Message, Label::Optional, 362, 0, 0), // generate_request_id
+    f(26465, 27, 16, Kind::Enum, Label::Implicit, 44, 0, 0), // forward_client_cert_details
+    f(26492, 31, 17, Kind::Message, Label::Optional, 275, 0, 0), // set_current_client_cert_details
+    f(26523, 18, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // proxy_100_continue
+    f(26541, 20, 19, Kind::Uint32, Label::Implicit, 0, 0, 0), // xff_num_trusted_hops
+    f(26561, 49, 20, Kind::Bool, Label::Implicit, 0, 0, 0), // represent_ipv4_remote_address_as_ipv4_mapped_ipv6
+    f(26610, 15, 21, Kind::Bool, Label::Implicit, 0, 0, 0), // skip_xff_append
+    f(26625, 3, 22, Kind::String, Label::Implicit, 0, 0, 0), // via
+    f(26628, 15, 23, Kind::Message, Label::Repeated, 277, 0, 0), // upgrade_configs
+    f(26643, 19, 24, Kind::Message, Label::Optional, 365, 0, 0), // stream_idle_timeout
+    f(26662, 21, 26, Kind::Message, Label::Optional, 365, 0, 0), // delayed_close_timeout
+    f(8707, 15, 28, Kind::Message, Label::Optional, 365, 0, 0), // request_timeout
+    f(26683, 22, 29, Kind::Message, Label::Optional, 376, 0, 0), // max_request_headers_kb
+    f(26705, 14, 30, Kind::Message, Label::Optional, 362, 0, 0), // normalize_path
+    f(26719, 28, 32, Kind::Bool, Label::Implicit, 0, 0, 0), // preserve_external_request_id
+    f(26747, 13, 33, Kind::Bool, Label::Implicit, 0, 0, 0), // merge_slashes
+    f(26760, 28, 34, Kind::Enum, Label::Implicit, 47, 0, 0), // server_header_transformation
     f(5486, 28, 35, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
-    f(26688, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
-    f(26721, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
-    f(26745, 36, 40, Kind::Message, Label::Optional, 361, 0, 0), // stream_error_on_invalid_http_message
-    f(26781, 23, 41, Kind::Message, Label::Optional, 364, 0, 0), // request_headers_timeout
-    f(26804, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
-    f(26823, 22, 44, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
-    f(26845, 32, 45, Kind::Enum, Label::Implicit, 46, 0, 0), // path_with_escaped_slashes_action
-    f(26877, 32, 46, Kind::Message, Label::Repeated, 135, 0, 0), // original_ip_detection_extensions
-    f(26909, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
-    f(26932, 30, 50, Kind::Message, Label::Optional, 135, 0, 0), // typed_header_validation_config
-    f(26962, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
-    f(26985, 32, 52, Kind::Message, Label::Repeated, 135, 0, 0), // early_header_mutation_extensions
-    f(27017, 35, 53, Kind::Message, Label::Optional, 361, 0, 0), // add_proxy_protocol_connection_state
-    f(27052, 25, 54, Kind::Message, Label::Optional, 364, 0, 0), // access_log_flush_interval
-    f(27077, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
-    f(27108, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
-    f(27129, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
-    f(27163, 20, 59, Kind::Message, Label::Optional, 364, 0, 0), // stream_flush_timeout
-    f(27183, 27, 60, Kind::Message, Label::Optional, 387, 0, 0), // forward_client_cert_matcher
-    f(27210, 20, 62, Kind::Message, Label::Optional, 355, 0, 0), // drain_timeout_jitter
+    f(26788, 33, 37, Kind::Bool, Label::Implicit, 0, 0, 0), // always_set_request_id_in_response
+    f(26821, 24, 39, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_matching_host_port
+    f(26845, 36, 40, Kind::Message, Label::Optional, 362, 0, 0), // stream_error_on_invalid_http_message
+    f(26881, 23, 41, Kind::Message, Label::Optional, 365, 0, 0), // request_headers_timeout
+    f(26904, 19, 42, Kind::Bool, Label::Optional, 0, 2, 0), // strip_any_host_port
+    f(26923, 22, 44, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26945, 32, 45, Kind::Enum, Label::Implicit, 46, 0, 0), // path_with_escaped_slashes_action
+    f(26977, 32, 46, Kind::Message, Label::Repeated, 135, 0, 0), // original_ip_detection_extensions
+    f(27009, 23, 47, Kind::Bool, Label::Implicit, 0, 0, 0), // strip_trailing_host_dot
+    f(27032, 30, 50, Kind::Message, Label::Optional, 135, 0, 0), // typed_header_validation_config
+    f(27062, 23, 51, Kind::Bool, Label::Implicit, 0, 0, 0), // append_x_forwarded_port
+    f(27085, 32, 52, Kind::Message, Label::Repeated, 135, 0, 0), // early_header_mutation_extensions
+    f(27117, 35, 53, Kind::Message, Label::Optional, 362, 0, 0), // add_proxy_protocol_connection_state
+    f(27152, 25, 54, Kind::Message, Label::Optional, 365, 0, 0), // access_log_flush_interval
+    f(27177, 31, 55, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_new_request
+    f(27208, 21, 57, Kind::Bool, Label::Implicit, 0, 0, 0), // append_local_overload
+    f(27229, 34, 58, Kind::Bool, Label::Implicit, 0, 0, 0), // http1_safe_max_connection_duration
+    f(27263, 20, 59, Kind::Message, Label::Optional, 365, 0, 0), // stream_flush_timeout
+    f(27283, 27, 60, Kind::Message, Label::Optional, 388, 0, 0), // forward_client_cert_matcher
+    f(27310, 20, 62, Kind::Message, Label::Optional, 356, 0, 0), // drain_timeout_jitter
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails
-    f(27339, 7, 1, Kind::Message, Label::Optional, 361, 0, 0), // subject
-    f(27346, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
+    f(27439, 7, 1, Kind::Message, Label::Optional, 362, 0, 0), // subject
+    f(27446, 4, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // cert
     f(3049, 3, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // dns
     f(3052, 3, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // uri
-    f(27350, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
-    f(19870, 6, 7, Kind::Enum, Label::Implicit, 45, 0, 0), // format
-    f(23348, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
+    f(27450, 5, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // chain
+    f(19970, 6, 7, Kind::Enum, Label::Implicit, 45, 0, 0), // format
+    f(23448, 6, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // issuer
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing
-    f(27444, 15, 3, Kind::Message, Label::Optional, 355, 0, 0), // client_sampling
-    f(27459, 15, 4, Kind::Message, Label::Optional, 355, 0, 0), // random_sampling
-    f(27474, 16, 5, Kind::Message, Label::Optional, 355, 0, 0), // overall_sampling
-    f(27490, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
-    f(27497, 19, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_path_tag_length
-    f(20055, 11, 8, Kind::Message, Label::Repeated, 345, 0, 0), // custom_tags
-    f(27516, 8, 9, Kind::Message, Label::Optional, 217, 0, 0), // provider
-    f(27524, 19, 10, Kind::Message, Label::Optional, 361, 0, 0), // spawn_upstream_span
-    f(27543, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
-    f(27552, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
-    f(27570, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
+    f(27544, 15, 3, Kind::Message, Label::Optional, 356, 0, 0), // client_sampling
+    f(27559, 15, 4, Kind::Message, Label::Optional, 356, 0, 0), // random_sampling
+    f(27574, 16, 5, Kind::Message, Label::Optional, 356, 0, 0), // overall_sampling
+    f(27590, 7, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // verbose
+    f(27597, 19, 7, Kind::Message, Label::Optional, 376, 0, 0), // max_path_tag_length
+    f(20155, 11, 8, Kind::Message, Label::Repeated, 346, 0, 0), // custom_tags
+    f(27616, 8, 9, Kind::Message, Label::Optional, 218, 0, 0), // provider
+    f(27624, 19, 10, Kind::Message, Label::Optional, 362, 0, 0), // spawn_upstream_span
+    f(27643, 9, 11, Kind::String, Label::Implicit, 0, 0, 0), // operation
+    f(27652, 18, 12, Kind::String, Label::Implicit, 0, 0, 0), // upstream_operation
+    f(27670, 22, 13, Kind::Bool, Label::Implicit, 0, 0, 0), // no_context_propagation
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig
-    f(27687, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
-    f(3475, 7, 2, Kind::Message, Label::Repeated, 277, 0, 0), // filters
-    f(27699, 7, 3, Kind::Message, Label::Optional, 361, 0, 0), // enabled
+    f(27787, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // upgrade_type
+    f(3475, 7, 2, Kind::Message, Label::Repeated, 278, 0, 0), // filters
+    f(27799, 7, 3, Kind::Message, Label::Optional, 362, 0, 0), // enabled
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(3185, 12, 4, Kind::Message, Label::Optional, 360, 1, 0), // typed_config
+    f(3185, 12, 4, Kind::Message, Label::Optional, 361, 1, 0), // typed_config
     f(13503, 16, 5, Kind::Message, Label::Optional, 98, 1, 0), // config_discovery
     f(16091, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // is_optional
     f(9384, 8, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // disabled
     // envoy.extensions.filters.network.http_connection_manager.v3.Rds
-    f(27839, 13, 1, Kind::Message, Label::Optional, 93, 0, 0), // config_source
-    f(27852, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
+    f(27939, 13, 1, Kind::Message, Label::Optional, 93, 0, 0), // config_source
+    f(27952, 17, 2, Kind::String, Label::Implicit, 0, 0, 0), // route_config_name
     // envoy.extensions.filters.network.rbac.v3.RBAC
     f(15590, 5, 1, Kind::Message, Label::Optional, 178, 0, 0), // rules
-    f(24932, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
+    f(25032, 12, 2, Kind::Message, Label::Optional, 178, 0, 0), // shadow_rules
     f(14189, 11, 3, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
-    f(27914, 16, 4, Kind::Enum, Label::Implicit, 48, 0, 0), // enforcement_type
-    f(24944, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
-    f(3802, 7, 6, Kind::Message, Label::Optional, 387, 0, 0), // matcher
-    f(24968, 14, 7, Kind::Message, Label::Optional, 387, 0, 0), // shadow_matcher
-    f(27930, 10, 8, Kind::Message, Label::Optional, 364, 0, 0), // delay_deny
+    f(28014, 16, 4, Kind::Enum, Label::Implicit, 48, 0, 0), // enforcement_type
+    f(25044, 24, 5, Kind::String, Label::Implicit, 0, 0, 0), // shadow_rules_stat_prefix
+    f(3802, 7, 6, Kind::Message, Label::Optional, 388, 0, 0), // matcher
+    f(25068, 14, 7, Kind::Message, Label::Optional, 388, 0, 0), // shadow_matcher
+    f(28030, 10, 8, Kind::Message, Label::Optional, 365, 0, 0), // delay_deny
     // envoy.extensions.filters.network.sni_cluster.v3.SniCluster
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
     f(14189, 11, 1, Kind::String, Label::Implicit, 0, 0, 0), // stat_prefix
     f(694, 7, 2, Kind::String, Label::Optional, 0, 1, 0), // cluster
-    f(28052, 23, 3, Kind::Message, Label::Optional, 364, 0, 0), // downstream_idle_timeout
-    f(28075, 21, 4, Kind::Message, Label::Optional, 364, 0, 0), // upstream_idle_timeout
+    f(28152, 23, 3, Kind::Message, Label::Optional, 365, 0, 0), // downstream_idle_timeout
+    f(28175, 21, 4, Kind::Message, Label::Optional, 365, 0, 0), // upstream_idle_timeout
     f(4206, 10, 5, Kind::Message, Label::Repeated, 34, 0, 0), // access_log
-    f(28096, 20, 7, Kind::Message, Label::Optional, 375, 0, 0), // max_connect_attempts
-    f(10667, 12, 8, Kind::Message, Label::Optional, 364, 0, 0), // idle_timeout
+    f(28196, 20, 7, Kind::Message, Label::Optional, 376, 0, 0), // max_connect_attempts
+    f(10667, 12, 8, Kind::Message, Label::Optional, 365, 0, 0), // idle_timeout
     f(17439, 14, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
-    f(17422, 17, 10, Kind::Message, Label::Optional, 285, 1, 0), // weighted_clusters
-    f(17523, 11, 11, Kind::Message, Label::Repeated, 351, 0, 0), // hash_policy
-    f(28116, 16, 12, Kind::Message, Label::Optional, 284, 0, 0), // tunneling_config
-    f(28132, 34, 13, Kind::Message, Label::Optional, 364, 0, 0), // max_downstream_connection_duration
-    f(28166, 9, 14, Kind::Message, Label::Optional, 282, 0, 0), // on_demand
-    f(27052, 25, 15, Kind::Message, Label::Optional, 364, 0, 0), // access_log_flush_interval
-    f(28175, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
-    f(28204, 18, 17, Kind::Message, Label::Optional, 283, 0, 0), // access_log_options
-    f(28222, 15, 18, Kind::Message, Label::Optional, 88, 0, 0), // backoff_options
-    f(28237, 19, 19, Kind::Message, Label::Repeated, 133, 0, 0), // proxy_protocol_tlvs
-    f(28256, 52, 20, Kind::Message, Label::Optional, 355, 0, 0), // max_downstream_connection_duration_jitter_percentage
-    f(28308, 21, 21, Kind::Enum, Label::Implicit, 50, 0, 0), // upstream_connect_mode
-    f(28329, 20, 22, Kind::Message, Label::Optional, 375, 0, 0), // max_early_data_bytes
-    f(28349, 31, 23, Kind::Enum, Label::Implicit, 49, 0, 0), // proxy_protocol_tlv_merge_policy
-    f(28380, 17, 24, Kind::Message, Label::Optional, 361, 0, 0), // check_drain_close
+    f(17422, 17, 10, Kind::Message, Label::Optional, 286, 1, 0), // weighted_clusters
+    f(17523, 11, 11, Kind::Message, Label::Repeated, 352, 0, 0), // hash_policy
+    f(28216, 16, 12, Kind::Message, Label::Optional, 285, 0, 0), // tunneling_config
+    f(28232, 34, 13, Kind::Message, Label::Optional, 365, 0, 0), // max_downstream_connection_duration
+    f(28266, 9, 14, Kind::Message, Label::Optional, 283, 0, 0), // on_demand
+    f(27152, 25, 15, Kind::Message, Label::Optional, 365, 0, 0), // access_log_flush_interval
+    f(28275, 29, 16, Kind::Bool, Label::Implicit, 0, 0, 0), // flush_access_log_on_connected
+    f(28304, 18, 17, Kind::Message, Label::Optional, 284, 0, 0), // access_log_options
+    f(28322, 15, 18, Kind::Message, Label::Optional, 88, 0, 0), // backoff_options
+    f(28337, 19, 19, Kind::Message, Label::Repeated, 133, 0, 0), // proxy_protocol_tlvs
+    f(28356, 52, 20, Kind::Message, Label::Optional, 356, 0, 0), // max_downstream_connection_duration_jitter_percentage
+    f(28408, 21, 21, Kind::Enum, Label::Implicit, 50, 0, 0), // upstream_connect_mode
+    f(28429, 20, 22, Kind::Message, Label::Optional, 376, 0, 0), // max_early_data_bytes
+    f(28449, 31, 23, Kind::Enum, Label::Implicit, 49, 0, 0), // proxy_protocol_tlv_merge_policy
+    f(28480, 17, 24, Kind::Message, Label::Optional, 362, 0, 0), // check_drain_close
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster
-    f(4586, 8, 1, Kind::Message, Label::Repeated, 286, 0, 0), // clusters
+    f(4586, 8, 1, Kind::Message, Label::Repeated, 287, 0, 0), // clusters
     // envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(1997, 6, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // weight
     f(17439, 14, 3, Kind::Message, Label::Optional, 113, 0, 0), // metadata_match
     // envoy.extensions.filters.network.wasm.v3.Wasm
-    f(25365, 6, 1, Kind::Message, Label::Optional, 320, 0, 0), // config
+    f(25465, 6, 1, Kind::Message, Label::Optional, 321, 0, 0), // config
     // envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
-    f(25365, 6, 1, Kind::Message, Label::Optional, 120, 0, 0), // config
+    f(25465, 6, 1, Kind::Message, Label::Optional, 120, 0, 0), // config
     f(5415, 16, 2, Kind::Message, Label::Optional, 134, 0, 0), // transport_socket
-    f(28886, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
-    f(28911, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
+    f(28986, 25, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_unspecified_address
+    f(29011, 15, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // tlv_as_pool_key
     // envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
     // envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance
-    f(29059, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(29072, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(29159, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(29172, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext
-    f(29158, 10, 1, Kind::Message, Label::Optional, 95, 0, 0), // trusted_ca
-    f(29168, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
-    f(29191, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
-    f(29214, 36, 6, Kind::Message, Label::Optional, 361, 0, 0), // require_signed_certificate_timestamp
-    f(29250, 3, 7, Kind::Message, Label::Optional, 95, 0, 0), // crl
-    f(29253, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
-    f(29278, 23, 9, Kind::Message, Label::Repeated, 341, 0, 0), // match_subject_alt_names
-    f(29301, 24, 10, Kind::Enum, Label::Implicit, 51, 0, 0), // trust_chain_verification
+    f(29258, 10, 1, Kind::Message, Label::Optional, 95, 0, 0), // trusted_ca
+    f(29268, 23, 2, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_hash
+    f(29291, 23, 3, Kind::String, Label::Repeated, 0, 0, 0), // verify_certificate_spki
+    f(29314, 36, 6, Kind::Message, Label::Optional, 362, 0, 0), // require_signed_certificate_timestamp
+    f(29350, 3, 7, Kind::Message, Label::Optional, 95, 0, 0), // crl
+    f(29353, 25, 8, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_expired_certificate
+    f(29378, 23, 9, Kind::Message, Label::Repeated, 342, 0, 0), // match_subject_alt_names
+    f(29401, 24, 10, Kind::Enum, Label::Implicit, 51, 0, 0), // trust_chain_verification
     f(9274, 17, 11, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(29325, 23, 12, Kind::Message, Label::Optional, 135, 0, 0), // custom_validator_config
-    f(29348, 32, 13, Kind::Message, Label::Optional, 290, 0, 0), // ca_certificate_provider_instance
-    f(29380, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
-    f(29405, 29, 15, Kind::Message, Label::Repeated, 305, 0, 0), // match_typed_subject_alt_names
-    f(29434, 16, 16, Kind::Message, Label::Optional, 375, 0, 0), // max_verify_depth
-    f(29450, 17, 17, Kind::Message, Label::Optional, 292, 0, 0), // system_root_certs
-    f(29467, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
+    f(29425, 23, 12, Kind::Message, Label::Optional, 135, 0, 0), // custom_validator_config
+    f(29448, 32, 13, Kind::Message, Label::Optional, 291, 0, 0), // ca_certificate_provider_instance
+    f(29480, 25, 14, Kind::Bool, Label::Implicit, 0, 0, 0), // only_verify_leaf_cert_crl
+    f(29505, 29, 15, Kind::Message, Label::Repeated, 306, 0, 0), // match_typed_subject_alt_names
+    f(29534, 16, 16, Kind::Message, Label::Optional, 376, 0, 0), // max_verify_depth
+    f(29550, 17, 17, Kind::Message, Label::Optional, 293, 0, 0), // system_root_certs
+    f(29567, 23, 18, Kind::Bool, Label::Implicit, 0, 0, 0), // suppress_client_ca_list
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.SystemRootCerts
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext
-    f(29634, 10, 1, Kind::Message, Label::Optional, 308, 0, 0), // tls_params
-    f(29644, 16, 2, Kind::Message, Label::Repeated, 306, 0, 0), // tls_certificates
-    f(29660, 18, 3, Kind::Message, Label::Optional, 291, 1, 0), // validation_context
-    f(29678, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
-    f(29692, 34, 6, Kind::Message, Label::Repeated, 303, 0, 0), // tls_certificate_sds_secret_configs
-    f(29726, 36, 7, Kind::Message, Label::Optional, 303, 1, 0), // validation_context_sds_secret_config
-    f(29762, 27, 8, Kind::Message, Label::Optional, 296, 1, 0), // combined_validation_context
-    f(29789, 36, 9, Kind::Message, Label::Optional, 294, 0, 0), // tls_certificate_certificate_provider
-    f(29825, 39, 10, Kind::Message, Label::Optional, 294, 1, 0), // validation_context_certificate_provider
-    f(29864, 45, 11, Kind::Message, Label::Optional, 295, 0, 0), // tls_certificate_certificate_provider_instance
-    f(29909, 48, 12, Kind::Message, Label::Optional, 295, 1, 0), // validation_context_certificate_provider_instance
-    f(29957, 17, 13, Kind::Message, Label::Optional, 135, 0, 0), // custom_handshaker
-    f(29974, 33, 14, Kind::Message, Label::Optional, 290, 0, 0), // tls_certificate_provider_instance
-    f(30007, 7, 15, Kind::Message, Label::Optional, 307, 0, 0), // key_log
-    f(30014, 31, 16, Kind::Message, Label::Optional, 135, 0, 0), // custom_tls_certificate_selector
+    f(29734, 10, 1, Kind::Message, Label::Optional, 309, 0, 0), // tls_params
+    f(29744, 16, 2, Kind::Message, Label::Repeated, 307, 0, 0), // tls_certificates
+    f(29760, 18, 3, Kind::Message, Label::Optional, 292, 1, 0), // validation_context
+    f(29778, 14, 4, Kind::String, Label::Repeated, 0, 0, 0), // alpn_protocols
+    f(29792, 34, 6, Kind::Message, Label::Repeated, 304, 0, 0), // tls_certificate_sds_secret_configs
+    f(29826, 36, 7, Kind::Message, Label::Optional, 304, 1, 0), // validation_context_sds_secret_config
+    f(29862, 27, 8, Kind::Message, Label::Optional, 297, 1, 0), // combined_validation_context
+    f(29889, 36, 9, Kind::Message, Label::Optional, 295, 0, 0), // tls_certificate_certificate_provider
+    f(29925, 39, 10, Kind::Message, Label::Optional, 295, 1, 0), // validation_context_certificate_provider
+    f(29964, 45, 11, Kind::Message, Label::Optional, 296, 0, 0), // tls_certificate_certificate_provider_instance
+    f(30009, 48, 12, Kind::Message, Label::Optional, 296, 1, 0), // validation_context_certificate_provider_instance
+    f(30057, 17, 13, Kind::Message, Label::Optional, 135, 0, 0), // custom_handshaker
+    f(30074, 33, 14, Kind::Message, Label::Optional, 291, 0, 0), // tls_certificate_provider_instance
+    f(30107, 7, 15, Kind::Message, Label::Optional, 308, 0, 0), // key_log
+    f(30114, 31, 16, Kind::Message, Label::Optional, 135, 0, 0), // custom_tls_certificate_selector
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvider
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     f(3185, 12, 2, Kind::Message, Label::Optional, 135, 1, 0), // typed_config
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstance
-    f(29059, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
-    f(29072, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
+    f(29159, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // instance_name
+    f(29172, 16, 2, Kind::String, Label::Implicit, 0, 0, 0), // certificate_name
     // envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext
-    f(30304, 26, 1, Kind::Message, Label::Optional, 291, 0, 0), // default_validation_context
-    f(29726, 36, 2, Kind::Message, Label::Optional, 303, 0, 0), // validation_context_sds_secret_config
-    f(29825, 39, 3, Kind::Message, Label::Optional, 294, 0, 0), // validation_context_certificate_provider
-    f(29909, 48, 4, Kind::Message, Label::Optional, 295, 0, 0), // validation_context_certificate_provider_instance
+    f(30404, 26, 1, Kind::Message, Label::Optional, 292, 0, 0), // default_validation_context
+    f(29826, 36, 2, Kind::Message, Label::Optional, 304, 0, 0), // validation_context_sds_secret_config
+    f(29925, 39, 3, Kind::Message, Label::Optional, 295, 0, 0), // validation_context_certificate_provider
+    f(30009, 48, 4, Kind::Message, Label::Optional, 296, 0, 0), // validation_context_certificate_provider_instance
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-    f(30392, 18, 1, Kind::Message, Label::Optional, 293, 0, 0), // common_tls_context
-    f(30410, 26, 2, Kind::Message, Label::Optional, 361, 0, 0), // require_client_certificate
-    f(30436, 11, 3, Kind::Message, Label::Optional, 361, 0, 0), // require_sni
-    f(30447, 19, 4, Kind::Message, Label::Optional, 309, 1, 0), // session_ticket_keys
-    f(30466, 37, 5, Kind::Message, Label::Optional, 303, 1, 0), // session_ticket_keys_sds_secret_config
-    f(30503, 15, 6, Kind::Message, Label::Optional, 364, 0, 0), // session_timeout
-    f(30518, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
-    f(30554, 18, 8, Kind::Enum, Label::Implicit, 52, 0, 0), // ocsp_staple_policy
-    f(30572, 31, 9, Kind::Message, Label::Optional, 361, 0, 0), // full_scan_certs_on_sni_mismatch
-    f(30603, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
-    f(30638, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
+    f(30492, 18, 1, Kind::Message, Label::Optional, 294, 0, 0), // common_tls_context
+    f(30510, 26, 2, Kind::Message, Label::Optional, 362, 0, 0), // require_client_certificate
+    f(30536, 11, 3, Kind::Message, Label::Optional, 362, 0, 0), // require_sni
+    f(30547, 19, 4, Kind::Message, Label::Optional, 310, 1, 0), // session_ticket_keys
+    f(30566, 37, 5, Kind::Message, Label::Optional, 304, 1, 0), // session_ticket_keys_sds_secret_config
+    f(30603, 15, 6, Kind::Message, Label::Optional, 365, 0, 0), // session_timeout
+    f(30618, 36, 7, Kind::Bool, Label::Optional, 0, 1, 0), // disable_stateless_session_resumption
+    f(30654, 18, 8, Kind::Enum, Label::Implicit, 52, 0, 0), // ocsp_staple_policy
+    f(30672, 31, 9, Kind::Message, Label::Optional, 362, 0, 0), // full_scan_certs_on_sni_mismatch
+    f(30703, 35, 10, Kind::Bool, Label::Implicit, 0, 0, 0), // disable_stateful_session_resumption
+    f(30738, 21, 11, Kind::Bool, Label::Implicit, 0, 0, 0), // prefer_client_ciphers
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret
     f(2786, 6, 1, Kind::Message, Label::Optional, 95, 0, 1), // secret
-    f(4594, 7, 2, Kind::Message, Label::Map, 299, 0, 1), // secrets
+    f(4594, 7, 2, Kind::Message, Label::Map, 300, 0, 1), // secrets
     // envoy.extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::Message, Label::Optional, 95, 0, 0), // value
     // envoy.extensions.transport_sockets.tls.v3.PrivateKeyProvider
-    f(23803, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
-    f(3185, 12, 3, Kind::Message, Label::Optional, 360, 1, 1), // typed_config
-    f(30842, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
+    f(23903, 13, 1, Kind::String, Label::Implicit, 0, 0, 0), // provider_name
+    f(3185, 12, 3, Kind::Message, Label::Optional, 361, 1, 1), // typed_config
+    f(30942, 8, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // fallback
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-    f(30917, 13, 1, Kind::Message, Label::Repeated, 302, 0, 0), // trust_domains
-    f(30930, 13, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundles
+    f(31017, 13, 1, Kind::Message, Label::Repeated, 303, 0, 0), // trust_domains
+    f(31030, 13, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundles
     // envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(31022, 12, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundle
-    f(31034, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
+    f(31122, 12, 2, Kind::Message, Label::Optional, 95, 0, 0), // trust_bundle
+    f(31134, 21, 3, Kind::String, Label::Implicit, 0, 0, 0), // workload_trust_domain
     // envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(31112, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // sds_config
+    f(31212, 10, 2, Kind::Message, Label::Optional, 93, 0, 0), // sds_config
     // envoy.extensions.transport_sockets.tls.v3.Secret
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(31170, 15, 2, Kind::Message, Label::Optional, 306, 1, 0), // tls_certificate
-    f(30447, 19, 3, Kind::Message, Label::Optional, 309, 1, 0), // session_ticket_keys
-    f(29660, 18, 4, Kind::Message, Label::Optional, 291, 1, 0), // validation_context
-    f(31185, 14, 5, Kind::Message, Label::Optional, 298, 1, 0), // generic_secret
+    f(31270, 15, 2, Kind::Message, Label::Optional, 307, 1, 0), // tls_certificate
+    f(30547, 19, 3, Kind::Message, Label::Optional, 310, 1, 0), // session_ticket_keys
+    f(29760, 18, 4, Kind::Message, Label::Optional, 292, 1, 0), // validation_context
+    f(31285, 14, 5, Kind::Message, Label::Optional, 299, 1, 0), // generic_secret
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher
-    f(31262, 8, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // san_type
-    f(3802, 7, 2, Kind::Message, Label::Optional, 341, 0, 0), // matcher
-    f(31270, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
+    f(31362, 8, 1, Kind::Enum, Label::Implicit, 53, 0, 0), // san_type
+    f(3802, 7, 2, Kind::Message, Label::Optional, 342, 0, 0), // matcher
+    f(31370, 3, 3, Kind::String, Label::Implicit, 0, 0, 0), // oid
     // envoy.extensions.transport_sockets.tls.v3.TlsCertificate
-    f(31329, 17, 1, Kind::Message, Label::Optional, 95, 0, 0), // certificate_chain
-    f(31346, 11, 2, Kind::Message, Label::Optional, 95, 0, 1), // private_key
-    f(31357, 8, 3, Kind::Message, Label::Optional, 95, 0, 1), // password
-    f(31365, 11, 4, Kind::Message, Label::Optional, 95, 0, 0), // ocsp_staple
-    f(31376, 28, 5, Kind::Message, Label::Repeated, 95, 0, 0), // signed_certificate_timestamp
-    f(31404, 20, 6, Kind::Message, Label::Optional, 300, 0, 0), // private_key_provider
+    f(31429, 17, 1, Kind::Message, Label::Optional, 95, 0, 0), // certificate_chain
+    f(31446, 11, 2, Kind::Message, Label::Optional, 95, 0, 1), // private_key
+    f(31457, 8, 3, Kind::Message, Label::Optional, 95, 0, 1), // password
+    f(31465, 11, 4, Kind::Message, Label::Optional, 95, 0, 0), // ocsp_staple
+    f(31476, 28, 5, Kind::Message, Label::Repeated, 95, 0, 0), // signed_certificate_timestamp
+    f(31504, 20, 6, Kind::Message, Label::Optional, 301, 0, 0), // private_key_provider
     f(9274, 17, 7, Kind::Message, Label::Optional, 137, 0, 0), // watched_directory
-    f(31424, 6, 8, Kind::Message, Label::Optional, 95, 0, 1), // pkcs12
-    f(29634, 10, 9, Kind::Message, Label::Optional, 308, 0, 0), // tls_params
+    f(31524, 6, 8, Kind::Message, Label::Optional, 95, 0, 1), // pkcs12
+    f(29734, 10, 9, Kind::Message, Label::Optional, 309, 0, 0), // tls_params
     // envoy.extensions.transport_sockets.tls.v3.TlsKeyLog
     f(131, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // path
-    f(31481, 19, 2, Kind::Message, Label::Repeated, 92, 0, 0), // local_address_range
-    f(31500, 20, 3, Kind::Message, Label::Repeated, 92, 0, 0), // remote_address_range
+    f(31581, 19, 2, Kind::Message, Label::Repeated, 92, 0, 0), // local_address_range
+    f(31600, 20, 3, Kind::Message, Label::Repeated, 92, 0, 0), // remote_address_range
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters
-    f(31575, 28, 1, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_minimum_protocol_version
-    f(31603, 28, 2, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_maximum_protocol_version
-    f(31631, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
-    f(31644, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
-    f(31655, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
-    f(31675, 19, 6, Kind::Enum, Label::Repeated, 54, 0, 0), // compliance_policies
+    f(31675, 28, 1, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_minimum_protocol_version
+    f(31703, 28, 2, Kind::Enum, Label::Implicit, 55, 0, 0), // tls_maximum_protocol_version
+    f(31731, 13, 3, Kind::String, Label::Repeated, 0, 0, 0), // cipher_suites
+    f(31744, 11, 4, Kind::String, Label::Repeated, 0, 0, 0), // ecdh_curves
+    f(31755, 20, 5, Kind::String, Label::Repeated, 0, 0, 0), // signature_algorithms
+    f(31775, 19, 6, Kind::Enum, Label::Repeated, 54, 0, 0), // compliance_policies
     // envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys
-    f(31756, 4, 1, Kind::Message, Label::Repeated, 95, 0, 1), // keys
+    f(31856, 4, 1, Kind::Message, Label::Repeated, 95, 0, 1), // keys
     // envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-    f(30392, 18, 1, Kind::Message, Label::Optional, 293, 0, 0), // common_tls_context
-    f(31820, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
-    f(31823, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
-    f(31842, 16, 4, Kind::Message, Label::Optional, 375, 0, 0), // max_session_keys
-    f(31858, 21, 5, Kind::Message, Label::Optional, 361, 0, 0), // enforce_rsa_key_usage
-    f(31879, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
-    f(31892, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
+    f(30492, 18, 1, Kind::Message, Label::Optional, 294, 0, 0), // common_tls_context
+    f(31920, 3, 2, Kind::String, Label::Implicit, 0, 0, 0), // sni
+    f(31923, 19, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_renegotiation
+    f(31942, 16, 4, Kind::Message, Label::Optional, 376, 0, 0), // max_session_keys
+    f(31958, 21, 5, Kind::Message, Label::Optional, 362, 0, 0), // enforce_rsa_key_usage
+    f(31979, 13, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_host_sni
+    f(31992, 23, 7, Kind::Bool, Label::Implicit, 0, 0, 0), // auto_sni_san_validation
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     f(5486, 28, 1, Kind::Message, Label::Optional, 108, 0, 0), // common_http_protocol_options
     f(5831, 30, 2, Kind::Message, Label::Optional, 136, 0, 0), // upstream_http_protocol_options
-    f(31969, 20, 3, Kind::Message, Label::Optional, 313, 1, 0), // explicit_http_config
-    f(31989, 30, 4, Kind::Message, Label::Optional, 315, 1, 0), // use_downstream_protocol_config
-    f(32019, 11, 5, Kind::Message, Label::Optional, 312, 1, 0), // auto_config
-    f(26278, 12, 6, Kind::Message, Label::Repeated, 277, 0, 0), // http_filters
-    f(32030, 24, 7, Kind::Message, Label::Optional, 135, 0, 0), // header_validation_config
-    f(5327, 17, 8, Kind::Message, Label::Optional, 314, 0, 0), // outlier_detection
-    f(17643, 23, 9, Kind::Message, Label::Repeated, 202, 0, 0), // request_mirror_policies
+    f(32069, 20, 3, Kind::Message, Label::Optional, 314, 1, 0), // explicit_http_config
+    f(32089, 30, 4, Kind::Message, Label::Optional, 316, 1, 0), // use_downstream_protocol_config
+    f(32119, 11, 5, Kind::Message, Label::Optional, 313, 1, 0), // auto_config
+    f(26378, 12, 6, Kind::Message, Label::Repeated, 278, 0, 0), // http_filters
+    f(32130, 24, 7, Kind::Message, Label::Optional, 135, 0, 0), // header_validation_config
+    f(5327, 17, 8, Kind::Message, Label::Optional, 315, 0, 0), // outlier_detection
+    f(17643, 23, 9, Kind::Message, Label::Repeated, 203, 0, 0), // request_mirror_policies
     f(17523, 11, 10, Kind::Message, Label::Repeated, 197, 0, 0), // hash_policy
     f(9508, 12, 11, Kind::Message, Label::Optional, 192, 0, 0), // retry_policy
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26923, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 1, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 1, 0), // http2_protocol_options
-    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 1, 0), // http3_protocol_options
+    f(26923, 22, 3, Kind::Message, Label::Optional, 107, 1, 0), // http3_protocol_options
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection
     // envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig
     f(5238, 21, 1, Kind::Message, Label::Optional, 105, 0, 0), // http_protocol_options
     f(5259, 22, 2, Kind::Message, Label::Optional, 106, 0, 0), // http2_protocol_options
-    f(26823, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
+    f(26923, 22, 3, Kind::Message, Label::Optional, 107, 0, 0), // http3_protocol_options
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig
-    f(32397, 20, 1, Kind::Message, Label::Map, 317, 0, 0), // allowed_capabilities
+    f(32497, 20, 1, Kind::Message, Label::Map, 318, 0, 0), // allowed_capabilities
     // envoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 321, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 322, 0, 0), // value
     // envoy.extensions.wasm.v3.EnvironmentVariables
-    f(32539, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
-    f(32552, 10, 2, Kind::Message, Label::Map, 319, 0, 0), // key_values
+    f(32639, 13, 1, Kind::String, Label::Repeated, 0, 0, 0), // host_env_keys
+    f(32652, 10, 2, Kind::Message, Label::Map, 320, 0, 0), // key_values
     // envoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.extensions.wasm.v3.PluginConfig
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(32659, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
-    f(32666, 9, 3, Kind::Message, Label::Optional, 322, 1, 0), // vm_config
-    f(32675, 13, 4, Kind::Message, Label::Optional, 360, 0, 0), // configuration
-    f(32688, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
-    f(32697, 29, 6, Kind::Message, Label::Optional, 316, 0, 0), // capability_restriction_config
-    f(32726, 14, 7, Kind::Enum, Label::Implicit, 56, 0, 0), // failure_policy
-    f(32740, 31, 9, Kind::Message, Label::Optional, 361, 0, 0), // allow_on_headers_stop_iteration
+    f(32759, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // root_id
+    f(32766, 9, 3, Kind::Message, Label::Optional, 323, 1, 0), // vm_config
+    f(32775, 13, 4, Kind::Message, Label::Optional, 361, 0, 0), // configuration
+    f(32788, 9, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // fail_open
+    f(32797, 29, 6, Kind::Message, Label::Optional, 317, 0, 0), // capability_restriction_config
+    f(32826, 14, 7, Kind::Enum, Label::Implicit, 56, 0, 0), // failure_policy
+    f(32840, 31, 9, Kind::Message, Label::Optional, 362, 0, 0), // allow_on_headers_stop_iteration
     // envoy.extensions.wasm.v3.SanitizationConfig
     // envoy.extensions.wasm.v3.VmConfig
-    f(32847, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
-    f(32852, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
-    f(32859, 4, 3, Kind::Message, Label::Optional, 87, 0, 0), // code
-    f(32675, 13, 4, Kind::Message, Label::Optional, 360, 0, 0), // configuration
-    f(32863, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
-    f(32880, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
-    f(32903, 21, 7, Kind::Message, Label::Optional, 318, 0, 0), // environment_variables
-    f(32697, 29, 8, Kind::Message, Label::Optional, 316, 0, 0), // capability_restriction_config
+    f(32947, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // vm_id
+    f(32952, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // runtime
+    f(32959, 4, 3, Kind::Message, Label::Optional, 87, 0, 0), // code
+    f(32775, 13, 4, Kind::Message, Label::Optional, 361, 0, 0), // configuration
+    f(32963, 17, 5, Kind::Bool, Label::Implicit, 0, 0, 0), // allow_precompiled
+    f(32980, 23, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // nack_on_code_cache_miss
+    f(33003, 21, 7, Kind::Message, Label::Optional, 319, 0, 0), // environment_variables
+    f(32797, 29, 8, Kind::Message, Label::Optional, 317, 0, 0), // capability_restriction_config
     // envoy.service.discovery.v3.DeltaDiscoveryRequest
     f(2950, 4, 1, Kind::Message, Label::Optional, 116, 0, 0), // node
-    f(32972, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(32980, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
-    f(33004, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
-    f(33030, 25, 5, Kind::Message, Label::Map, 324, 0, 0), // initial_resource_versions
-    f(33055, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
-    f(33069, 12, 7, Kind::Message, Label::Optional, 378, 0, 0), // error_detail
+    f(33072, 8, 2, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33080, 24, 3, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_subscribe
+    f(33104, 26, 4, Kind::String, Label::Repeated, 0, 0, 0), // resource_names_unsubscribe
+    f(33130, 25, 5, Kind::Message, Label::Map, 325, 0, 0), // initial_resource_versions
+    f(33155, 14, 6, Kind::String, Label::Implicit, 0, 0, 0), // response_nonce
+    f(33169, 12, 7, Kind::Message, Label::Optional, 379, 0, 0), // error_detail
     // envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.service.discovery.v3.DeltaDiscoveryResponse
-    f(33207, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
-    f(33226, 9, 2, Kind::Message, Label::Repeated, 327, 0, 0), // resources
-    f(32972, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(33235, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(33240, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
-    f(33257, 13, 7, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
-    f(33270, 22, 8, Kind::Message, Label::Repeated, 328, 0, 0), // removed_resource_names
+    f(33307, 19, 1, Kind::String, Label::Implicit, 0, 0, 0), // system_version_info
+    f(33326, 9, 2, Kind::Message, Label::Repeated, 328, 0, 0), // resources
+    f(33072, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33335, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(33340, 17, 6, Kind::String, Label::Repeated, 0, 0, 0), // removed_resources
+    f(33357, 13, 7, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
+    f(33370, 22, 8, Kind::Message, Label::Repeated, 329, 0, 0), // removed_resource_names
     // envoy.service.discovery.v3.DiscoveryResponse
     f(572, 12, 1, Kind::String, Label::Implicit, 0, 0, 0), // version_info
-    f(33226, 9, 2, Kind::Message, Label::Repeated, 360, 0, 0), // resources
-    f(33336, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
-    f(32972, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
-    f(33235, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
-    f(33257, 13, 6, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
+    f(33326, 9, 2, Kind::Message, Label::Repeated, 361, 0, 0), // resources
+    f(33436, 6, 3, Kind::Bool, Label::Implicit, 0, 0, 0), // canary
+    f(33072, 8, 4, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33335, 5, 5, Kind::String, Label::Implicit, 0, 0, 0), // nonce
+    f(33357, 13, 6, Kind::Message, Label::Optional, 94, 0, 0), // control_plane
     // envoy.service.discovery.v3.Resource
     f(2862, 7, 1, Kind::String, Label::Implicit, 0, 0, 0), // version
-    f(33377, 8, 2, Kind::Message, Label::Optional, 360, 0, 0), // resource
+    f(33477, 8, 2, Kind::Message, Label::Optional, 361, 0, 0), // resource
     f(345, 4, 3, Kind::String, Label::Implicit, 0, 0, 0), // name
-    f(33385, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
-    f(18054, 3, 6, Kind::Message, Label::Optional, 364, 0, 0), // ttl
-    f(33392, 13, 8, Kind::Message, Label::Optional, 328, 0, 0), // resource_name
+    f(33485, 7, 4, Kind::String, Label::Repeated, 0, 0, 0), // aliases
+    f(18054, 3, 6, Kind::Message, Label::Optional, 365, 0, 0), // ttl
+    f(33492, 13, 8, Kind::Message, Label::Optional, 329, 0, 0), // resource_name
     f(5431, 8, 9, Kind::Message, Label::Optional, 113, 0, 0), // metadata
     // envoy.service.discovery.v3.ResourceName
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
     // envoy.type.matcher.v3.AddressMatcher
-    f(33480, 6, 1, Kind::Message, Label::Repeated, 383, 0, 0), // ranges
+    f(33580, 6, 1, Kind::Message, Label::Repeated, 384, 0, 0), // ranges
     f(16441, 12, 2, Kind::Bool, Label::Implicit, 0, 0, 0), // invert_match
     // envoy.type.matcher.v3.DoubleMatcher
-    f(33521, 5, 1, Kind::Message, Label::Optional, 349, 1, 0), // range
-    f(33526, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
+    f(33621, 5, 1, Kind::Message, Label::Optional, 350, 1, 0), // range
+    f(33626, 5, 2, Kind::Double, Label::Optional, 0, 1, 0), // exact
     // envoy.type.matcher.v3.FilterStateMatcher
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(16507, 12, 2, Kind::Message, Label::Optional, 341, 1, 0), // string_match
-    f(33571, 13, 3, Kind::Message, Label::Optional, 329, 1, 0), // address_match
+    f(16507, 12, 2, Kind::Message, Label::Optional, 342, 1, 0), // string_match
+    f(33671, 13, 3, Kind::Message, Label::Optional, 330, 1, 0), // address_match
     // envoy.type.matcher.v3.ListMatcher
-    f(33617, 6, 1, Kind::Message, Label::Optional, 342, 1, 0), // one_of
+    f(33717, 6, 1, Kind::Message, Label::Optional, 343, 1, 0), // one_of
     // envoy.type.matcher.v3.ListStringMatcher
-    f(33662, 8, 1, Kind::Message, Label::Repeated, 341, 0, 0), // patterns
+    f(33762, 8, 1, Kind::Message, Label::Repeated, 342, 0, 0), // patterns
     // envoy.type.matcher.v3.MetadataMatcher
     f(3179, 6, 1, Kind::String, Label::Implicit, 0, 0, 0), // filter
-    f(131, 4, 2, Kind::Message, Label::Repeated, 335, 0, 0), // path
-    f(3009, 5, 3, Kind::Message, Label::Optional, 342, 0, 0), // value
-    f(33707, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
+    f(131, 4, 2, Kind::Message, Label::Repeated, 336, 0, 0), // path
+    f(3009, 5, 3, Kind::Message, Label::Optional, 343, 0, 0), // value
+    f(33807, 6, 4, Kind::Bool, Label::Implicit, 0, 0, 0), // invert
     // envoy.type.matcher.v3.MetadataMatcher.PathSegment
     f(7579, 3, 1, Kind::String, Label::Optional, 0, 1, 0), // key
     // envoy.type.matcher.v3.OrMatcher
-    f(33793, 14, 1, Kind::Message, Label::Repeated, 342, 0, 0), // value_matchers
+    f(33893, 14, 1, Kind::Message, Label::Repeated, 343, 0, 0), // value_matchers
     // envoy.type.matcher.v3.PathMatcher
-    f(131, 4, 1, Kind::Message, Label::Optional, 341, 1, 0), // path
+    f(131, 4, 1, Kind::Message, Label::Optional, 342, 1, 0), // path
     // envoy.type.matcher.v3.RegexMatchAndSubstitute
-    f(33885, 7, 1, Kind::Message, Label::Optional, 339, 0, 0), // pattern
-    f(33892, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
+    f(33985, 7, 1, Kind::Message, Label::Optional, 340, 0, 0), // pattern
+    f(33992, 12, 2, Kind::String, Label::Implicit, 0, 0, 0), // substitution
     // envoy.type.matcher.v3.RegexMatcher
-    f(33938, 10, 1, Kind::Message, Label::Optional, 340, 1, 0), // google_re2
+    f(34038, 10, 1, Kind::Message, Label::Optional, 341, 1, 0), // google_re2
     f(15354, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // regex
     // envoy.type.matcher.v3.RegexMatcher.GoogleRE2
-    f(33992, 16, 1, Kind::Message, Label::Optional, 375, 0, 0), // max_program_size
+    f(34092, 16, 1, Kind::Message, Label::Optional, 376, 0, 0), // max_program_size
     // envoy.type.matcher.v3.StringMatcher
-    f(33526, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
+    f(33626, 5, 1, Kind::String, Label::Optional, 0, 1, 0), // exact
     f(14816, 6, 2, Kind::String, Label::Optional, 0, 1, 0), // prefix
-    f(34043, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
-    f(18626, 10, 5, Kind::Message, Label::Optional, 339, 1, 0), // safe_regex
-    f(34049, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
-    f(34060, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
-    f(15787, 6, 8, Kind::Message, Label::Optional, 386, 1, 0), // custom
+    f(34143, 6, 3, Kind::String, Label::Optional, 0, 1, 0), // suffix
+    f(18726, 10, 5, Kind::Message, Label::Optional, 340, 1, 0), // safe_regex
+    f(34149, 11, 6, Kind::Bool, Label::Implicit, 0, 0, 0), // ignore_case
+    f(34160, 8, 7, Kind::String, Label::Optional, 0, 1, 0), // contains
+    f(15787, 6, 8, Kind::Message, Label::Optional, 387, 1, 0), // custom
     // envoy.type.matcher.v3.ValueMatcher
-    f(34102, 10, 1, Kind::Message, Label::Optional, 343, 1, 0), // null_match
-    f(34112, 12, 2, Kind::Message, Label::Optional, 330, 1, 0), // double_match
-    f(16507, 12, 3, Kind::Message, Label::Optional, 341, 1, 0), // string_match
-    f(34124, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
+    f(34202, 10, 1, Kind::Message, Label::Optional, 344, 1, 0), // null_match
+    f(34212, 12, 2, Kind::Message, Label::Optional, 331, 1, 0), // double_match
+    f(16507, 12, 3, Kind::Message, Label::Optional, 342, 1, 0), // string_match
+    f(34224, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_match
     f(16428, 13, 5, Kind::Bool, Label::Optional, 0, 1, 0), // present_match
-    f(34134, 10, 6, Kind::Message, Label::Optional, 332, 1, 0), // list_match
-    f(34144, 8, 7, Kind::Message, Label::Optional, 336, 1, 0), // or_match
+    f(34234, 10, 6, Kind::Message, Label::Optional, 333, 1, 0), // list_match
+    f(34244, 8, 7, Kind::Message, Label::Optional, 337, 1, 0), // or_match
     // envoy.type.matcher.v3.ValueMatcher.NullMatch
     // envoy.type.metadata.v3.MetadataKey
     // envoy.type.tracing.v3.CustomTag
-    f(34261, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
-    f(34264, 7, 2, Kind::Message, Label::Optional, 348, 1, 0), // literal
-    f(34271, 11, 3, Kind::Message, Label::Optional, 346, 1, 0), // environment
-    f(34282, 14, 4, Kind::Message, Label::Optional, 347, 1, 0), // request_header
+    f(34361, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // tag
+    f(34364, 7, 2, Kind::Message, Label::Optional, 349, 1, 0), // literal
+    f(34371, 11, 3, Kind::Message, Label::Optional, 347, 1, 0), // environment
+    f(34382, 14, 4, Kind::Message, Label::Optional, 348, 1, 0), // request_header
     f(3009, 5, 6, Kind::String, Label::Optional, 0, 1, 0), // value
     // envoy.type.tracing.v3.CustomTag.Environment
     f(345, 4, 1, Kind::String, Label::Implicit, 0, 0, 0), // name
@@ -2226,34 +2232,34 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // envoy.type.tracing.v3.CustomTag.Literal
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.DoubleRange
-    f(34441, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
-    f(34446, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
+    f(34541, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // start
+    f(34546, 3, 2, Kind::Double, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.FractionalPercent
-    f(34480, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
-    f(34489, 11, 2, Kind::Enum, Label::Implicit, 57, 0, 0), // denominator
+    f(34580, 9, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // numerator
+    f(34589, 11, 2, Kind::Enum, Label::Implicit, 57, 0, 0), // denominator
     // envoy.type.v3.HashPolicy
     // envoy.type.v3.HttpStatus
-    f(32859, 4, 1, Kind::Enum, Label::Implicit, 58, 0, 0), // code
+    f(32959, 4, 1, Kind::Enum, Label::Implicit, 58, 0, 0), // code
     // envoy.type.v3.Int32Range
-    f(34441, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
-    f(34446, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
+    f(34541, 5, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // start
+    f(34546, 3, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Int64Range
-    f(34441, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
-    f(34446, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
+    f(34541, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // start
+    f(34546, 3, 2, Kind::Int64, Label::Implicit, 0, 0, 0), // end
     // envoy.type.v3.Percent
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // envoy.type.v3.SemanticVersion
-    f(34646, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
-    f(34658, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
-    f(34670, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
+    f(34746, 12, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // major_number
+    f(34758, 12, 2, Kind::Uint32, Label::Implicit, 0, 0, 0), // minor_number
+    f(34770, 5, 3, Kind::Uint32, Label::Implicit, 0, 0, 0), // patch
     // envoy.type.v3.TokenBucket
-    f(34700, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_tokens
-    f(34710, 15, 2, Kind::Message, Label::Optional, 375, 0, 0), // tokens_per_fill
-    f(34725, 13, 3, Kind::Message, Label::Optional, 364, 0, 0), // fill_interval
+    f(34800, 10, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // max_tokens
+    f(34810, 15, 2, Kind::Message, Label::Optional, 376, 0, 0), // tokens_per_fill
+    f(34825, 13, 3, Kind::Message, Label::Optional, 365, 0, 0), // fill_interval
     // google.api.expr.v1alpha1.CheckedExpr
     // google.api.expr.v1alpha1.Expr
     // google.protobuf.Any
-    f(32972, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
+    f(33072, 8, 1, Kind::String, Label::Implicit, 0, 0, 0), // type_url
     f(3009, 5, 2, Kind::Bytes, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.BoolValue
     f(3009, 5, 1, Kind::Bool, Label::Implicit, 0, 0, 0), // value
@@ -2262,11 +2268,11 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // google.protobuf.DoubleValue
     f(3009, 5, 1, Kind::Double, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Duration
-    f(34924, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(34931, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(35024, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(35031, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.Empty
     // google.protobuf.FieldMask
-    f(34982, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
+    f(35082, 5, 1, Kind::String, Label::Repeated, 0, 0, 0), // paths
     // google.protobuf.FloatValue
     f(3009, 5, 1, Kind::Float, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Int32Value
@@ -2274,52 +2280,52 @@ pub(crate) static FIELDS: [Field; 1541] = [
     // google.protobuf.Int64Value
     f(3009, 5, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.ListValue
-    f(35090, 6, 1, Kind::Message, Label::Repeated, 377, 0, 0), // values
+    f(35190, 6, 1, Kind::Message, Label::Repeated, 378, 0, 0), // values
     // google.protobuf.StringValue
     f(3009, 5, 1, Kind::String, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Struct
-    f(35145, 6, 1, Kind::Message, Label::Map, 373, 0, 0), // fields
+    f(35245, 6, 1, Kind::Message, Label::Map, 374, 0, 0), // fields
     // google.protobuf.Struct.FieldsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 377, 0, 0), // value
+    f(3009, 5, 2, Kind::Message, Label::Optional, 378, 0, 0), // value
     // google.protobuf.Timestamp
-    f(34924, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
-    f(34931, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
+    f(35024, 7, 1, Kind::Int64, Label::Implicit, 0, 0, 0), // seconds
+    f(35031, 5, 2, Kind::Int32, Label::Implicit, 0, 0, 0), // nanos
     // google.protobuf.UInt32Value
     f(3009, 5, 1, Kind::Uint32, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.UInt64Value
     f(3009, 5, 1, Kind::Uint64, Label::Implicit, 0, 0, 0), // value
     // google.protobuf.Value
-    f(35285, 10, 1, Kind::Enum, Label::Optional, 59, 1, 0), // null_value
-    f(35295, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
-    f(35307, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(35319, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(35329, 12, 5, Kind::Message, Label::Optional, 372, 1, 0), // struct_value
-    f(35341, 10, 6, Kind::Message, Label::Optional, 370, 1, 0), // list_value
+    f(35385, 10, 1, Kind::Enum, Label::Optional, 59, 1, 0), // null_value
+    f(35395, 12, 2, Kind::Double, Label::Optional, 0, 1, 0), // number_value
+    f(35407, 12, 3, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(35419, 10, 4, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(35429, 12, 5, Kind::Message, Label::Optional, 373, 1, 0), // struct_value
+    f(35441, 10, 6, Kind::Message, Label::Optional, 371, 1, 0), // list_value
     // google.rpc.Status
-    f(32859, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
-    f(35368, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
-    f(3137, 7, 3, Kind::Message, Label::Repeated, 360, 0, 0), // details
+    f(32959, 4, 1, Kind::Int32, Label::Implicit, 0, 0, 0), // code
+    f(35468, 7, 2, Kind::String, Label::Implicit, 0, 0, 0), // message
+    f(3137, 7, 3, Kind::Message, Label::Repeated, 361, 0, 0), // details
     // opentelemetry.proto.common.v1.AnyValue
-    f(35307, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
-    f(35319, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
-    f(35413, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
-    f(35422, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
-    f(35434, 11, 5, Kind::Message, Label::Optional, 380, 1, 0), // array_value
-    f(35445, 12, 6, Kind::Message, Label::Optional, 382, 1, 0), // kvlist_value
-    f(35457, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
-    f(35468, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
+    f(35407, 12, 1, Kind::String, Label::Optional, 0, 1, 0), // string_value
+    f(35419, 10, 2, Kind::Bool, Label::Optional, 0, 1, 0), // bool_value
+    f(35513, 9, 3, Kind::Int64, Label::Optional, 0, 1, 0), // int_value
+    f(35522, 12, 4, Kind::Double, Label::Optional, 0, 1, 0), // double_value
+    f(35534, 11, 5, Kind::Message, Label::Optional, 381, 1, 0), // array_value
+    f(35545, 12, 6, Kind::Message, Label::Optional, 383, 1, 0), // kvlist_value
+    f(35557, 11, 7, Kind::Bytes, Label::Optional, 0, 1, 0), // bytes_value
+    f(35568, 21, 8, Kind::Int32, Label::Optional, 0, 1, 0), // string_value_strindex
     // opentelemetry.proto.common.v1.ArrayValue
-    f(35090, 6, 1, Kind::Message, Label::Repeated, 379, 0, 0), // values
+    f(35190, 6, 1, Kind::Message, Label::Repeated, 380, 0, 0), // values
     // opentelemetry.proto.common.v1.KeyValue
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
-    f(3009, 5, 2, Kind::Message, Label::Optional, 379, 0, 0), // value
-    f(35567, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
+    f(3009, 5, 2, Kind::Message, Label::Optional, 380, 0, 0), // value
+    f(35667, 12, 3, Kind::Int32, Label::Implicit, 0, 0, 0), // key_strindex
     // opentelemetry.proto.common.v1.KeyValueList
-    f(35090, 6, 1, Kind::Message, Label::Repeated, 381, 0, 0), // values
+    f(35190, 6, 1, Kind::Message, Label::Repeated, 382, 0, 0), // values
     // xds.core.v3.CidrRange
     // xds.core.v3.ContextParams
-    f(35667, 6, 1, Kind::Message, Label::Map, 385, 0, 0), // params
+    f(35767, 6, 1, Kind::Message, Label::Map, 386, 0, 0), // params
     // xds.core.v3.ContextParams.ParamsEntry
     f(7579, 3, 1, Kind::String, Label::Implicit, 0, 0, 0), // key
     f(3009, 5, 2, Kind::String, Label::Implicit, 0, 0, 0), // value
@@ -2394,339 +2400,339 @@ pub(crate) static ENUMS: [Enum; 60] = [
 /// Of each enum in turn.
 pub(crate) static VALUES: [EnumValue; 274] = [
     // envoy.admin.v3.ClientResourceStatus
-    v(35769, 7, 0), // UNKNOWN
-    v(35776, 9, 1), // REQUESTED
-    v(35785, 14, 2), // DOES_NOT_EXIST
-    v(35799, 5, 3), // ACKED
-    v(35804, 6, 4), // NACKED
-    v(35810, 14, 5), // RECEIVED_ERROR
-    v(35824, 7, 6), // TIMEOUT
+    v(35869, 7, 0), // UNKNOWN
+    v(35876, 9, 1), // REQUESTED
+    v(35885, 14, 2), // DOES_NOT_EXIST
+    v(35899, 5, 3), // ACKED
+    v(35904, 6, 4), // NACKED
+    v(35910, 14, 5), // RECEIVED_ERROR
+    v(35924, 7, 6), // TIMEOUT
     // envoy.admin.v3.CommandLineOptions.DrainStrategy
-    v(35831, 7, 0), // Gradual
-    v(35838, 9, 1), // Immediate
+    v(35931, 7, 0), // Gradual
+    v(35938, 9, 1), // Immediate
     // envoy.admin.v3.CommandLineOptions.IpVersion
-    v(35847, 2, 0), // v4
-    v(35849, 2, 1), // v6
+    v(35947, 2, 0), // v4
+    v(35949, 2, 1), // v6
     // envoy.admin.v3.CommandLineOptions.Mode
-    v(35851, 5, 0), // Serve
-    v(35856, 8, 1), // Validate
-    v(35864, 8, 2), // InitOnly
+    v(35951, 5, 0), // Serve
+    v(35956, 8, 1), // Validate
+    v(35964, 8, 2), // InitOnly
     // envoy.admin.v3.ServerInfo.State
-    v(35872, 4, 0), // LIVE
-    v(35876, 8, 1), // DRAINING
-    v(35884, 16, 2), // PRE_INITIALIZING
-    v(35900, 12, 3), // INITIALIZING
+    v(35972, 4, 0), // LIVE
+    v(35976, 8, 1), // DRAINING
+    v(35984, 16, 2), // PRE_INITIALIZING
+    v(36000, 12, 3), // INITIALIZING
     // envoy.admin.v3.SimpleMetric.Type
-    v(35912, 7, 0), // COUNTER
-    v(35919, 5, 1), // GAUGE
+    v(36012, 7, 0), // COUNTER
+    v(36019, 5, 1), // GAUGE
     // envoy.config.accesslog.v3.ComparisonFilter.Op
-    v(35924, 2, 0), // EQ
-    v(35926, 2, 1), // GE
-    v(35928, 2, 2), // LE
-    v(35930, 2, 3), // NE
+    v(36024, 2, 0), // EQ
+    v(36026, 2, 1), // GE
+    v(36028, 2, 2), // LE
+    v(36030, 2, 3), // NE
     // envoy.config.accesslog.v3.GrpcStatusFilter.Status
-    v(35932, 2, 0), // OK
-    v(35934, 8, 1), // CANCELED
-    v(35769, 7, 2), // UNKNOWN
-    v(35942, 16, 3), // INVALID_ARGUMENT
-    v(35958, 17, 4), // DEADLINE_EXCEEDED
-    v(35975, 9, 5), // NOT_FOUND
-    v(35984, 14, 6), // ALREADY_EXISTS
-    v(35998, 17, 7), // PERMISSION_DENIED
-    v(36015, 18, 8), // RESOURCE_EXHAUSTED
-    v(36033, 19, 9), // FAILED_PRECONDITION
-    v(36052, 7, 10), // ABORTED
-    v(36059, 12, 11), // OUT_OF_RANGE
-    v(36071, 13, 12), // UNIMPLEMENTED
-    v(36084, 8, 13), // INTERNAL
-    v(36092, 11, 14), // UNAVAILABLE
-    v(36103, 9, 15), // DATA_LOSS
-    v(36112, 15, 16), // UNAUTHENTICATED
+    v(36032, 2, 0), // OK
+    v(36034, 8, 1), // CANCELED
+    v(35869, 7, 2), // UNKNOWN
+    v(36042, 16, 3), // INVALID_ARGUMENT
+    v(36058, 17, 4), // DEADLINE_EXCEEDED
+    v(36075, 9, 5), // NOT_FOUND
+    v(36084, 14, 6), // ALREADY_EXISTS
+    v(36098, 17, 7), // PERMISSION_DENIED
+    v(36115, 18, 8), // RESOURCE_EXHAUSTED
+    v(36133, 19, 9), // FAILED_PRECONDITION
+    v(36152, 7, 10), // ABORTED
+    v(36159, 12, 11), // OUT_OF_RANGE
+    v(36171, 13, 12), // UNIMPLEMENTED
+    v(36184, 8, 13), // INTERNAL
+    v(36192, 11, 14), // UNAVAILABLE
+    v(36203, 9, 15), // DATA_LOSS
+    v(36212, 15, 16), // UNAUTHENTICATED
     // envoy.config.cluster.v3.Cluster.ClusterProtocolSelection
-    v(36127, 23, 0), // USE_CONFIGURED_PROTOCOL
-    v(36150, 23, 1), // USE_DOWNSTREAM_PROTOCOL
+    v(36227, 23, 0), // USE_CONFIGURED_PROTOCOL
+    v(36250, 23, 1), // USE_DOWNSTREAM_PROTOCOL
     // envoy.config.cluster.v3.Cluster.DiscoveryType
-    v(36173, 6, 0), // STATIC
-    v(36179, 10, 1), // STRICT_DNS
-    v(36189, 11, 2), // LOGICAL_DNS
-    v(36200, 3, 3), // EDS
-    v(36203, 12, 4), // ORIGINAL_DST
+    v(36273, 6, 0), // STATIC
+    v(36279, 10, 1), // STRICT_DNS
+    v(36289, 11, 2), // LOGICAL_DNS
+    v(36300, 3, 3), // EDS
+    v(36303, 12, 4), // ORIGINAL_DST
     // envoy.config.cluster.v3.Cluster.DnsLookupFamily
-    v(36215, 4, 0), // AUTO
-    v(36219, 7, 1), // V4_ONLY
-    v(36226, 7, 2), // V6_ONLY
-    v(36233, 12, 3), // V4_PREFERRED
-    v(36245, 3, 4), // ALL
+    v(36315, 4, 0), // AUTO
+    v(36319, 7, 1), // V4_ONLY
+    v(36326, 7, 2), // V6_ONLY
+    v(36333, 12, 3), // V4_PREFERRED
+    v(36345, 3, 4), // ALL
     // envoy.config.cluster.v3.Cluster.LbPolicy
-    v(36248, 11, 0), // ROUND_ROBIN
-    v(36259, 13, 1), // LEAST_REQUEST
-    v(36272, 9, 2), // RING_HASH
-    v(36281, 6, 3), // RANDOM
-    v(36287, 6, 5), // MAGLEV
-    v(36293, 16, 6), // CLUSTER_PROVIDED
-    v(36309, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
+    v(36348, 11, 0), // ROUND_ROBIN
+    v(36359, 13, 1), // LEAST_REQUEST
+    v(36372, 9, 2), // RING_HASH
+    v(36381, 6, 3), // RANDOM
+    v(36387, 6, 5), // MAGLEV
+    v(36393, 16, 6), // CLUSTER_PROVIDED
+    v(36409, 28, 7), // LOAD_BALANCING_POLICY_CONFIG
     // envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction
-    v(36337, 7, 0), // XX_HASH
-    v(36344, 13, 1), // MURMUR_HASH_2
+    v(36437, 7, 0), // XX_HASH
+    v(36444, 13, 1), // MURMUR_HASH_2
     // envoy.config.core.v3.ApiConfigSource.ApiType
-    v(36357, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(36394, 4, 1), // REST
-    v(36398, 4, 2), // GRPC
-    v(36402, 10, 3), // DELTA_GRPC
-    v(36412, 15, 5), // AGGREGATED_GRPC
-    v(36427, 21, 6), // AGGREGATED_DELTA_GRPC
+    v(36457, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(36494, 4, 1), // REST
+    v(36498, 4, 2), // GRPC
+    v(36502, 10, 3), // DELTA_GRPC
+    v(36512, 15, 5), // AGGREGATED_GRPC
+    v(36527, 21, 6), // AGGREGATED_DELTA_GRPC
     // envoy.config.core.v3.ApiVersion
-    v(36215, 4, 0), // AUTO
-    v(36448, 2, 1), // V2
-    v(36450, 2, 2), // V3
+    v(36315, 4, 0), // AUTO
+    v(36548, 2, 1), // V2
+    v(36550, 2, 2), // V3
     // envoy.config.core.v3.HeaderValueOption.HeaderAppendAction
-    v(36452, 23, 0), // APPEND_IF_EXISTS_OR_ADD
-    v(36475, 13, 1), // ADD_IF_ABSENT
-    v(36488, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
-    v(36514, 19, 3), // OVERWRITE_IF_EXISTS
+    v(36552, 23, 0), // APPEND_IF_EXISTS_OR_ADD
+    v(36575, 13, 1), // ADD_IF_ABSENT
+    v(36588, 26, 2), // OVERWRITE_IF_EXISTS_OR_ADD
+    v(36614, 19, 3), // OVERWRITE_IF_EXISTS
     // envoy.config.core.v3.HealthStatus
-    v(35769, 7, 0), // UNKNOWN
-    v(36533, 7, 1), // HEALTHY
-    v(36540, 9, 2), // UNHEALTHY
-    v(35876, 8, 3), // DRAINING
-    v(35824, 7, 4), // TIMEOUT
-    v(36549, 8, 5), // DEGRADED
+    v(35869, 7, 0), // UNKNOWN
+    v(36633, 7, 1), // HEALTHY
+    v(36640, 9, 2), // UNHEALTHY
+    v(35976, 8, 3), // DRAINING
+    v(35924, 7, 4), // TIMEOUT
+    v(36649, 8, 5), // DEGRADED
     // envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction
-    v(36557, 5, 0), // ALLOW
-    v(36562, 14, 1), // REJECT_REQUEST
-    v(36576, 11, 2), // DROP_HEADER
+    v(36657, 5, 0), // ALLOW
+    v(36662, 14, 1), // REJECT_REQUEST
+    v(36676, 11, 2), // DROP_HEADER
     // envoy.config.core.v3.ProxyProtocolConfig.Version
-    v(36587, 2, 0), // V1
-    v(36448, 2, 1), // V2
+    v(36687, 2, 0), // V1
+    v(36548, 2, 1), // V2
     // envoy.config.core.v3.ProxyProtocolPassThroughTLVs.PassTLVsMatchType
-    v(36589, 11, 0), // INCLUDE_ALL
-    v(36600, 7, 1), // INCLUDE
+    v(36689, 11, 0), // INCLUDE_ALL
+    v(36700, 7, 1), // INCLUDE
     // envoy.config.core.v3.RoutingPriority
-    v(36607, 7, 0), // DEFAULT
-    v(36614, 4, 1), // HIGH
+    v(36707, 7, 0), // DEFAULT
+    v(36714, 4, 1), // HIGH
     // envoy.config.core.v3.SocketAddress.Protocol
-    v(36618, 3, 0), // TCP
-    v(36621, 3, 1), // UDP
+    v(36718, 3, 0), // TCP
+    v(36721, 3, 1), // UDP
     // envoy.config.core.v3.TrafficDirection
-    v(36624, 11, 0), // UNSPECIFIED
-    v(36635, 7, 1), // INBOUND
-    v(36642, 8, 2), // OUTBOUND
+    v(36724, 11, 0), // UNSPECIFIED
+    v(36735, 7, 1), // INBOUND
+    v(36742, 8, 2), // OUTBOUND
     // envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType
-    v(36650, 3, 0), // ANY
-    v(36653, 19, 1), // SAME_IP_OR_LOOPBACK
-    v(36672, 8, 2), // EXTERNAL
+    v(36750, 3, 0), // ANY
+    v(36753, 19, 1), // SAME_IP_OR_LOOPBACK
+    v(36772, 8, 2), // EXTERNAL
     // envoy.config.listener.v3.Listener.DrainType
-    v(36607, 7, 0), // DEFAULT
-    v(36680, 11, 1), // MODIFY_ONLY
+    v(36707, 7, 0), // DEFAULT
+    v(36780, 11, 1), // MODIFY_ONLY
     // envoy.config.metrics.v3.HistogramEmitMode
-    v(36691, 21, 0), // SUMMARY_AND_HISTOGRAM
-    v(36712, 7, 1), // SUMMARY
-    v(36719, 9, 2), // HISTOGRAM
+    v(36791, 21, 0), // SUMMARY_AND_HISTOGRAM
+    v(36812, 7, 1), // SUMMARY
+    v(36819, 9, 2), // HISTOGRAM
     // envoy.config.rbac.v3.MetadataSource
-    v(36728, 7, 0), // DYNAMIC
-    v(36735, 5, 1), // ROUTE
+    v(36828, 7, 0), // DYNAMIC
+    v(36835, 5, 1), // ROUTE
     // envoy.config.rbac.v3.RBAC.Action
-    v(36557, 5, 0), // ALLOW
-    v(36740, 4, 1), // DENY
-    v(36744, 3, 2), // LOG
+    v(36657, 5, 0), // ALLOW
+    v(36840, 4, 1), // DENY
+    v(36844, 3, 2), // LOG
     // envoy.config.rbac.v3.RBAC.AuditLoggingOptions.AuditCondition
-    v(36747, 4, 0), // NONE
-    v(36751, 7, 1), // ON_DENY
-    v(36758, 8, 2), // ON_ALLOW
-    v(36766, 17, 3), // ON_DENY_AND_ALLOW
+    v(36847, 4, 0), // NONE
+    v(36851, 7, 1), // ON_DENY
+    v(36858, 8, 2), // ON_ALLOW
+    v(36866, 17, 3), // ON_DENY_AND_ALLOW
     // envoy.config.route.v3.RedirectAction.RedirectResponseCode
-    v(36783, 17, 0), // MOVED_PERMANENTLY
-    v(36800, 5, 1), // FOUND
-    v(36805, 9, 2), // SEE_OTHER
-    v(36814, 18, 3), // TEMPORARY_REDIRECT
-    v(36832, 18, 4), // PERMANENT_REDIRECT
+    v(36883, 17, 0), // MOVED_PERMANENTLY
+    v(36900, 5, 1), // FOUND
+    v(36905, 9, 2), // SEE_OTHER
+    v(36914, 18, 3), // TEMPORARY_REDIRECT
+    v(36932, 18, 4), // PERMANENT_REDIRECT
     // envoy.config.route.v3.RouteAction.ClusterNotFoundResponseCode
-    v(36850, 19, 0), // SERVICE_UNAVAILABLE
-    v(35975, 9, 1), // NOT_FOUND
-    v(36869, 21, 2), // INTERNAL_SERVER_ERROR
+    v(36950, 19, 0), // SERVICE_UNAVAILABLE
+    v(36075, 9, 1), // NOT_FOUND
+    v(36969, 21, 2), // INTERNAL_SERVER_ERROR
     // envoy.config.route.v3.RouteAction.InternalRedirectAction
-    v(36890, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
-    v(36920, 24, 1), // HANDLE_INTERNAL_REDIRECT
+    v(36990, 30, 0), // PASS_THROUGH_INTERNAL_REDIRECT
+    v(37020, 24, 1), // HANDLE_INTERNAL_REDIRECT
     // envoy.config.route.v3.VirtualHost.TlsRequirementType
-    v(36747, 4, 0), // NONE
-    v(36944, 13, 1), // EXTERNAL_ONLY
-    v(36245, 3, 2), // ALL
+    v(36847, 4, 0), // NONE
+    v(37044, 13, 1), // EXTERNAL_ONLY
+    v(36345, 3, 2), // ALL
     // envoy.config.trace.v3.ZipkinConfig.CollectorEndpointVersion
-    v(36357, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
-    v(36957, 9, 1), // HTTP_JSON
-    v(36966, 10, 2), // HTTP_PROTO
-    v(36398, 4, 3), // GRPC
+    v(36457, 37, 0), // DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE
+    v(37057, 9, 1), // HTTP_JSON
+    v(37066, 10, 2), // HTTP_PROTO
+    v(36498, 4, 3), // GRPC
     // envoy.config.trace.v3.ZipkinConfig.TraceContextOption
-    v(36976, 6, 0), // USE_B3
-    v(36982, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
+    v(37076, 6, 0), // USE_B3
+    v(37082, 27, 1), // USE_B3_WITH_W3C_PROPAGATION
     // envoy.data.accesslog.v3.AccessLogType
-    v(37009, 6, 0), // NotSet
-    v(37015, 20, 1), // TcpUpstreamConnected
-    v(37035, 11, 2), // TcpPeriodic
-    v(37046, 16, 3), // TcpConnectionEnd
-    v(37062, 15, 4), // DownstreamStart
-    v(37077, 18, 5), // DownstreamPeriodic
-    v(37095, 13, 6), // DownstreamEnd
-    v(37108, 17, 7), // UpstreamPoolReady
-    v(37125, 16, 8), // UpstreamPeriodic
-    v(37141, 11, 9), // UpstreamEnd
-    v(37152, 39, 10), // DownstreamTunnelSuccessfullyEstablished
-    v(37191, 26, 11), // UdpTunnelUpstreamConnected
-    v(37217, 11, 12), // UdpPeriodic
-    v(37228, 13, 13), // UdpSessionEnd
-    v(37241, 18, 14), // TcpConnectionStart
+    v(37109, 6, 0), // NotSet
+    v(37115, 20, 1), // TcpUpstreamConnected
+    v(37135, 11, 2), // TcpPeriodic
+    v(37146, 16, 3), // TcpConnectionEnd
+    v(37162, 15, 4), // DownstreamStart
+    v(37177, 18, 5), // DownstreamPeriodic
+    v(37195, 13, 6), // DownstreamEnd
+    v(37208, 17, 7), // UpstreamPoolReady
+    v(37225, 16, 8), // UpstreamPeriodic
+    v(37241, 11, 9), // UpstreamEnd
+    v(37252, 39, 10), // DownstreamTunnelSuccessfullyEstablished
+    v(37291, 26, 11), // UdpTunnelUpstreamConnected
+    v(37317, 11, 12), // UdpPeriodic
+    v(37328, 13, 13), // UdpSessionEnd
+    v(37341, 18, 14), // TcpConnectionStart
     // envoy.extensions.common.ratelimit.v3.VhRateLimitsOptions
-    v(37259, 8, 0), // OVERRIDE
-    v(36600, 7, 1), // INCLUDE
-    v(37267, 6, 2), // IGNORE
+    v(37359, 8, 0), // OVERRIDE
+    v(36700, 7, 1), // INCLUDE
+    v(37367, 6, 2), // IGNORE
     // envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRFCVersion
-    v(37273, 3, 0), // OFF
-    v(37276, 16, 1), // DRAFT_VERSION_03
+    v(37373, 3, 0), // OFF
+    v(37376, 16, 1), // DRAFT_VERSION_03
     // envoy.extensions.filters.http.aws_lambda.v3.Config.InvocationMode
-    v(37292, 11, 0), // SYNCHRONOUS
-    v(37303, 12, 1), // ASYNCHRONOUS
+    v(37392, 11, 0), // SYNCHRONOUS
+    v(37403, 12, 1), // ASYNCHRONOUS
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueEncode
-    v(36747, 4, 0), // NONE
-    v(37315, 6, 1), // BASE64
+    v(36847, 4, 0), // NONE
+    v(37415, 6, 1), // BASE64
     // envoy.extensions.filters.http.header_to_metadata.v3.Config.ValueType
-    v(37321, 6, 0), // STRING
-    v(37327, 6, 1), // NUMBER
-    v(37333, 14, 2), // PROTOBUF_VALUE
+    v(37421, 6, 0), // STRING
+    v(37427, 6, 1), // NUMBER
+    v(37433, 14, 2), // PROTOBUF_VALUE
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair.ValueStringEncoding
-    v(36624, 11, 0), // UNSPECIFIED
-    v(37347, 14, 1), // SANITIZED_UTF8
-    v(37315, 6, 2), // BASE64
+    v(36724, 11, 0), // UNSPECIFIED
+    v(37447, 14, 1), // SANITIZED_UTF8
+    v(37415, 6, 2), // BASE64
     // envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.TlvLocation
-    v(37361, 16, 0), // DYNAMIC_METADATA
-    v(37377, 12, 1), // FILTER_STATE
+    v(37461, 16, 0), // DYNAMIC_METADATA
+    v(37477, 12, 1), // FILTER_STATE
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.CodecType
-    v(36215, 4, 0), // AUTO
-    v(37389, 5, 1), // HTTP1
-    v(37394, 5, 2), // HTTP2
-    v(37399, 5, 3), // HTTP3
+    v(36315, 4, 0), // AUTO
+    v(37489, 5, 1), // HTTP1
+    v(37494, 5, 2), // HTTP2
+    v(37499, 5, 3), // HTTP3
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertDetails
-    v(37404, 8, 0), // SANITIZE
-    v(37412, 12, 1), // FORWARD_ONLY
-    v(37424, 14, 2), // APPEND_FORWARD
-    v(37438, 12, 3), // SANITIZE_SET
-    v(37450, 19, 4), // ALWAYS_FORWARD_ONLY
+    v(37504, 8, 0), // SANITIZE
+    v(37512, 12, 1), // FORWARD_ONLY
+    v(37524, 14, 2), // APPEND_FORWARD
+    v(37538, 12, 3), // SANITIZE_SET
+    v(37550, 19, 4), // ALWAYS_FORWARD_ONLY
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertFormat
-    v(37469, 4, 0), // TEXT
-    v(37473, 4, 1), // JSON
+    v(37569, 4, 0), // TEXT
+    v(37573, 4, 1), // JSON
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.PathWithEscapedSlashesAction
-    v(37477, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
-    v(37508, 14, 1), // KEEP_UNCHANGED
-    v(36562, 14, 2), // REJECT_REQUEST
-    v(37522, 21, 3), // UNESCAPE_AND_REDIRECT
-    v(37543, 20, 4), // UNESCAPE_AND_FORWARD
+    v(37577, 31, 0), // IMPLEMENTATION_SPECIFIC_DEFAULT
+    v(37608, 14, 1), // KEEP_UNCHANGED
+    v(36662, 14, 2), // REJECT_REQUEST
+    v(37622, 21, 3), // UNESCAPE_AND_REDIRECT
+    v(37643, 20, 4), // UNESCAPE_AND_FORWARD
     // envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ServerHeaderTransformation
-    v(37563, 9, 0), // OVERWRITE
-    v(37572, 16, 1), // APPEND_IF_ABSENT
-    v(37588, 12, 2), // PASS_THROUGH
+    v(37663, 9, 0), // OVERWRITE
+    v(37672, 16, 1), // APPEND_IF_ABSENT
+    v(37688, 12, 2), // PASS_THROUGH
     // envoy.extensions.filters.network.rbac.v3.RBAC.EnforcementType
-    v(37600, 22, 0), // ONE_TIME_ON_FIRST_BYTE
-    v(37622, 10, 1), // CONTINUOUS
+    v(37700, 22, 0), // ONE_TIME_ON_FIRST_BYTE
+    v(37722, 10, 1), // CONTINUOUS
     // envoy.extensions.filters.network.tcp_proxy.v3.ProxyProtocolTlvMergePolicy
-    v(36475, 13, 0), // ADD_IF_ABSENT
-    v(37632, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
-    v(36452, 23, 2), // APPEND_IF_EXISTS_OR_ADD
+    v(36575, 13, 0), // ADD_IF_ABSENT
+    v(37732, 34, 1), // OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD
+    v(36552, 23, 2), // APPEND_IF_EXISTS_OR_ADD
     // envoy.extensions.filters.network.tcp_proxy.v3.UpstreamConnectMode
-    v(37666, 9, 0), // IMMEDIATE
-    v(37675, 18, 1), // ON_DOWNSTREAM_DATA
-    v(37693, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
+    v(37766, 9, 0), // IMMEDIATE
+    v(37775, 18, 1), // ON_DOWNSTREAM_DATA
+    v(37793, 27, 2), // ON_DOWNSTREAM_TLS_HANDSHAKE
     // envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext.TrustChainVerification
-    v(37720, 18, 0), // VERIFY_TRUST_CHAIN
-    v(37738, 16, 1), // ACCEPT_UNTRUSTED
+    v(37820, 18, 0), // VERIFY_TRUST_CHAIN
+    v(37838, 16, 1), // ACCEPT_UNTRUSTED
     // envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext.OcspStaplePolicy
-    v(37754, 16, 0), // LENIENT_STAPLING
-    v(37770, 15, 1), // STRICT_STAPLING
-    v(37785, 11, 2), // MUST_STAPLE
+    v(37854, 16, 0), // LENIENT_STAPLING
+    v(37870, 15, 1), // STRICT_STAPLING
+    v(37885, 11, 2), // MUST_STAPLE
     // envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType
-    v(37796, 20, 0), // SAN_TYPE_UNSPECIFIED
-    v(37816, 5, 1), // EMAIL
-    v(37821, 3, 2), // DNS
-    v(37824, 3, 3), // URI
-    v(37827, 10, 4), // IP_ADDRESS
-    v(37837, 10, 5), // OTHER_NAME
+    v(37896, 20, 0), // SAN_TYPE_UNSPECIFIED
+    v(37916, 5, 1), // EMAIL
+    v(37921, 3, 2), // DNS
+    v(37924, 3, 3), // URI
+    v(37927, 10, 4), // IP_ADDRESS
+    v(37937, 10, 5), // OTHER_NAME
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.CompliancePolicy
-    v(37847, 11, 0), // FIPS_202205
-    v(37858, 12, 1), // CNSA2_202603
-    v(37870, 12, 2), // CNSA1_202603
+    v(37947, 11, 0), // FIPS_202205
+    v(37958, 12, 1), // CNSA2_202603
+    v(37970, 12, 2), // CNSA1_202603
     // envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol
-    v(37882, 8, 0), // TLS_AUTO
-    v(37890, 7, 1), // TLSv1_0
-    v(37897, 7, 2), // TLSv1_1
-    v(37904, 7, 3), // TLSv1_2
-    v(37911, 7, 4), // TLSv1_3
+    v(37982, 8, 0), // TLS_AUTO
+    v(37990, 7, 1), // TLSv1_0
+    v(37997, 7, 2), // TLSv1_1
+    v(38004, 7, 3), // TLSv1_2
+    v(38011, 7, 4), // TLSv1_3
     // envoy.extensions.wasm.v3.FailurePolicy
-    v(36624, 11, 0), // UNSPECIFIED
-    v(37918, 11, 1), // FAIL_RELOAD
-    v(37929, 11, 2), // FAIL_CLOSED
-    v(37940, 9, 3), // FAIL_OPEN
+    v(36724, 11, 0), // UNSPECIFIED
+    v(38018, 11, 1), // FAIL_RELOAD
+    v(38029, 11, 2), // FAIL_CLOSED
+    v(38040, 9, 3), // FAIL_OPEN
     // envoy.type.v3.FractionalPercent.DenominatorType
-    v(37949, 7, 0), // HUNDRED
-    v(37956, 12, 1), // TEN_THOUSAND
-    v(37968, 7, 2), // MILLION
+    v(38049, 7, 0), // HUNDRED
+    v(38056, 12, 1), // TEN_THOUSAND
+    v(38068, 7, 2), // MILLION
     // envoy.type.v3.StatusCode
-    v(37975, 5, 0), // Empty
-    v(37980, 8, 100), // Continue
-    v(35932, 2, 200), // OK
-    v(37988, 7, 201), // Created
-    v(37995, 8, 202), // Accepted
-    v(38003, 27, 203), // NonAuthoritativeInformation
-    v(38030, 9, 204), // NoContent
-    v(38039, 12, 205), // ResetContent
-    v(38051, 14, 206), // PartialContent
-    v(38065, 11, 207), // MultiStatus
-    v(38076, 15, 208), // AlreadyReported
-    v(38091, 6, 226), // IMUsed
-    v(38097, 15, 300), // MultipleChoices
-    v(38112, 16, 301), // MovedPermanently
-    v(38128, 5, 302), // Found
-    v(38133, 8, 303), // SeeOther
-    v(38141, 11, 304), // NotModified
-    v(38152, 8, 305), // UseProxy
-    v(38160, 17, 307), // TemporaryRedirect
-    v(38177, 17, 308), // PermanentRedirect
-    v(38194, 10, 400), // BadRequest
-    v(38204, 12, 401), // Unauthorized
-    v(38216, 15, 402), // PaymentRequired
-    v(38231, 9, 403), // Forbidden
-    v(38240, 8, 404), // NotFound
-    v(38248, 16, 405), // MethodNotAllowed
-    v(38264, 13, 406), // NotAcceptable
-    v(38277, 27, 407), // ProxyAuthenticationRequired
-    v(38304, 14, 408), // RequestTimeout
-    v(38318, 8, 409), // Conflict
-    v(38326, 4, 410), // Gone
-    v(38330, 14, 411), // LengthRequired
-    v(38344, 18, 412), // PreconditionFailed
-    v(38362, 15, 413), // PayloadTooLarge
-    v(38377, 10, 414), // URITooLong
-    v(38387, 20, 415), // UnsupportedMediaType
-    v(38407, 19, 416), // RangeNotSatisfiable
-    v(38426, 17, 417), // ExpectationFailed
-    v(38443, 18, 421), // MisdirectedRequest
-    v(38461, 19, 422), // UnprocessableEntity
-    v(38480, 6, 423), // Locked
-    v(38486, 16, 424), // FailedDependency
-    v(38502, 15, 426), // UpgradeRequired
-    v(38517, 20, 428), // PreconditionRequired
-    v(38537, 15, 429), // TooManyRequests
-    v(38552, 27, 431), // RequestHeaderFieldsTooLarge
-    v(38579, 19, 500), // InternalServerError
-    v(38598, 14, 501), // NotImplemented
-    v(38612, 10, 502), // BadGateway
-    v(38622, 18, 503), // ServiceUnavailable
-    v(38640, 14, 504), // GatewayTimeout
-    v(38654, 23, 505), // HTTPVersionNotSupported
-    v(38677, 21, 506), // VariantAlsoNegotiates
-    v(38698, 19, 507), // InsufficientStorage
-    v(38717, 12, 508), // LoopDetected
-    v(38729, 11, 510), // NotExtended
-    v(38740, 29, 511), // NetworkAuthenticationRequired
+    v(38075, 5, 0), // Empty
+    v(38080, 8, 100), // Continue
+    v(36032, 2, 200), // OK
+    v(38088, 7, 201), // Created
+    v(38095, 8, 202), // Accepted
+    v(38103, 27, 203), // NonAuthoritativeInformation
+    v(38130, 9, 204), // NoContent
+    v(38139, 12, 205), // ResetContent
+    v(38151, 14, 206), // PartialContent
+    v(38165, 11, 207), // MultiStatus
+    v(38176, 15, 208), // AlreadyReported
+    v(38191, 6, 226), // IMUsed
+    v(38197, 15, 300), // MultipleChoices
+    v(38212, 16, 301), // MovedPermanently
+    v(38228, 5, 302), // Found
+    v(38233, 8, 303), // SeeOther
+    v(38241, 11, 304), // NotModified
+    v(38252, 8, 305), // UseProxy
+    v(38260, 17, 307), // TemporaryRedirect
+    v(38277, 17, 308), // PermanentRedirect
+    v(38294, 10, 400), // BadRequest
+    v(38304, 12, 401), // Unauthorized
+    v(38316, 15, 402), // PaymentRequired
+    v(38331, 9, 403), // Forbidden
+    v(38340, 8, 404), // NotFound
+    v(38348, 16, 405), // MethodNotAllowed
+    v(38364, 13, 406), // NotAcceptable
+    v(38377, 27, 407), // ProxyAuthenticationRequired
+    v(38404, 14, 408), // RequestTimeout
+    v(38418, 8, 409), // Conflict
+    v(38426, 4, 410), // Gone
+    v(38430, 14, 411), // LengthRequired
+    v(38444, 18, 412), // PreconditionFailed
+    v(38462, 15, 413), // PayloadTooLarge
+    v(38477, 10, 414), // URITooLong
+    v(38487, 20, 415), // UnsupportedMediaType
+    v(38507, 19, 416), // RangeNotSatisfiable
+    v(38526, 17, 417), // ExpectationFailed
+    v(38543, 18, 421), // MisdirectedRequest
+    v(38561, 19, 422), // UnprocessableEntity
+    v(38580, 6, 423), // Locked
+    v(38586, 16, 424), // FailedDependency
+    v(38602, 15, 426), // UpgradeRequired
+    v(38617, 20, 428), // PreconditionRequired
+    v(38637, 15, 429), // TooManyRequests
+    v(38652, 27, 431), // RequestHeaderFieldsTooLarge
+    v(38679, 19, 500), // InternalServerError
+    v(38698, 14, 501), // NotImplemented
+    v(38712, 10, 502), // BadGateway
+    v(38722, 18, 503), // ServiceUnavailable
+    v(38740, 14, 504), // GatewayTimeout
+    v(38754, 23, 505), // HTTPVersionNotSupported
+    v(38777, 21, 506), // VariantAlsoNegotiates
+    v(38798, 19, 507), // InsufficientStorage
+    v(38817, 12, 508), // LoopDetected
+    v(38829, 11, 510), // NotExtended
+    v(38840, 29, 511), // NetworkAuthenticationRequired
     // google.protobuf.NullValue
-    v(38769, 10, 0), // NULL_VALUE
+    v(38869, 10, 0), // NULL_VALUE
 ];
 
 /// Every name once; the rows above say where it starts and how long it is.
@@ -2882,177 +2888,177 @@ derrequest_mirror_policiesmax_internal_redirectsretry_policy_typed_confighost_re
 append_x_forwarded_hostearly_data_policypath_rewrite_policyflush_timeouthost_rewriteenvoy.config.route.v3.RouteAction.Ha\
 shPolicycookieconnection_propertiesterminalquery_parameterenvoy.config.route.v3.RouteAction.HashPolicy.ConnectionPropert\
 iesenvoy.config.route.v3.RouteAction.HashPolicy.Cookiettlenvoy.config.route.v3.RouteAction.HashPolicy.Headerheader_namee\
-nvoy.config.route.v3.RouteAction.HashPolicy.QueryParameterenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.con\
-fig.route.v3.RouteConfigurationvirtual_hostsinternal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax\
-_direct_response_body_size_bytesignore_port_in_host_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.con\
-fig.route.v3.RouteConfiguration.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_para\
-metersgrpcruntime_fractionsafe_regextls_contextconnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycook\
-iesenvoy.config.route.v3.RouteMatch.ConnectMatcherenvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.rou\
-te.v3.RouteMatch.TlsContextMatchOptionsenvoy.config.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequir\
-e_tlsinclude_request_attempt_countinclude_attempt_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.\
-VirtualHost.TypedPerFilterConfigEntryenvoy.config.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policye\
-nvoy.config.route.v3.WeightedCluster.ClusterWeightenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConf\
-igEntryenvoy.config.trace.v3.OpenTelemetryConfighttp_serviceresource_detectorssamplermax_cache_sizeset_telemetry_sdk_res\
-ource_attributesset_service_name_resource_attributeset_instrumentation_scopeexporterenvoy.config.trace.v3.Tracinghttpenv\
-oy.config.trace.v3.Tracing.Httpenvoy.config.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshare\
-d_span_contextcollector_endpoint_versioncollector_hostnamesplit_spans_for_requesttrace_context_optioncollector_serviceti\
-mestamp_trace_idsenvoy.extensions.access_loggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_log\
-gers.grpc.v3.CommonGrpcAccessLogConfiglog_namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stre\
-am_retry_policycustom_tagsenvoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configatt\
-ributesresource_attributesdisable_builtin_labelsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extension\
-s.access_loggers.stream.v3.StdoutAccessLogenvoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.common.ra\
-telimit.v3.LocalClusterRateLimitenvoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptorenvoy.extensions.filters.ht\
-tp.aws_lambda.v3.Configarnpayload_passthroughinvocation_modecredentials_profilematch_excluded_headersmatch_included_head\
-ersenvoy.extensions.filters.http.ext_authz.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.\
-http.ext_authz.v3.AuthorizationResponseallowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appenda\
-llowed_client_headers_on_successdynamic_metadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsma\
-x_request_bytesallow_partial_messagepack_as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowwi\
-th_request_bodyclear_route_cachestatus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_\
-disablefilter_enabled_metadatabootstrap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_m\
-ode_allow_header_addcharge_cluster_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespace\
-sencode_raw_headersvalidate_mutationsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denie\
-d_response_body_bytesenforce_response_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3\
-.HttpServiceserver_uripath_prefixauthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.g\
-rpc_http1_bridge.v3.Configupgrade_protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.Fil\
-terConfigemit_filter_statestats_for_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.fi\
-lters.http.header_to_metadata.v3.Configrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Co\
-nfig.KeyValuePairmetadata_namespaceencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.R\
-uleon_header_presenton_header_missingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverifi\
-cation_status_headerenvoy.extensions.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_\
-authn.v3.FilterStateRule.RequiresEntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refet\
-ch_durationenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightr\
-equirement_mapstrip_failure_responseenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.ext\
-ensions.filters.http.jwt_authn.v3.JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCac\
-heConfigjwt_cache_sizejwt_max_token_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathe\
-nvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHead\
-ervalue_prefixenvoy.extensions.filters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_head\
-ersfrom_paramsforward_payload_headerpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_\
-cookiesheader_in_metadataclaim_to_headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expiratio\
-nmax_lifetimeenvoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensio\
-ns.filters.http.jwt_authn.v3.JwtRequirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_f\
-ailedallow_missingextract_only_without_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequire\
-mentsenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteC\
-onfigrequirement_nameenvoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_a\
-uthn.v3.RemoteJwkscache_durationasync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.fi\
-lters.http.local_ratelimit.v3.LocalRateLimittoken_bucketfilter_enforceddescriptorsstagerequest_headers_to_add_when_not_e\
-nforcedlocal_rate_limit_per_downstream_connectionenable_x_ratelimit_headersvh_rate_limitsalways_consume_default_token_bu\
-cketrate_limited_as_resource_exhaustedlocal_cluster_rate_limitmax_dynamic_descriptorsenable_retry_after_headerenvoy.exte\
-nsions.filters.http.lua.v3.Luainline_codesource_codesdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.e\
-xtensions.filters.http.lua.v3.Lua.SourceCodesEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_sta\
-t_prefixshadow_matcherrules_stat_prefixtrack_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.e\
-xtensions.filters.http.router.v3.Routerdynamic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_heade\
-rsrespect_expected_rq_timeoutsuppress_grpc_request_failure_code_statsupstream_http_filtersreject_connect_request_early_d\
-ataenvoy.extensions.filters.http.wasm.v3.Wasmconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvo\
-y.extensions.filters.listener.original_dst.v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtoc\
-olallow_requests_without_proxy_protocoldisallowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v\
-3.ProxyProtocol.KeyValuePairvalue_string_encodingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleo\
-n_tlv_presentenvoy.extensions.filters.listener.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer\
-_sizeenable_ja4_fingerprintingclose_connection_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filte\
-rs.network.connection_limit.v3.ConnectionLimitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthz\
-send_tls_alert_on_denialenvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManagercodec_typerdsht\
-tp_filtersadd_user_agentserver_namedrain_timeoutuse_remote_addressgenerate_request_idforward_client_cert_detailsset_curr\
-ent_client_cert_detailsproxy_100_continuexff_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_a\
-ppendviaupgrade_configsstream_idle_timeoutdelayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_req\
-uest_idmerge_slashesserver_header_transformationalways_set_request_id_in_responsestrip_matching_host_portstream_error_on\
-_invalid_http_messagerequest_headers_timeoutstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionori\
-ginal_ip_detection_extensionsstrip_trailing_host_dottyped_header_validation_configappend_x_forwarded_portearly_header_mu\
-tation_extensionsadd_proxy_protocol_connection_stateaccess_log_flush_intervalflush_access_log_on_new_requestappend_local\
-_overloadhttp1_safe_max_connection_durationstream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.exte\
-nsions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy\
-.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoveral\
-l_samplingverbosemax_path_tag_lengthproviderspawn_upstream_spanoperationupstream_operationno_context_propagationenvoy.ex\
-tensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensio\
-ns.filters.network.http_connection_manager.v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsc\
-onfig_sourceroute_config_nameenvoy.extensions.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.fil\
-ters.network.sni_cluster.v3.SniClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstr\
-eam_idle_timeoutmax_connect_attemptstunneling_configmax_downstream_connection_durationon_demandflush_access_log_on_conne\
-ctedaccess_log_optionsbackoff_optionsproxy_protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstream_con\
-nect_modemax_early_data_bytesproxy_protocol_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.\
-v3.TcpProxy.OnDemandenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.n\
-etwork.tcp_proxy.v3.TcpProxy.TunnelingConfigenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.\
-extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.W\
-asmenvoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_po\
-ol_keyenvoy.extensions.transport_sockets.raw_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificatePro\
-viderPluginInstanceinstance_namecertificate_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContexttr\
-usted_caverify_certificate_hashverify_certificate_spkirequire_signed_certificate_timestampcrlallow_expired_certificatema\
-tch_subject_alt_namestrust_chain_verificationcustom_validator_configca_certificate_provider_instanceonly_verify_leaf_cer\
-t_crlmatch_typed_subject_alt_namesmax_verify_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transport_soc\
-kets.tls.v3.CertificateValidationContext.SystemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_pa\
-ramstls_certificatesvalidation_contextalpn_protocolstls_certificate_sds_secret_configsvalidation_context_sds_secret_conf\
-igcombined_validation_contexttls_certificate_certificate_providervalidation_context_certificate_providertls_certificate_\
-certificate_provider_instancevalidation_context_certificate_provider_instancecustom_handshakertls_certificate_provider_i\
-nstancekey_logcustom_tls_certificate_selectorenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProvi\
-derenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sock\
-ets.tls.v3.CommonTlsContext.CombinedCertificateValidationContextdefault_validation_contextenvoy.extensions.transport_soc\
-kets.tls.v3.DownstreamTlsContextcommon_tls_contextrequire_client_certificaterequire_snisession_ticket_keyssession_ticket\
-_keys_sds_secret_configsession_timeoutdisable_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_misma\
-tchdisable_stateful_session_resumptionprefer_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.\
-extensions.transport_sockets.tls.v3.GenericSecret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProvid\
-erfallbackenvoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.\
-transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transpor\
-t_sockets.tls.v3.SdsSecretConfigsds_configenvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secrete\
-nvoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCe\
-rtificatecertificate_chainprivate_keypasswordocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.exte\
-nsions.transport_sockets.tls.v3.TlsKeyLoglocal_address_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v\
-3.TlsParameterstls_minimum_protocol_versiontls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompl\
-iance_policiesenvoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v\
-3.UpstreamTlsContextsniallow_renegotiationmax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy\
-.extensions.upstreams.http.v3.HttpProtocolOptionsexplicit_http_configuse_downstream_protocol_configauto_configheader_val\
-idation_configenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.Ht\
-tpProtocolOptions.ExplicitHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensi\
-ons.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigall\
-owed_capabilitiesenvoy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.E\
-nvironmentVariableshost_env_keyskey_valuesenvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.w\
-asm.v3.PluginConfigroot_idvm_configconfigurationfail_opencapability_restriction_configfailure_policyallow_on_headers_sto\
-p_iterationenvoy.extensions.wasm.v3.SanitizationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompiled\
-nack_on_code_cache_missenvironment_variablesenvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subsc\
-riberesource_names_unsubscribeinitial_resource_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscove\
-ryRequest.InitialResourceVersionsEntryenvoy.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonce\
-removed_resourcescontrol_planeremoved_resource_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.disc\
-overy.v3.Resourceresourcealiasesresource_nameenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcher\
-rangesenvoy.type.matcher.v3.DoubleMatcherrangeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.match\
-er.v3.ListMatcherone_ofenvoy.type.matcher.v3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.t\
-ype.matcher.v3.MetadataMatcher.PathSegmentenvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcher\
-envoy.type.matcher.v3.RegexMatchAndSubstitutepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.m\
-atcher.v3.RegexMatcher.GoogleRE2max_program_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.m\
-atcher.v3.ValueMatchernull_matchdouble_matchbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvo\
-y.type.metadata.v3.MetadataKeyenvoy.type.tracing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.Cu\
-stomTag.Environmentenvoy.type.tracing.v3.CustomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRang\
-estartendenvoy.type.v3.FractionalPercentnumeratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v\
-3.Int32Rangeenvoy.type.v3.Int64Rangeenvoy.type.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchenvoy\
-.type.v3.TokenBucketmax_tokenstokens_per_fillfill_intervalgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1alpha1.E\
-xprgoogle.protobuf.Anygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protobuf.Dura\
-tionsecondsnanosgoogle.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int32Valueg\
-oogle.protobuf.Int64Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgoogle.pr\
-otobuf.Struct.FieldsEntrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.protobuf.\
-Valuenull_valuenumber_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.proto.commo\
-n.v1.AnyValueint_valuedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.common.v1.A\
-rrayValueopentelemetry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.CidrRan\
-gexds.core.v3.ContextParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.matcher.v\
-3.MatcherUNKNOWNREQUESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyLIVEDRAI\
-NINGPRE_INITIALIZINGINITIALIZINGCOUNTERGAUGEEQGELENEOKCANCELEDINVALID_ARGUMENTDEADLINE_EXCEEDEDNOT_FOUNDALREADY_EXISTSPE\
-RMISSION_DENIEDRESOURCE_EXHAUSTEDFAILED_PRECONDITIONABORTEDOUT_OF_RANGEUNIMPLEMENTEDINTERNALUNAVAILABLEDATA_LOSSUNAUTHEN\
-TICATEDUSE_CONFIGURED_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREF\
-ERREDALLROUND_ROBINLEAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEP\
-RECATED_AND_UNAVAILABLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_I\
-F_ABSENTOVERWRITE_IF_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALL\
-INCLUDEDEFAULTHIGHTCPUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYH\
-ISTOGRAMDYNAMICROUTEDENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANEN\
-T_REDIRECTSERVICE_UNAVAILABLEINTERNAL_SERVER_ERRORPASS_THROUGH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTT\
-P_JSONHTTP_PROTOUSE_B3USE_B3_WITH_W3C_PROPAGATIONNotSetTcpUpstreamConnectedTcpPeriodicTcpConnectionEndDownstreamStartDow\
-nstreamPeriodicDownstreamEndUpstreamPoolReadyUpstreamPeriodicUpstreamEndDownstreamTunnelSuccessfullyEstablishedUdpTunnel\
-UpstreamConnectedUdpPeriodicUdpSessionEndTcpConnectionStartOVERRIDEIGNOREOFFDRAFT_VERSION_03SYNCHRONOUSASYNCHRONOUSBASE6\
-4STRINGNUMBERPROTOBUF_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSA\
-NITIZE_SETALWAYS_FORWARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORW\
-ARDOVERWRITEAPPEND_IF_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DO\
-WNSTREAM_DATAON_DOWNSTREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_\
-TYPE_UNSPECIFIEDEMAILDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FA\
-IL_RELOADFAIL_CLOSEDFAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueCreatedAcceptedNonAuthoritativeInformationNoContentR\
-esetContentPartialContentMultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOtherNotModifiedUseProxy\
-TemporaryRedirectPermanentRedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllowedNotAcceptablePro\
-xyAuthenticationRequiredRequestTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURITooLongUnsupportedMe\
-diaTypeRangeNotSatisfiableExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependencyUpgradeRequiredPre\
-conditionRequiredTooManyRequestsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewayServiceUnavailable\
-GatewayTimeoutHTTPVersionNotSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedNetworkAuthenticatio\
-nRequiredNULL_VALUE\
+nvoy.config.route.v3.RouteAction.HashPolicy.QueryParameterenvoy.config.route.v3.RouteAction.MaxStreamDurationgrpc_timeou\
+t_header_maxgrpc_timeout_header_offsetenvoy.config.route.v3.RouteAction.RequestMirrorPolicyenvoy.config.route.v3.RouteCo\
+nfigurationvirtual_hostsinternal_only_headersvalidate_clustersmost_specific_header_mutations_winsmax_direct_response_bod\
+y_size_bytesignore_port_in_host_matchingignore_path_parameters_in_path_matchingvhost_headerenvoy.config.route.v3.RouteCo\
+nfiguration.TypedPerFilterConfigEntryenvoy.config.route.v3.RouteMatchcase_sensitiveheadersquery_parametersgrpcruntime_fr\
+actionsafe_regextls_contextconnect_matcherdynamic_metadatapath_separated_prefixpath_match_policycookiesenvoy.config.rout\
+e.v3.RouteMatch.ConnectMatcherenvoy.config.route.v3.RouteMatch.GrpcRouteMatchOptionsenvoy.config.route.v3.RouteMatch.Tls\
+ContextMatchOptionsenvoy.config.route.v3.Tracingenvoy.config.route.v3.VirtualHostdomainsroutesrequire_tlsinclude_request\
+_attempt_countinclude_attempt_count_in_responseinclude_is_timeout_retry_headerenvoy.config.route.v3.VirtualHost.TypedPer\
+FilterConfigEntryenvoy.config.route.v3.WeightedClusterruntime_key_prefixtotal_weightuse_hash_policyenvoy.config.route.v3\
+.WeightedCluster.ClusterWeightenvoy.config.route.v3.WeightedCluster.ClusterWeight.TypedPerFilterConfigEntryenvoy.config.\
+trace.v3.OpenTelemetryConfighttp_serviceresource_detectorssamplermax_cache_sizeset_telemetry_sdk_resource_attributesset_\
+service_name_resource_attributeset_instrumentation_scopeexporterenvoy.config.trace.v3.Tracinghttpenvoy.config.trace.v3.T\
+racing.Httpenvoy.config.trace.v3.ZipkinConfigcollector_clustercollector_endpointtrace_id_128bitshared_span_contextcollec\
+tor_endpoint_versioncollector_hostnamesplit_spans_for_requesttrace_context_optioncollector_servicetimestamp_trace_idsenv\
+oy.extensions.access_loggers.file.v3.FileAccessLogformattyped_json_formatenvoy.extensions.access_loggers.grpc.v3.CommonG\
+rpcAccessLogConfiglog_namebuffer_flush_intervalbuffer_size_bytesfilter_state_objects_to_loggrpc_stream_retry_policycusto\
+m_tagsenvoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfigcommon_configattributesresource_attr\
+ibutesdisable_builtin_labelsenvoy.extensions.access_loggers.stream.v3.StderrAccessLogenvoy.extensions.access_loggers.str\
+eam.v3.StdoutAccessLogenvoy.extensions.clusters.aggregate.v3.ClusterConfigenvoy.extensions.common.ratelimit.v3.LocalClus\
+terRateLimitenvoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptorenvoy.extensions.filters.http.aws_lambda.v3.Con\
+figarnpayload_passthroughinvocation_modecredentials_profilematch_excluded_headersmatch_included_headersenvoy.extensions.\
+filters.http.ext_authz.v3.AuthorizationRequestallowed_headersheaders_to_addenvoy.extensions.filters.http.ext_authz.v3.Au\
+thorizationResponseallowed_upstream_headersallowed_client_headersallowed_upstream_headers_to_appendallowed_client_header\
+s_on_successdynamic_metadata_from_headersenvoy.extensions.filters.http.ext_authz.v3.BufferSettingsmax_request_bytesallow\
+_partial_messagepack_as_bytesenvoy.extensions.filters.http.ext_authz.v3.ExtAuthzfailure_mode_allowwith_request_bodyclear\
+_route_cachestatus_on_errormetadata_context_namespacesfilter_enabledinclude_peer_certificatedeny_at_disablefilter_enable\
+d_metadatabootstrap_metadata_labels_keytyped_metadata_context_namespacesinclude_tls_sessionfailure_mode_allow_header_add\
+charge_cluster_response_statsroute_metadata_context_namespacesroute_typed_metadata_context_namespacesencode_raw_headersv\
+alidate_mutationsdisallowed_headersenable_dynamic_metadata_ingestionemit_filter_state_statsmax_denied_response_body_byte\
+senforce_response_header_limitsshadow_modeemit_client_spanenvoy.extensions.filters.http.ext_authz.v3.HttpServiceserver_u\
+ripath_prefixauthorization_requestauthorization_responsepath_overrideenvoy.extensions.filters.http.grpc_http1_bridge.v3.\
+Configupgrade_protobuf_to_grpcignore_query_parametersenvoy.extensions.filters.http.grpc_stats.v3.FilterConfigemit_filter\
+_statestats_for_all_methodsenable_upstream_statsreplace_dots_in_grpc_service_nameenvoy.extensions.filters.http.header_to\
+_metadata.v3.Configrequest_rulesresponse_rulesenvoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePairmet\
+adata_namespaceencoderegex_value_rewriteenvoy.extensions.filters.http.header_to_metadata.v3.Config.Ruleon_header_present\
+on_header_missingremoveenvoy.extensions.filters.http.jwt_authn.v3.ExtractOnlyWithoutValidationverification_status_header\
+envoy.extensions.filters.http.jwt_authn.v3.FilterStateRulerequiresenvoy.extensions.filters.http.jwt_authn.v3.FilterState\
+Rule.RequiresEntryenvoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetchfast_listenerfailed_refetch_durationenvoy.ext\
+ensions.filters.http.jwt_authn.v3.JwtAuthenticationprovidersfilter_state_rulesbypass_cors_preflightrequirement_mapstrip_\
+failure_responseenvoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication.ProvidersEntryenvoy.extensions.filters.http\
+.jwt_authn.v3.JwtAuthentication.RequirementMapEntryenvoy.extensions.filters.http.jwt_authn.v3.JwtCacheConfigjwt_cache_si\
+zejwt_max_token_sizeenvoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeaderclaim_nameclaim_pathenvoy.extensions.filt\
+ers.http.jwt_authn.v3.JwtClaimToHeader.PathSegmentenvoy.extensions.filters.http.jwt_authn.v3.JwtHeadervalue_prefixenvoy.\
+extensions.filters.http.jwt_authn.v3.JwtProviderissueraudiencesremote_jwkslocal_jwksforwardfrom_headersfrom_paramsforwar\
+d_payload_headerpayload_in_metadataclock_skew_secondspad_forward_payload_headerjwt_cache_configfrom_cookiesheader_in_met\
+adataclaim_to_headersfailed_status_in_metadatanormalize_payload_in_metadatasubjectsrequire_expirationmax_lifetimeenvoy.e\
+xtensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayloadspace_delimited_claimsenvoy.extensions.filters.http.jwt_\
+authn.v3.JwtRequirementprovider_nameprovider_and_audiencesrequires_anyrequires_allallow_missing_or_failedallow_missingex\
+tract_only_without_validationenvoy.extensions.filters.http.jwt_authn.v3.JwtRequirementAndListrequirementsenvoy.extension\
+s.filters.http.jwt_authn.v3.JwtRequirementOrListenvoy.extensions.filters.http.jwt_authn.v3.PerRouteConfigrequirement_nam\
+eenvoy.extensions.filters.http.jwt_authn.v3.ProviderWithAudiencesenvoy.extensions.filters.http.jwt_authn.v3.RemoteJwksca\
+che_durationasync_fetchenvoy.extensions.filters.http.jwt_authn.v3.RequirementRuleenvoy.extensions.filters.http.local_rat\
+elimit.v3.LocalRateLimittoken_bucketfilter_enforceddescriptorsstagerequest_headers_to_add_when_not_enforcedlocal_rate_li\
+mit_per_downstream_connectionenable_x_ratelimit_headersvh_rate_limitsalways_consume_default_token_bucketrate_limited_as_\
+resource_exhaustedlocal_cluster_rate_limitmax_dynamic_descriptorsenable_retry_after_headerenvoy.extensions.filters.http.\
+lua.v3.Luainline_codesource_codesdefault_source_codefilter_contextpackage_pathspackage_cpathsenvoy.extensions.filters.ht\
+tp.lua.v3.Lua.SourceCodesEntryenvoy.extensions.filters.http.rbac.v3.RBACshadow_rulesshadow_rules_stat_prefixshadow_match\
+errules_stat_prefixtrack_per_rule_statsenvoy.extensions.filters.http.rbac.v3.RBACPerRouterbacenvoy.extensions.filters.ht\
+tp.router.v3.Routerdynamic_statsstart_child_spanupstream_logsuppress_envoy_headersstrict_check_headersrespect_expected_r\
+q_timeoutsuppress_grpc_request_failure_code_statsupstream_http_filtersreject_connect_request_early_dataenvoy.extensions.\
+filters.http.wasm.v3.Wasmconfigenvoy.extensions.filters.listener.http_inspector.v3.HttpInspectorenvoy.extensions.filters\
+.listener.original_dst.v3.OriginalDstenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocolallow_requests_wit\
+hout_proxy_protocoldisallowed_versionstlv_locationenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyV\
+aluePairvalue_string_encodingenvoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Ruleon_tlv_presentenvoy.e\
+xtensions.filters.listener.tls_inspector.v3.TlsInspectorenable_ja3_fingerprintinginitial_read_buffer_sizeenable_ja4_fing\
+erprintingclose_connection_on_client_hello_parsing_errorsmax_client_hello_sizeenvoy.extensions.filters.network.connectio\
+n_limit.v3.ConnectionLimitdelayruntime_enabledenvoy.extensions.filters.network.ext_authz.v3.ExtAuthzsend_tls_alert_on_de\
+nialenvoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManagercodec_typerdshttp_filtersadd_user_a\
+gentserver_namedrain_timeoutuse_remote_addressgenerate_request_idforward_client_cert_detailsset_current_client_cert_deta\
+ilsproxy_100_continuexff_num_trusted_hopsrepresent_ipv4_remote_address_as_ipv4_mapped_ipv6skip_xff_appendviaupgrade_conf\
+igsstream_idle_timeoutdelayed_close_timeoutmax_request_headers_kbnormalize_pathpreserve_external_request_idmerge_slashes\
+server_header_transformationalways_set_request_id_in_responsestrip_matching_host_portstream_error_on_invalid_http_messag\
+erequest_headers_timeoutstrip_any_host_porthttp3_protocol_optionspath_with_escaped_slashes_actionoriginal_ip_detection_e\
+xtensionsstrip_trailing_host_dottyped_header_validation_configappend_x_forwarded_portearly_header_mutation_extensionsadd\
+_proxy_protocol_connection_stateaccess_log_flush_intervalflush_access_log_on_new_requestappend_local_overloadhttp1_safe_\
+max_connection_durationstream_flush_timeoutforward_client_cert_matcherdrain_timeout_jitterenvoy.extensions.filters.netwo\
+rk.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetailssubjectcertchainenvoy.extensions.filters.\
+network.http_connection_manager.v3.HttpConnectionManager.Tracingclient_samplingrandom_samplingoverall_samplingverbosemax\
+_path_tag_lengthproviderspawn_upstream_spanoperationupstream_operationno_context_propagationenvoy.extensions.filters.net\
+work.http_connection_manager.v3.HttpConnectionManager.UpgradeConfigupgrade_typeenabledenvoy.extensions.filters.network.h\
+ttp_connection_manager.v3.HttpFilterenvoy.extensions.filters.network.http_connection_manager.v3.Rdsconfig_sourceroute_co\
+nfig_nameenvoy.extensions.filters.network.rbac.v3.RBACenforcement_typedelay_denyenvoy.extensions.filters.network.sni_clu\
+ster.v3.SniClusterenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxydownstream_idle_timeoutupstream_idle_timeoutmax_\
+connect_attemptstunneling_configmax_downstream_connection_durationon_demandflush_access_log_on_connectedaccess_log_optio\
+nsbackoff_optionsproxy_protocol_tlvsmax_downstream_connection_duration_jitter_percentageupstream_connect_modemax_early_d\
+ata_bytesproxy_protocol_tlv_merge_policycheck_drain_closeenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.OnDemand\
+envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptionsenvoy.extensions.filters.network.tcp_proxy.v3.\
+TcpProxy.TunnelingConfigenvoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedClusterenvoy.extensions.filters.n\
+etwork.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeightenvoy.extensions.filters.network.wasm.v3.Wasmenvoy.extensions.\
+transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransportallow_unspecified_addresstlv_as_pool_keyenvoy.extensio\
+ns.transport_sockets.raw_buffer.v3.RawBufferenvoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstancei\
+nstance_namecertificate_nameenvoy.extensions.transport_sockets.tls.v3.CertificateValidationContexttrusted_caverify_certi\
+ficate_hashverify_certificate_spkirequire_signed_certificate_timestampcrlallow_expired_certificatematch_subject_alt_name\
+strust_chain_verificationcustom_validator_configca_certificate_provider_instanceonly_verify_leaf_cert_crlmatch_typed_sub\
+ject_alt_namesmax_verify_depthsystem_root_certssuppress_client_ca_listenvoy.extensions.transport_sockets.tls.v3.Certific\
+ateValidationContext.SystemRootCertsenvoy.extensions.transport_sockets.tls.v3.CommonTlsContexttls_paramstls_certificates\
+validation_contextalpn_protocolstls_certificate_sds_secret_configsvalidation_context_sds_secret_configcombined_validatio\
+n_contexttls_certificate_certificate_providervalidation_context_certificate_providertls_certificate_certificate_provider\
+_instancevalidation_context_certificate_provider_instancecustom_handshakertls_certificate_provider_instancekey_logcustom\
+_tls_certificate_selectorenvoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CertificateProviderenvoy.extensions.\
+transport_sockets.tls.v3.CommonTlsContext.CertificateProviderInstanceenvoy.extensions.transport_sockets.tls.v3.CommonTls\
+Context.CombinedCertificateValidationContextdefault_validation_contextenvoy.extensions.transport_sockets.tls.v3.Downstre\
+amTlsContextcommon_tls_contextrequire_client_certificaterequire_snisession_ticket_keyssession_ticket_keys_sds_secret_con\
+figsession_timeoutdisable_stateless_session_resumptionocsp_staple_policyfull_scan_certs_on_sni_mismatchdisable_stateful_\
+session_resumptionprefer_client_ciphersenvoy.extensions.transport_sockets.tls.v3.GenericSecretenvoy.extensions.transport\
+_sockets.tls.v3.GenericSecret.SecretsEntryenvoy.extensions.transport_sockets.tls.v3.PrivateKeyProviderfallbackenvoy.exte\
+nsions.transport_sockets.tls.v3.SPIFFECertValidatorConfigtrust_domainstrust_bundlesenvoy.extensions.transport_sockets.tl\
+s.v3.SPIFFECertValidatorConfig.TrustDomaintrust_bundleworkload_trust_domainenvoy.extensions.transport_sockets.tls.v3.Sds\
+SecretConfigsds_configenvoy.extensions.transport_sockets.tls.v3.Secrettls_certificategeneric_secretenvoy.extensions.tran\
+sport_sockets.tls.v3.SubjectAltNameMatchersan_typeoidenvoy.extensions.transport_sockets.tls.v3.TlsCertificatecertificate\
+_chainprivate_keypasswordocsp_staplesigned_certificate_timestampprivate_key_providerpkcs12envoy.extensions.transport_soc\
+kets.tls.v3.TlsKeyLoglocal_address_rangeremote_address_rangeenvoy.extensions.transport_sockets.tls.v3.TlsParameterstls_m\
+inimum_protocol_versiontls_maximum_protocol_versioncipher_suitesecdh_curvessignature_algorithmscompliance_policiesenvoy.\
+extensions.transport_sockets.tls.v3.TlsSessionTicketKeyskeysenvoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\
+sniallow_renegotiationmax_session_keysenforce_rsa_key_usageauto_host_sniauto_sni_san_validationenvoy.extensions.upstream\
+s.http.v3.HttpProtocolOptionsexplicit_http_configuse_downstream_protocol_configauto_configheader_validation_configenvoy.\
+extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.Ex\
+plicitHttpConfigenvoy.extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetectionenvoy.extensions.upstreams.http.v\
+3.HttpProtocolOptions.UseDownstreamHttpConfigenvoy.extensions.wasm.v3.CapabilityRestrictionConfigallowed_capabilitiesenv\
+oy.extensions.wasm.v3.CapabilityRestrictionConfig.AllowedCapabilitiesEntryenvoy.extensions.wasm.v3.EnvironmentVariablesh\
+ost_env_keyskey_valuesenvoy.extensions.wasm.v3.EnvironmentVariables.KeyValuesEntryenvoy.extensions.wasm.v3.PluginConfigr\
+oot_idvm_configconfigurationfail_opencapability_restriction_configfailure_policyallow_on_headers_stop_iterationenvoy.ext\
+ensions.wasm.v3.SanitizationConfigenvoy.extensions.wasm.v3.VmConfigvm_idruntimecodeallow_precompilednack_on_code_cache_m\
+issenvironment_variablesenvoy.service.discovery.v3.DeltaDiscoveryRequesttype_urlresource_names_subscriberesource_names_u\
+nsubscribeinitial_resource_versionsresponse_nonceerror_detailenvoy.service.discovery.v3.DeltaDiscoveryRequest.InitialRes\
+ourceVersionsEntryenvoy.service.discovery.v3.DeltaDiscoveryResponsesystem_version_inforesourcesnonceremoved_resourcescon\
+trol_planeremoved_resource_namesenvoy.service.discovery.v3.DiscoveryResponsecanaryenvoy.service.discovery.v3.Resourceres\
+ourcealiasesresource_nameenvoy.service.discovery.v3.ResourceNameenvoy.type.matcher.v3.AddressMatcherrangesenvoy.type.mat\
+cher.v3.DoubleMatcherrangeexactenvoy.type.matcher.v3.FilterStateMatcheraddress_matchenvoy.type.matcher.v3.ListMatcherone\
+_ofenvoy.type.matcher.v3.ListStringMatcherpatternsenvoy.type.matcher.v3.MetadataMatcherinvertenvoy.type.matcher.v3.Metad\
+ataMatcher.PathSegmentenvoy.type.matcher.v3.OrMatchervalue_matchersenvoy.type.matcher.v3.PathMatcherenvoy.type.matcher.v\
+3.RegexMatchAndSubstitutepatternsubstitutionenvoy.type.matcher.v3.RegexMatchergoogle_re2envoy.type.matcher.v3.RegexMatch\
+er.GoogleRE2max_program_sizeenvoy.type.matcher.v3.StringMatchersuffixignore_casecontainsenvoy.type.matcher.v3.ValueMatch\
+ernull_matchdouble_matchbool_matchlist_matchor_matchenvoy.type.matcher.v3.ValueMatcher.NullMatchenvoy.type.metadata.v3.M\
+etadataKeyenvoy.type.tracing.v3.CustomTagtagliteralenvironmentrequest_headerenvoy.type.tracing.v3.CustomTag.Environmente\
+nvoy.type.tracing.v3.CustomTag.Headerenvoy.type.tracing.v3.CustomTag.Literalenvoy.type.v3.DoubleRangestartendenvoy.type.\
+v3.FractionalPercentnumeratordenominatorenvoy.type.v3.HashPolicyenvoy.type.v3.HttpStatusenvoy.type.v3.Int32Rangeenvoy.ty\
+pe.v3.Int64Rangeenvoy.type.v3.Percentenvoy.type.v3.SemanticVersionmajor_numberminor_numberpatchenvoy.type.v3.TokenBucket\
+max_tokenstokens_per_fillfill_intervalgoogle.api.expr.v1alpha1.CheckedExprgoogle.api.expr.v1alpha1.Exprgoogle.protobuf.A\
+nygoogle.protobuf.BoolValuegoogle.protobuf.BytesValuegoogle.protobuf.DoubleValuegoogle.protobuf.Durationsecondsnanosgoog\
+le.protobuf.Emptygoogle.protobuf.FieldMaskpathsgoogle.protobuf.FloatValuegoogle.protobuf.Int32Valuegoogle.protobuf.Int64\
+Valuegoogle.protobuf.ListValuevaluesgoogle.protobuf.StringValuegoogle.protobuf.Structfieldsgoogle.protobuf.Struct.Fields\
+Entrygoogle.protobuf.Timestampgoogle.protobuf.UInt32Valuegoogle.protobuf.UInt64Valuegoogle.protobuf.Valuenull_valuenumbe\
+r_valuestring_valuebool_valuestruct_valuelist_valuegoogle.rpc.Statusmessageopentelemetry.proto.common.v1.AnyValueint_val\
+uedouble_valuearray_valuekvlist_valuebytes_valuestring_value_strindexopentelemetry.proto.common.v1.ArrayValueopentelemet\
+ry.proto.common.v1.KeyValuekey_strindexopentelemetry.proto.common.v1.KeyValueListxds.core.v3.CidrRangexds.core.v3.Contex\
+tParamsparamsxds.core.v3.ContextParams.ParamsEntryxds.core.v3.TypedExtensionConfigxds.type.matcher.v3.MatcherUNKNOWNREQU\
+ESTEDDOES_NOT_EXISTACKEDNACKEDRECEIVED_ERRORTIMEOUTGradualImmediatev4v6ServeValidateInitOnlyLIVEDRAININGPRE_INITIALIZING\
+INITIALIZINGCOUNTERGAUGEEQGELENEOKCANCELEDINVALID_ARGUMENTDEADLINE_EXCEEDEDNOT_FOUNDALREADY_EXISTSPERMISSION_DENIEDRESOU\
+RCE_EXHAUSTEDFAILED_PRECONDITIONABORTEDOUT_OF_RANGEUNIMPLEMENTEDINTERNALUNAVAILABLEDATA_LOSSUNAUTHENTICATEDUSE_CONFIGURE\
+D_PROTOCOLUSE_DOWNSTREAM_PROTOCOLSTATICSTRICT_DNSLOGICAL_DNSEDSORIGINAL_DSTAUTOV4_ONLYV6_ONLYV4_PREFERREDALLROUND_ROBINL\
+EAST_REQUESTRING_HASHRANDOMMAGLEVCLUSTER_PROVIDEDLOAD_BALANCING_POLICY_CONFIGXX_HASHMURMUR_HASH_2DEPRECATED_AND_UNAVAILA\
+BLE_DO_NOT_USERESTGRPCDELTA_GRPCAGGREGATED_GRPCAGGREGATED_DELTA_GRPCV2V3APPEND_IF_EXISTS_OR_ADDADD_IF_ABSENTOVERWRITE_IF\
+_EXISTS_OR_ADDOVERWRITE_IF_EXISTSHEALTHYUNHEALTHYDEGRADEDALLOWREJECT_REQUESTDROP_HEADERV1INCLUDE_ALLINCLUDEDEFAULTHIGHTC\
+PUDPUNSPECIFIEDINBOUNDOUTBOUNDANYSAME_IP_OR_LOOPBACKEXTERNALMODIFY_ONLYSUMMARY_AND_HISTOGRAMSUMMARYHISTOGRAMDYNAMICROUTE\
+DENYLOGNONEON_DENYON_ALLOWON_DENY_AND_ALLOWMOVED_PERMANENTLYFOUNDSEE_OTHERTEMPORARY_REDIRECTPERMANENT_REDIRECTSERVICE_UN\
+AVAILABLEINTERNAL_SERVER_ERRORPASS_THROUGH_INTERNAL_REDIRECTHANDLE_INTERNAL_REDIRECTEXTERNAL_ONLYHTTP_JSONHTTP_PROTOUSE_\
+B3USE_B3_WITH_W3C_PROPAGATIONNotSetTcpUpstreamConnectedTcpPeriodicTcpConnectionEndDownstreamStartDownstreamPeriodicDowns\
+treamEndUpstreamPoolReadyUpstreamPeriodicUpstreamEndDownstreamTunnelSuccessfullyEstablishedUdpTunnelUpstreamConnectedUdp\
+PeriodicUdpSessionEndTcpConnectionStartOVERRIDEIGNOREOFFDRAFT_VERSION_03SYNCHRONOUSASYNCHRONOUSBASE64STRINGNUMBERPROTOBU\
+F_VALUESANITIZED_UTF8DYNAMIC_METADATAFILTER_STATEHTTP1HTTP2HTTP3SANITIZEFORWARD_ONLYAPPEND_FORWARDSANITIZE_SETALWAYS_FOR\
+WARD_ONLYTEXTJSONIMPLEMENTATION_SPECIFIC_DEFAULTKEEP_UNCHANGEDUNESCAPE_AND_REDIRECTUNESCAPE_AND_FORWARDOVERWRITEAPPEND_I\
+F_ABSENTPASS_THROUGHONE_TIME_ON_FIRST_BYTECONTINUOUSOVERWRITE_BY_TYPE_IF_EXISTS_OR_ADDIMMEDIATEON_DOWNSTREAM_DATAON_DOWN\
+STREAM_TLS_HANDSHAKEVERIFY_TRUST_CHAINACCEPT_UNTRUSTEDLENIENT_STAPLINGSTRICT_STAPLINGMUST_STAPLESAN_TYPE_UNSPECIFIEDEMAI\
+LDNSURIIP_ADDRESSOTHER_NAMEFIPS_202205CNSA2_202603CNSA1_202603TLS_AUTOTLSv1_0TLSv1_1TLSv1_2TLSv1_3FAIL_RELOADFAIL_CLOSED\
+FAIL_OPENHUNDREDTEN_THOUSANDMILLIONEmptyContinueCreatedAcceptedNonAuthoritativeInformationNoContentResetContentPartialCo\
+ntentMultiStatusAlreadyReportedIMUsedMultipleChoicesMovedPermanentlyFoundSeeOtherNotModifiedUseProxyTemporaryRedirectPer\
+manentRedirectBadRequestUnauthorizedPaymentRequiredForbiddenNotFoundMethodNotAllowedNotAcceptableProxyAuthenticationRequ\
+iredRequestTimeoutConflictGoneLengthRequiredPreconditionFailedPayloadTooLargeURITooLongUnsupportedMediaTypeRangeNotSatis\
+fiableExpectationFailedMisdirectedRequestUnprocessableEntityLockedFailedDependencyUpgradeRequiredPreconditionRequiredToo\
+ManyRequestsRequestHeaderFieldsTooLargeInternalServerErrorNotImplementedBadGatewayServiceUnavailableGatewayTimeoutHTTPVe\
+rsionNotSupportedVariantAlsoNegotiatesInsufficientStorageLoopDetectedNotExtendedNetworkAuthenticationRequiredNULL_VALUE\
 ";

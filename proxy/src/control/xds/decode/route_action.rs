@@ -11,7 +11,7 @@ use attache_proto::envoy::config::route::v3::{
     route::Action,
     route_action::{
         ClusterNotFoundResponseCode, ClusterSpecifier as WireCluster, HashPolicy as WireHash,
-        HostRewriteSpecifier, hash_policy::PolicySpecifier,
+        HostRewriteSpecifier, MaxStreamDuration as WireDuration, hash_policy::PolicySpecifier,
     },
     weighted_cluster::{
         ClusterWeight as WireWeight, cluster_weight::HostRewriteSpecifier as WeightHostRewrite,
@@ -25,8 +25,8 @@ use super::route::Mutations;
 use super::{matcher, secret};
 use crate::model::route::{
     ClusterSpecifier, ClusterWeight, DEFAULT_ROUTE_TIMEOUT, DirectResponse, HashPolicy, HashSource,
-    HostRewrite, IdleTimeout, PathRewrite, Redirect, RedirectPath, RetryOn, RetryPolicy, RouteAction,
-    RouteDecision,
+    HostRewrite, IdleTimeout, MaxStreamDuration, PathRewrite, Redirect, RedirectPath, RetryOn, RetryPolicy,
+    RouteAction, RouteDecision,
 };
 
 /// What a route does.
@@ -103,8 +103,14 @@ fn forward(wire: &WireAction, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Rout
         },
         append_x_forwarded_host: wire.append_x_forwarded_host,
         timeout: match &wire.timeout {
+            // As in Envoy, whose whole limit is then the other one.
+            _ if wire.max_stream_duration.is_some() => None,
             Some(_) => limit(wire.timeout.as_ref(), &at.field("timeout"))?,
             None => Some(DEFAULT_ROUTE_TIMEOUT),
+        },
+        max_stream_duration: match &wire.max_stream_duration {
+            Some(wire) => Some(max_stream_duration(wire, &at.field("max_stream_duration"))?),
+            None => None,
         },
         idle_timeout: match duration(wire.idle_timeout.as_ref(), &at.field("idle_timeout"))? {
             None => IdleTimeout::Inherited,
@@ -118,6 +124,20 @@ fn forward(wire: &WireAction, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Rout
         hash_policy: hashes
             .map(|(index, policy)| hash_policy(policy, &hash_at.index(index)))
             .collect::<Result<_, _>>()?,
+    })
+}
+
+fn max_stream_duration(wire: &WireDuration, at: &At<'_>) -> Result<MaxStreamDuration, DecodeError> {
+    let max = wire.grpc_timeout_header_max.as_ref();
+    let offset = wire.grpc_timeout_header_offset.as_ref();
+    Ok(MaxStreamDuration {
+        limit: duration(
+            wire.max_stream_duration.as_ref(),
+            &at.field("max_stream_duration"),
+        )?,
+        grpc_timeout_header_max: duration(max, &at.field("grpc_timeout_header_max"))?,
+        grpc_timeout_header_offset: duration(offset, &at.field("grpc_timeout_header_offset"))?
+            .unwrap_or_default(),
     })
 }
 
