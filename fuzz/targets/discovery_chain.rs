@@ -25,7 +25,11 @@ fuzz_target!(|body: &[u8]| {
                 assert!(routes.iter().all(|route| !route.next.is_empty()));
             }
             ChainNode::Splitter { splits, .. } => {
-                assert!(splits.iter().all(|split| !split.next.is_empty() && split.weight <= 10_000));
+                assert!(
+                    splits
+                        .iter()
+                        .all(|split| !split.next.is_empty() && split.weight <= 10_000)
+                );
             }
             ChainNode::Other { kind } => assert!(!kind.is_empty() && kind != "resolver"),
         }

@@ -117,7 +117,11 @@ fn with_request(run: impl FnOnce(&RequestFacts<'_>)) {
     }
     headers.insert("content-type", HeaderValue::from_static("application/grpc"));
     let mut metadata = Metadata::default();
-    metadata.set("a", "b", serde_json::json!({"c": [1, 1e300, null, "\u{1}\n\""], "d": -0.5}));
+    metadata.set(
+        "a",
+        "b",
+        serde_json::json!({"c": [1, 1e300, null, "\u{1}\n\""], "d": -0.5}),
+    );
     metadata.set("a", "text", "x\ny".into());
     let downstream = Downstream::default();
     let connection = ConnectionFacts {

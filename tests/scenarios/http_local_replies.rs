@@ -151,7 +151,40 @@ async fn http_upstreams_that_break_off() {
     }
     for (name, answer) in NONSENSE {
         let ask = get(&format!("answers {name}"), "/").wish(&format!("bytes={answer}"));
-        cases.push(ask.over(&from_h1));
+        cases.push(four_digits(ask.over(&from_h1)));
     }
     group("upstreams that break off", cases).run(OURS).await;
+}
+
+/// A status that is none is no answer.
+fn four_digits(case: Case) -> Case {
+    if case.name != "answers a status of four digits" {
+        return case;
+    }
+    let id = "Statuses of four digits";
+    let body =
+        "+body \"upstream connect error or disconnect/reset before headers. reset reason: protocol error\"";
+    let from_h1 = [
+        "-HTTP/1.1 2000 Unknown",
+        "-content-length: 0",
+        "+HTTP/1.1 502 Bad Gateway",
+        "+content-length: 87",
+        "+content-type: text/plain",
+        "-x-envoy-upstream-service-time: <milliseconds>",
+        "-body \"\"",
+        body,
+    ];
+    let from_h2 = [
+        "-cut: GOAWAY PROTOCOL_ERROR",
+        "-connection ended: GOAWAY PROTOCOL_ERROR",
+        "+HTTP/2 502",
+        "+content-length: 87",
+        "+content-type: text/plain",
+        "+date: <date>",
+        "+server: envoy",
+        body,
+        "+connection kept",
+    ];
+    case.deviates_over(&[Path::H1_H1], id, &from_h1)
+        .deviates_over(&[Path::H2_H1], id, &from_h2)
 }

@@ -31,6 +31,7 @@ mod http_retries;
 mod http_rewrites;
 mod http_routes;
 mod http_timeouts;
+mod http_tracing;
 mod intentions;
 mod l7_entries;
 mod load;

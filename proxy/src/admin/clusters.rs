@@ -244,6 +244,7 @@ mod tests {
             weight: 1,
             healthy,
             priority: 0,
+            hostname: None,
         };
         let mut snapshot = Snapshot::default();
         let resolved = ClusterKind::Dns(Dns {

@@ -44,8 +44,6 @@ pub(crate) enum Chunk {
 /// Where a request's body comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// From nowhere: there is none.
-    Empty,
     /// Over HTTP/1.
     Http1(Rc<h1::server::Server>),
     /// Over HTTP/2.
@@ -74,7 +72,6 @@ pub(super) struct Place {
 impl RequestBody {
     pub(super) fn new(source: Source) -> Self {
         let ended = match &source {
-            Source::Empty => true,
             Source::Http1(server) => server.body_has_ended(),
             Source::Http2(incoming) => incoming.borrow().has_ended(),
         };
@@ -133,7 +130,6 @@ impl RequestBody {
             return Poll::Ready(None);
         }
         let read = match &self.source {
-            Source::Empty => None,
             Source::Http1(server) => ready!(server.poll_body(cx)).map(|read| read.map(Chunk::Data)),
             Source::Http2(incoming) => ready!(incoming.borrow_mut().poll(cx)),
         };
@@ -156,7 +152,6 @@ impl RequestBody {
             Chunk::Trailers(_) => self.ended.set(true),
         }
         let over = match &self.source {
-            Source::Empty => true,
             Source::Http1(server) => server.body_has_ended(),
             Source::Http2(incoming) => incoming.borrow().has_ended(),
         };

@@ -31,9 +31,12 @@ pub(super) enum ExchangeError {
     /// The endpoint reset the stream.
     #[error("the endpoint reset the stream: {0}")]
     Reset(::h2::Reason),
-    /// It had not looked at the request (HTTP/2's `REFUSED_STREAM`, or a GOAWAY before it).
+    /// It had not looked at the request, and said so (HTTP/2's `REFUSED_STREAM`).
     #[error("the endpoint refused the stream")]
     Refused,
+    /// It ended the connection in order, and had not looked at the request (HTTP/2's GOAWAY).
+    #[error("the endpoint ended the connection before the request")]
+    GoneAway,
     /// What came breaks the rules.
     #[error("{0}")]
     Protocol(String),
@@ -98,6 +101,14 @@ impl Exchange {
         }
     }
 
+    /// The informational responses that [`Self::poll_head`] came across.
+    pub(super) fn take_interim(&mut self) -> Vec<ResponseHead> {
+        match self {
+            Self::Http1(exchange) => exchange.take_interim(),
+            Self::Http2(exchange) => exchange.take_interim(),
+        }
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         match self {
             Self::Http1(exchange) => exchange.has_ended(),
@@ -139,7 +150,7 @@ impl From<::h2::Error> for ExchangeError {
     fn from(error: ::h2::Error) -> Self {
         match error.reason() {
             Some(::h2::Reason::REFUSED_STREAM) => Self::Refused,
-            Some(_) if error.is_go_away() && error.is_remote() => Self::Refused,
+            Some(_) if error.is_go_away() && error.is_remote() => Self::GoneAway,
             Some(reason) if error.is_remote() => Self::Reset(reason),
             Some(reason) if error.is_library() => Self::Protocol(reason.to_string()),
             _ => Self::Ended {

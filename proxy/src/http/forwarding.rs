@@ -175,7 +175,8 @@ pub(super) fn received_request(
     trusted
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+/// Takes away what concerns one connection only; `upgrade` keeps what asks for one or accepts it.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if !upgrade {
         headers.remove(CONNECTION);
         headers.remove(UPGRADE);
@@ -353,7 +354,7 @@ pub(super) fn sent_response(
 ) {
     remove_hop_by_hop(headers, upgrade);
     if manager.request_id.always_in_response
-        && let Some(id) = request_id.filter(|id| !id.is_empty())
+        && let Some(id) = request_id
     {
         headers.insert(X_REQUEST_ID, id.clone());
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use hyper::header::HeaderMap;
 
-use super::message::RequestHead;
+use super::message::{RequestHead, Version};
 use super::stream::Stream;
 use crate::model::flags::ResponseFlags;
 use crate::telemetry::access_log::request::{ConnectionFacts, RequestBytes, RequestTimes};
@@ -80,6 +80,7 @@ pub(super) fn with_facts_of<T>(
         cluster: cluster.as_deref(),
         upstream_host: endpoint.as_deref().map(AddressText::Text),
         upstream: cluster.is_some().then_some(&upstream),
+        upstream_protocol: facts.upstream_protocol.get().map(Version::as_str),
         attempts: facts.attempts.get(),
         metadata: Some(&metadata),
         request_id: text("x-request-id"),

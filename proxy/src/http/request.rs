@@ -110,7 +110,11 @@ pub(super) fn from_http1(
 ///
 /// # Errors
 /// As [`from_http1`].
-pub(super) fn from_http2(parts: Parts, encrypted: bool) -> Result<RequestHead, LocalReply> {
+pub(super) fn from_http2(
+    parts: Parts,
+    encrypted: bool,
+    upgrades: &[std::sync::Arc<str>],
+) -> Result<RequestHead, LocalReply> {
     let Parts {
         method,
         uri,
@@ -139,6 +143,14 @@ pub(super) fn from_http2(parts: Parts, encrypted: bool) -> Result<RequestHead, L
     let upgrade = extensions
         .remove::<Protocol>()
         .map(|protocol| protocol.as_str().to_owned());
+    if let Some(protocol) = &upgrade
+        && !allows(upgrades, protocol)
+    {
+        return Err(upgrade_refused());
+    }
+    if upgrade.is_none() && method == Method::CONNECT {
+        return Err(LocalReply::no_route());
+    }
     let method = if upgrade.is_some() { Method::GET } else { method };
     join_cookies(&mut headers);
     Ok(RequestHead {
@@ -218,7 +230,8 @@ fn split_target(
         };
         return Ok((scheme, authority, path));
     }
-    if !target.starts_with('/') && !(target == "*" && *method == Method::OPTIONS) {
+    let options = target == "*" && *method == Method::OPTIONS;
+    if !target.starts_with('/') && !options {
         return Err(codec_error("the target is neither a path nor a URI of HTTP's"));
     }
     match host.map(HeaderValue::to_str) {
@@ -249,18 +262,25 @@ fn asked_upgrade(headers: &HeaderMap, allowed: &[std::sync::Arc<str>]) -> Result
         return Ok(None);
     }
     let protocol = protocol.to_str().unwrap_or_default();
-    if allowed
+    match allows(allowed, protocol) {
+        true => Ok(Some(protocol.to_owned())),
+        false => Err(upgrade_refused()),
+    }
+}
+
+fn allows(allowed: &[std::sync::Arc<str>], protocol: &str) -> bool {
+    allowed
         .iter()
         .any(|allowed| protocol.eq_ignore_ascii_case(allowed))
-    {
-        return Ok(Some(protocol.to_owned()));
-    }
-    Err(LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed")
+}
+
+fn upgrade_refused() -> LocalReply {
+    LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed")
         .closing()
         .because(
             crate::telemetry::ResponseFlag::None,
             "the protocol it wants to switch to is not allowed",
-        ))
+        )
 }
 
 /// Whether the downstream waits for `100 Continue` before it sends the body.

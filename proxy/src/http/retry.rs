@@ -70,11 +70,6 @@ impl Retries {
         }
     }
 
-    /// Whether there is a policy at all: then a body has to be kept.
-    pub(super) fn is_armed(&self) -> bool {
-        self.left > 0
-    }
-
     /// How long one try may take.
     pub(super) fn per_try_timeout(&self) -> Option<Duration> {
         self.policy.as_ref()?.per_try_timeout

@@ -18,6 +18,7 @@ use crate::model::route::{
     ClusterSpecifier, ClusterWeight, DirectResponse, HostRewrite, IdleTimeout, Redirect, RetryPolicy, Route,
     RouteAction, VirtualHost,
 };
+use crate::telemetry::access_log::RequestFacts;
 use crate::upstream::LoadBalancerContext;
 
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -36,6 +37,8 @@ pub(super) struct Plan<'a> {
     pub(super) set_cookies: Vec<HeaderValue>,
     /// Of several clusters, the share that it fell into.
     pub(super) share: Option<&'a ClusterWeight>,
+    /// `auto_host_rewrite`, with `append_x_forwarded_host`: the host is the endpoint's.
+    pub(super) auto_host: Option<bool>,
 }
 
 /// Chooses the cluster and makes the request what the route wants it to be.
@@ -61,9 +64,7 @@ pub(super) fn plan<'a>(
         // A protocol that was switched to has no end to wait for.
         stream.clock.route.set(None);
     }
-    change_request(stream, head, share);
-    rewrite_host(head, action, share);
-    rewrite_path(head, route, action)?;
+    *stream.facts.cluster.borrow_mut() = Some(Name::clone(cluster));
     let per_try = retry_policy.and_then(|policy| policy.per_try_timeout);
     let expected = match (action.timeout, per_try) {
         (Some(whole), Some(one)) => Some(whole.min(one)),
@@ -75,7 +76,9 @@ pub(super) fn plan<'a>(
         let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(EXPECTED_TIMEOUT, millis.into());
     }
-    *stream.facts.cluster.borrow_mut() = Some(Name::clone(cluster));
+    change_request(stream, head, share);
+    rewrite_host(head, action, share);
+    rewrite_path(head, route, action)?;
     let hashed = hashed(stream, head, action);
     Ok(Plan {
         cluster: Name::clone(cluster),
@@ -94,6 +97,7 @@ pub(super) fn plan<'a>(
             host.include_attempt_count_in_response,
         ),
         share,
+        auto_host: (action.host_rewrite == Some(HostRewrite::Auto)).then_some(action.append_x_forwarded_host),
     })
 }
 
@@ -201,7 +205,11 @@ fn change_request(stream: &Stream, head: &mut RequestHead, share: Option<&Cluste
             ..head.clone()
         };
         record::with_facts_of(stream, &before, Some(&headers.clone()), None, |facts| {
-            mutate_request(&mut headers, places, facts);
+            let first = RequestFacts {
+                attempts: 1,
+                ..*facts
+            };
+            mutate_request(&mut headers, places, &first);
         });
         head.headers = headers;
     });

@@ -62,6 +62,17 @@ impl Sink {
         }
     }
 
+    /// Sends the head of an informational response: others follow.
+    pub(super) fn write_interim(&self, head: ResponseHead) -> Result<(), Gone> {
+        match self {
+            Self::Http1(http1) => {
+                http1.server.write_interim(&head);
+                Ok(())
+            }
+            Self::Http2(responder) => Ok(responder.write_interim(head)?),
+        }
+    }
+
     /// Sends a piece of the body. Trailers are left out over HTTP/1, as by Envoy unless configured.
     pub(super) fn write(&self, chunk: Chunk) -> Result<(), Gone> {
         match (self, chunk) {

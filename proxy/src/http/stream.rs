@@ -87,6 +87,8 @@ pub(super) struct Facts {
     pub(super) stat_name: RefCell<Option<Name>>,
     /// As they were sent, where a log may tell of them.
     pub(super) response_headers: RefCell<Option<HeaderMap>>,
+    /// What is spoken to the upstream.
+    pub(super) upstream_protocol: Cell<Option<Version>>,
     /// When the request was sent on, the upstream answered, and the response began; since the beginning.
     pub(super) sent_begin: Cell<Option<Duration>>,
     pub(super) answered_at: Cell<Option<Duration>>,
@@ -450,6 +452,8 @@ impl Stream {
             call.ended(&head.headers);
         }
         headers::received_response(self, plan, &mut head.headers);
+        self.facts.status.set(Some(head.status));
+        self.facts.details.replace("via_upstream".into());
         route::change_response(self, plan.share, &mut head.headers);
         if plan.tell_attempts.1 {
             head.headers
@@ -460,11 +464,7 @@ impl Stream {
             return self.bridge(head, live).await;
         }
         let end = live.exchange.has_ended();
-        self.facts.details.replace("via_upstream".into());
         self.start(head, end)?;
-        if end {
-            self.sink.end()?;
-        }
         let mut changed = pin!(self.connection.worker.changed.notified());
         changed.as_mut().enable();
         let (mut over, mut piece) = (end, None);
@@ -840,7 +840,7 @@ impl Failed {
             FailedBy::Exchange(error) => {
                 let why = error.to_string();
                 match error {
-                    ExchangeError::Ended { .. } => LocalReply::before_headers(
+                    ExchangeError::Ended { .. } | ExchangeError::GoneAway => LocalReply::before_headers(
                         "connection termination",
                         retried,
                         "upstream_reset_before_response_started{connection_termination}",

@@ -218,7 +218,7 @@ pub(super) fn failed(stream: &Stream, why: &FailedBy) {
                 Some(ResponseFlag::UpstreamConnectionTermination),
             ),
             ExchangeError::Reset(_) => (Some("remote reset"), Some(ResponseFlag::UpstreamRemoteReset)),
-            ExchangeError::Refused => (
+            ExchangeError::Refused | ExchangeError::GoneAway => (
                 Some("remote refused stream reset"),
                 Some(ResponseFlag::UpstreamRemoteReset),
             ),
@@ -306,6 +306,7 @@ fn tag_request(stream: &Stream, head: &RequestHead, tracer: &Tracer, tracing: &T
     let peer = peer.map_or_else(String::new, |peer| peer.ip().to_string());
     let request = RequestFacts {
         request_id: header(X_REQUEST_ID.as_str()),
+        client_trace_id: header("x-client-trace-id"),
         scheme: head.scheme,
         authority: &head.authority,
         path: header("x-envoy-original-path").unwrap_or(&head.target),

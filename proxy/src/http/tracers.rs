@@ -81,6 +81,10 @@ impl Tracers {
     }
 
     /// What runs of a configuration; none where neither it nor the bootstrap names a provider.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "which variables a tag names is known with the configuration alone; read once a tracer"
+    )]
     pub(super) fn get(&self, tracing: &Arc<Tracing>) -> Option<Rc<Tracer>> {
         let found = {
             let known = self.known.borrow();

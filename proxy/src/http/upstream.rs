@@ -12,8 +12,10 @@ use tokio::time::Instant;
 use super::body::{Chunk, Place};
 use super::clock::Alarm;
 use super::exchange::{Exchange, ExchangeError};
-use super::message::{ResponseHead, Version};
+use super::forwarding::remove_hop_by_hop;
+use super::message::{RequestHead, ResponseHead, Version};
 use super::pool::{Acquired, Link, Stream as Http2Stream};
+use super::redirect::tell_original_host;
 use super::retry::{Failure, Retries};
 use super::route::Plan;
 use super::stream::{Failed, FailedBy, Stop, Stream};
@@ -98,13 +100,13 @@ pub(super) async fn attempt(
     loop {
         let acquired = acquire(stream, plan).await?;
         let reused = acquired.reused && !repeated;
-        let mut live = begin(stream, acquired)?;
+        let mut live = begin(stream, acquired, plan)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
+                live.switched = switches(stream, &live, head.status);
                 let head = translated(stream, &live, head);
                 trace::answered(stream, head.status);
-                live.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
                 return Ok((head, live));
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
@@ -141,6 +143,15 @@ pub(super) async fn attempt(
     }
 }
 
+/// Whether the upstream has switched protocols.
+fn switches(stream: &Stream, live: &Live, status: StatusCode) -> bool {
+    let asked = stream.head.borrow().upgrade.is_some();
+    match live.exchange {
+        Exchange::Http1(_) => asked && status == StatusCode::SWITCHING_PROTOCOLS,
+        Exchange::Http2(_) => asked && status == StatusCode::OK,
+    }
+}
+
 /// A protocol that is switched to is said otherwise in each version: 101 in HTTP/1, 200 to an extended CONNECT
 /// (RFC 8441).
 fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseHead {
@@ -172,14 +183,14 @@ fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseH
 /// is safe to repeat (RFC 9110 section 9.2.1).
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
     match error {
-        ExchangeError::Refused => stream.body.can_be_replayed(),
+        ExchangeError::GoneAway => stream.body.can_be_replayed(),
         ExchangeError::Ended { by_reset, .. } => {
             *by_reset
                 && !live.exchange.is_answered()
                 && stream.body.is_empty()
                 && stream.head.borrow().method.is_safe()
         }
-        ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
+        ExchangeError::Refused | ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }
 }
 
@@ -218,7 +229,7 @@ async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError>
     })
 }
 
-fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
+fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, TryError> {
     let Acquired {
         link,
         endpoint,
@@ -229,6 +240,10 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
     *stream.facts.cluster.borrow_mut() = Some(Rc::clone(&cluster).name.clone());
     *stream.facts.endpoint.borrow_mut() = Some(endpoint.address.to_string());
     *stream.facts.stat_name.borrow_mut() = Some(Rc::clone(&cluster).config().stat_name().clone());
+    stream.facts.upstream_protocol.set(Some(match &link {
+        Link::Http1 { .. } => Version::Http11,
+        Link::Http2(_) => Version::Http2,
+    }));
     stream.facts.sent_begin.set(Some(stream.clock.began.elapsed()));
     let place = Place::default();
     let bodyless = stream.body.is_empty();
@@ -237,6 +252,7 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
         Link::Http1 { .. } => Version::Http11,
         Link::Http2(_) => Version::Http2,
     };
+    rewrite_host(head, plan, &endpoint);
     trace::send(stream, head, &endpoint.address.to_string(), protocol);
     let (exchange, hold) = match link {
         Link::Http1 { wire, lease } => {
@@ -273,6 +289,18 @@ fn begin(stream: &Stream, acquired: Acquired) -> Result<Live, TryError> {
     })
 }
 
+/// The host is the endpoint's, where the route wants that and it has one. Of several tries, each tells of the
+/// downstream's: what an earlier one wrote is not told of.
+fn rewrite_host(head: &mut RequestHead, plan: &Plan<'_>, endpoint: &EndpointState) {
+    if let Some(appends) = plan.auto_host
+        && let Some(host) = endpoint.hostname()
+        && *head.authority != *host
+    {
+        let before = std::mem::replace(&mut head.authority, host.to_string());
+        tell_original_host(&mut head.headers, &before, appends);
+    }
+}
+
 enum Ended {
     Failed(FailedBy),
     Stop(Stop),
@@ -287,7 +315,9 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
     poll_fn(|cx| {
         let sent = poll_request(stream, live, cx);
         // An endpoint may answer before it has read all: its answer counts, not that it reads no more.
-        if let Poll::Ready(head) = live.exchange.poll_head(cx) {
+        let answered = live.exchange.poll_head(cx);
+        pass_on_interim(stream, live, cx);
+        if let Poll::Ready(head) = answered {
             return Poll::Ready(head.map_err(|error| Ended::Failed(FailedBy::Exchange(error))));
         }
         match sent {
@@ -312,6 +342,20 @@ async fn response(stream: &Stream, live: &mut Live, retries: &Retries) -> Result
         Poll::Pending
     })
     .await
+}
+
+/// Hands informational responses on (`proxy_100_continue`): all of them, as Envoy does, but for a switch.
+fn pass_on_interim(stream: &Stream, live: &mut Live, cx: &mut Context<'_>) {
+    let interim = live.exchange.take_interim();
+    if stream.manager.proxy_100_continue {
+        for mut head in interim {
+            remove_hop_by_hop(&mut head.headers, false);
+            stream.clock.moved();
+            // Whether the downstream is gone the stream notices itself.
+            let _ = stream.sink.write_interim(head);
+        }
+        let _ = stream.sink.poll_flush(cx);
+    }
 }
 
 /// Hands on what there is of the request. Ready once it is over and sent.

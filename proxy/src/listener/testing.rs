@@ -71,6 +71,7 @@ pub(super) fn snapshot(listeners: Vec<Listener>, clusters: &[(&str, SocketAddr)]
             weight: 1,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         let assignment = ClusterLoadAssignment {
             endpoints: vec![endpoint],

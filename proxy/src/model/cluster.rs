@@ -198,6 +198,8 @@ pub struct Endpoint {
     pub healthy: bool,
     /// 0 is used first; the next one takes over as far as endpoints of this one are unhealthy.
     pub priority: u32,
+    /// What it is called, for `auto_host_rewrite`; one that is dialled by name needs none.
+    pub hostname: Option<Arc<str>>,
 }
 
 /// What an endpoint's address is before it is dialled.

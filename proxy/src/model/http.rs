@@ -74,6 +74,8 @@ pub struct Http2Options {
     pub initial_stream_window_size: Option<u32>,
     /// `initial_connection_window_size`: bytes.
     pub initial_connection_window_size: Option<u32>,
+    /// `allow_connect`: extended CONNECT is offered (RFC 8441), for [`HttpConnectionManager::upgrade_types`].
+    pub allow_connect: bool,
 }
 
 /// Where a connection manager's routes are.

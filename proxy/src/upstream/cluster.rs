@@ -513,6 +513,7 @@ mod tests {
             weight: 1,
             healthy,
             priority: 0,
+            hostname: None,
         };
         Arc::new(ClusterLoadAssignment {
             endpoints: endpoints.iter().map(endpoint).collect(),

@@ -211,6 +211,7 @@ fn original_destination(
                 weight: 1,
                 healthy: true,
                 priority: 0,
+                hostname: None,
             };
             return Ok(Rc::new(EndpointState::new(&endpoint, Arc::default())));
         }

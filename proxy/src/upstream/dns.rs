@@ -151,6 +151,7 @@ fn expand(
         let found = answers.get(&(Arc::clone(host), *port));
         endpoints.extend(found.into_iter().flatten().map(|address| Endpoint {
             address: Target::Address(Address::Socket(canonical(*address))),
+            hostname: endpoint.hostname.clone().or_else(|| Some(Arc::clone(host))),
             ..endpoint.clone()
         }));
     }
@@ -235,6 +236,7 @@ mod tests {
             weight: 7,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         Arc::new(ClusterLoadAssignment {
             endpoints: vec![endpoint],

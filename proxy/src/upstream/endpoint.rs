@@ -4,7 +4,7 @@
 //! An [`EndpointSet`] is immutable and shared by `Rc`; a change of endpoints, weights or health makes
 //! another, so that a connection neither copies nor groups anything.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ const PUT_LAST: Duration = Duration::from_secs(2);
 pub struct EndpointState {
     /// Where it is dialled.
     pub address: Target,
+    hostname: RefCell<Option<Arc<str>>>,
     /// Relative share.
     pub weight: Cell<u32>,
     /// Connections of this worker that are being made or live.
@@ -67,6 +68,7 @@ impl EndpointState {
     pub fn new(endpoint: &Endpoint, health: Arc<EndpointHealth>) -> Self {
         Self {
             address: endpoint.address.clone(),
+            hostname: RefCell::new(endpoint.hostname.clone()),
             weight: Cell::new(endpoint.weight),
             active: Cell::new(0),
             health,
@@ -76,6 +78,15 @@ impl EndpointState {
             last_until: Cell::new(None),
             metrics: OnceCell::new(),
         }
+    }
+
+    /// What it is called: as its source says, or the host name that is dialled, or was resolved.
+    pub fn hostname(&self) -> Option<Arc<str>> {
+        let said = self.hostname.borrow().clone();
+        said.or_else(|| match &self.address {
+            Target::Host { host, .. } => Some(Arc::clone(host)),
+            Target::Address(_) => None,
+        })
     }
 
     /// Its counts, for `/clusters`. `cluster` is its cluster's name.
@@ -137,6 +148,7 @@ impl EndpointState {
             weight,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         Self::new(&endpoint, Arc::default())
     }
@@ -159,6 +171,7 @@ impl EndpointSet {
             .zip(watched)
             .map(|(endpoint, health)| match old.remove(&endpoint.address) {
                 Some(have) => {
+                    have.hostname.borrow_mut().clone_from(&endpoint.hostname);
                     have.weight.set(endpoint.weight);
                     have.healthy.set(endpoint.healthy);
                     have.priority.set(endpoint.priority);

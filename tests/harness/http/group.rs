@@ -96,10 +96,8 @@ impl Group {
         };
         let mut theirs = theirs.map(Vec::into_iter);
         let all = ours.into_iter().map(|(case, path, ours)| {
-            let theirs = theirs
-                .as_mut()
-                .and_then(Iterator::next)
-                .map(|(_, _, lines)| lines);
+            let theirs = theirs.as_mut().and_then(Iterator::next);
+            let theirs = theirs.map(|(_, _, lines)| lines);
             (case, path, ours, theirs)
         });
         let all: Vec<Outcome<'_>> = all.collect();

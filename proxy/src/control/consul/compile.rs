@@ -393,6 +393,7 @@ fn local(
         weight: 1,
         healthy: true,
         priority: 0,
+        hostname: None,
     };
     let endpoints = address.into_iter().map(endpoint).collect();
     parts.clusters.insert(Arc::clone(name), cluster);

@@ -151,6 +151,7 @@ impl Instance {
             // A weight of zero takes an instance out.
             healthy: !failed && weight >= 1,
             priority: 0,
+            hostname: None,
         })
     }
 }

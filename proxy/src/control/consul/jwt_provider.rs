@@ -279,6 +279,7 @@ fn cluster(
         weight: 1,
         healthy: true,
         priority: 0,
+        hostname: None,
     };
     let assignment = ClusterLoadAssignment {
         endpoints: vec![endpoint],

@@ -25,6 +25,9 @@ const LIMITS: HeadLimits = HeadLimits {
     fields: 100,
 };
 
+/// So many informational responses are kept at once; further ones are left out.
+const MAX_INTERIM: usize = 16;
+
 /// A request under way, and its response.
 #[derive(Debug)]
 pub(in crate::http) struct Exchange {
@@ -41,6 +44,8 @@ pub(in crate::http) struct Exchange {
     answered: bool,
     /// What follows the head is no HTTP.
     switched: bool,
+    /// Informational responses that nobody took yet.
+    interim: Vec<ResponseHead>,
 }
 
 /// Why there is no response.
@@ -70,6 +75,7 @@ impl Exchange {
             keeps: false,
             answered: false,
             switched: false,
+            interim: Vec::new(),
         };
         let mut out = Vec::with_capacity(1024);
         write_request(
@@ -135,7 +141,12 @@ impl Exchange {
         self.answered
     }
 
-    /// The final response's head. Informational ones are passed over.
+    /// The informational responses that [`Self::poll_head`] came across.
+    pub(in crate::http) fn take_interim(&mut self) -> Vec<ResponseHead> {
+        std::mem::take(&mut self.interim)
+    }
+
+    /// The final response's head. Informational ones are kept for [`Self::take_interim`].
     pub(in crate::http) fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -160,7 +171,15 @@ impl Exchange {
                             "an informational response with a body",
                         )));
                     }
-                    Ok(Some(_)) => continue,
+                    Ok(Some(head)) => {
+                        if self.interim.len() < MAX_INTERIM {
+                            self.interim.push(ResponseHead {
+                                status: head.status,
+                                headers: head.headers,
+                            });
+                        }
+                        continue;
+                    }
                     Err(HeadError::TooLarge) => return Poll::Ready(Err(ResponseError::TooLarge)),
                     Err(HeadError::Malformed(why)) => return Poll::Ready(Err(ResponseError::Malformed(why))),
                     Err(HeadError::Version) => {

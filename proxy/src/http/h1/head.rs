@@ -232,7 +232,7 @@ fn parse_fields(head: &Bytes, mut at: usize, most: usize, lines: Lines) -> Resul
         }
         at = line_end + 1;
         if lines == Lines::Lenient
-            && line.starts_with(&[b' ']) | line.starts_with(&[b'\t'])
+            && (line.starts_with(b" ") || line.starts_with(b"\t"))
             && let Some(name) = &last
         {
             unfold(&mut headers, name, line.trim_ascii())?;
@@ -318,7 +318,7 @@ pub(in crate::http) fn write_response(
 /// The words that Envoy has for a status.
 fn reason(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        103 | 418 | 425 | 451 => "Unknown",
+        102 | 103 | 418 | 425 | 451 => "Unknown",
         599 => "Last Unassigned Server Error Code",
         _ => status.canonical_reason().unwrap_or("Unknown"),
     }

@@ -127,6 +127,14 @@ impl Server {
         self.wire.borrow_mut().write(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 
+    /// Queues an informational response's head.
+    pub(in crate::http) fn write_interim(&self, head: &ResponseHead) {
+        let mut bytes = Vec::with_capacity(128);
+        write_response(&mut bytes, Version::Http11, head.status, &head.headers);
+        bytes.extend_from_slice(b"\r\n");
+        self.wire.borrow_mut().write(&bytes);
+    }
+
     /// Queues a response's head. `bodyless` is said of one that has no body whatever its headers say, `end`
     /// of one that ends here. Gives whether the connection must end after it, its length being unknown.
     pub(in crate::http) fn write_head(

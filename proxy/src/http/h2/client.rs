@@ -16,6 +16,9 @@ use super::Received;
 use crate::http::body::{BodyError, Chunk};
 use crate::http::message::{RequestHead, ResponseHead};
 
+/// So many informational responses are kept at once; further ones are left out.
+const MAX_INTERIM: usize = 16;
+
 /// A request under way, and its response.
 #[derive(Debug)]
 pub(in crate::http) struct Exchange {
@@ -24,6 +27,8 @@ pub(in crate::http) struct Exchange {
     received: Option<Received>,
     sent: bool,
     answered: bool,
+    /// Informational responses that nobody took yet.
+    interim: Vec<ResponseHead>,
 }
 
 /// Why a request cannot be sent over HTTP/2.
@@ -57,6 +62,7 @@ impl Exchange {
             received: None,
             sent: bodyless,
             answered: false,
+            interim: Vec::new(),
         })
     }
 
@@ -90,11 +96,25 @@ impl Exchange {
         self.answered
     }
 
-    /// The response's head.
+    /// The informational responses that [`Self::poll_head`] came across.
+    pub(in crate::http) fn take_interim(&mut self) -> Vec<ResponseHead> {
+        std::mem::take(&mut self.interim)
+    }
+
+    /// The response's head. Informational ones are kept for [`Self::take_interim`].
     pub(in crate::http) fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ResponseHead, h2::Error>> {
+        while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
+            let (parts, ()) = interim.into_parts();
+            if self.interim.len() < MAX_INTERIM {
+                self.interim.push(ResponseHead {
+                    status: parts.status,
+                    headers: parts.headers,
+                });
+            }
+        }
         let (parts, body) = ready!(Pin::new(&mut self.response).poll(cx))?.into_parts();
         self.answered = true;
         self.received = Some(Received::new(body));

@@ -51,6 +51,14 @@ impl Responder {
         self.respond.borrow_mut().send_informational(response)
     }
 
+    /// Sends an informational response.
+    pub(in crate::http) fn write_interim(&self, head: ResponseHead) -> Result<(), h2::Error> {
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        self.respond.borrow_mut().send_informational(response)
+    }
+
     /// Sends a piece of the body.
     pub(in crate::http) fn write_data(&self, bytes: Bytes) -> Result<(), h2::Error> {
         self.with_body(|body| body.send_data(bytes, false))

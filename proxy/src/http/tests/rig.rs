@@ -122,6 +122,7 @@ fn snapshot(upstream: SocketAddr, dead: SocketAddr) -> Snapshot {
             weight: 1,
             healthy: true,
             priority: 0,
+            hostname: None,
         });
         let endpoints = ClusterLoadAssignment {
             endpoints: endpoint.into_iter().collect(),

@@ -11,6 +11,8 @@ use crate::model::http::{CustomTag, CustomTagValue};
 pub struct RequestFacts<'a> {
     /// `x-request-id`.
     pub request_id: Option<&'a str>,
+    /// `x-client-trace-id`.
+    pub client_trace_id: Option<&'a str>,
     /// `http` or `https`.
     pub scheme: &'a str,
     /// The host, with its port if it has one.
@@ -139,6 +141,9 @@ impl RequestFacts<'_> {
         span.tag("user_agent", or_dash(self.user_agent));
         span.tag("http.protocol", self.protocol);
         span.tag("peer.address", self.peer);
+        if let Some(id) = self.client_trace_id {
+            span.tag("guid:x-client-trace-id", id);
+        }
         if let Some(grpc) = &self.grpc {
             span.tag("grpc.path", self.path);
             span.tag("grpc.authority", self.authority);
@@ -229,6 +234,7 @@ mod tests {
 
     const REQUEST: RequestFacts<'static> = RequestFacts {
         request_id: Some("d1a32dbf-49ca-98d7-916f-d6e98bbfab06"),
+        client_trace_id: None,
         scheme: "http",
         authority: "127.0.0.1:24112",
         path: "/pkg.Dead/M",

@@ -75,6 +75,7 @@ impl Bed {
             weight: 1,
             healthy: *healthy,
             priority: *priority,
+            hostname: None,
         };
         let assignment = Arc::new(ClusterLoadAssignment {
             endpoints: endpoints.iter().map(endpoint).collect(),
@@ -520,6 +521,7 @@ fn a_host_name_is_resolved_before_the_first_connection() {
             weight: 1,
             healthy: true,
             priority: 0,
+            hostname: None,
         };
         let assignment = ClusterLoadAssignment {
             endpoints: vec![endpoint],

@@ -136,16 +136,14 @@ fn one(
     without_effect(
         &at,
         ctx,
-        &[
-            (!host.hostname.is_empty(), "hostname"),
-            (!host.observability_name.is_empty(), "observability_name"),
-        ],
+        &[(!host.observability_name.is_empty(), "observability_name")],
     );
     Ok(Endpoint {
         address: address::target(host.address.as_ref(), names, &at.field("address"))?,
         weight,
         healthy,
         priority,
+        hostname: (!host.hostname.is_empty()).then(|| host.hostname.as_str().into()),
     })
 }
 

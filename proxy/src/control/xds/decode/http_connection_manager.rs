@@ -196,14 +196,9 @@ fn http2(
     at: &At<'_>,
     ctx: &mut Context<'_>,
 ) -> Result<Http2Options, DecodeError> {
-    unsupported(
-        at,
-        &[
-            (options.allow_connect, "allow_connect"),
-            (options.allow_metadata, "allow_metadata"),
-        ],
-    )?;
+    unsupported(at, &[(options.allow_metadata, "allow_metadata")])?;
     let heeded = Http2ProtocolOptions {
+        allow_connect: options.allow_connect,
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,
@@ -219,6 +214,7 @@ fn http2(
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,
+        allow_connect: options.allow_connect,
     })
 }
 

@@ -158,8 +158,8 @@ fn what_cannot_be_carried_out_is_refused_by_its_name() {
             "accept_http_10",
         ),
         (
-            json!({"http2_protocol_options": {"allow_connect": true}}),
-            "allow_connect",
+            json!({"http2_protocol_options": {"allow_metadata": true}}),
+            "allow_metadata",
         ),
         (
             json!({"strip_any_host_port": true, "strip_matching_host_port": true}),
