@@ -78,6 +78,18 @@ async fn close(server: &Server, patience: Option<Duration>) {
     }
 }
 
+/// Whether an ordinary end shows that the response was cut by this: its framing does, or, as with Envoy, it is
+/// of a protocol that was switched to, which says its own end. A reset might take that from the downstream.
+fn ends_visibly(server: &Server, flag: ResponseFlag) -> bool {
+    match flag {
+        ResponseFlag::DownstreamConnectionTermination => false,
+        ResponseFlag::UpstreamConnectionTermination | ResponseFlag::UpstreamRemoteReset => {
+            server.shows_a_cut() || server.has_switched()
+        }
+        _ => server.shows_a_cut(),
+    }
+}
+
 async fn http1_requests(
     connection: &Rc<Connection>,
     server: &Rc<Server>,
@@ -128,10 +140,7 @@ async fn http1_requests(
             Ended::Cut => {
                 let why = stream.facts.why.borrow().clone();
                 let (flag, why) = why.unwrap_or((ResponseFlag::LocalReset, "cut".to_owned()));
-                if stream.has_started()
-                    && server.shows_a_cut()
-                    && flag != ResponseFlag::DownstreamConnectionTermination
-                {
+                if stream.has_started() && ends_visibly(server, flag) {
                     *connection.state.failure.borrow_mut() = Some((flag, why));
                     return End::InOrder("closed in the middle of a response");
                 }

@@ -224,6 +224,11 @@ impl Server {
         self.delimited.get()
     }
 
+    /// Whether the connection speaks another protocol by now.
+    pub(in crate::http) fn has_switched(&self) -> bool {
+        self.switched.get()
+    }
+
     /// The coming drop is an ordinary close.
     pub(in crate::http) fn finished(&self) {
         self.wire.borrow_mut().finished();
