@@ -139,3 +139,41 @@ fn zipkin(wire: &ZipkinConfig, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Zip
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use attache_proto::json::{Diagnostics, to_wire};
+    use prost::Message;
+    use serde_json::{Value, json};
+
+    use super::super::testing::Bench;
+    use super::*;
+
+    fn decoded(kind: &str, config: Value) -> Result<Option<TracingProvider>, String> {
+        let mut config = config;
+        config["@type"] = format!("type.googleapis.com/envoy.config.trace.v3.{kind}").into();
+        let json = json!({ "http": { "name": "envoy.tracers.any", "typed_config": config } });
+        let mut diagnostics = Diagnostics::default();
+        let bytes = to_wire(BootstrapTracing::TYPE_NAME, &json, &mut diagnostics).unwrap();
+        let wire = BootstrapTracing::decode(&*bytes).unwrap();
+        bootstrap(Some(&wire), &mut Bench::default().context()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_bootstrap_names_a_provider_or_none() {
+        let config = json!({ "collector_cluster": "zipkin", "collector_endpoint": "/api/v2/spans",
+            "collector_endpoint_version": "HTTP_JSON" });
+        let found = decoded("ZipkinConfig", config).unwrap();
+        let Some(TracingProvider::Zipkin(zipkin)) = found else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (&*zipkin.collector_cluster, zipkin.shared_span_context),
+            ("zipkin", true)
+        );
+        let error = decoded("ZipkinConfig", json!({ "collector_endpoint": "/" })).unwrap_err();
+        assert!(error.contains("http.typed_config.collector_cluster"), "{error}");
+        let none = bootstrap(None, &mut Bench::default().context());
+        assert!(matches!(none, Ok(None)));
+    }
+}
