@@ -11,9 +11,13 @@ use hyper::header::HeaderMap;
 use super::h1;
 use super::h2;
 
-/// What is kept of a request's body for further tries; Envoy's default for `per_connection_buffer_limit_bytes`,
-/// which bounds it there. A longer body is tried once.
-const REPLAY_BYTES: usize = 1024 * 1024;
+/// What is kept of a request's body where a retry policy wants further tries: Envoy's default for
+/// `per_connection_buffer_limit_bytes`, which bounds it there. A longer body is tried once.
+pub(super) const RETRY_BYTES: usize = 1024 * 1024;
+
+/// What is kept of it otherwise, for a connection that turns out to have ended and an endpoint whose app is not
+/// there: most requests whole, uploads at the cost of one buffer.
+pub(super) const REPEAT_BYTES: usize = 64 * 1024;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ pub(super) struct RequestBody {
     /// What was read already, while it may be sent again; none once that is too much, or never asked for.
     kept: RefCell<Option<Vec<Chunk>>>,
     kept_bytes: Cell<usize>,
+    /// So many bytes at most.
+    keeps: Cell<usize>,
     ended: Cell<bool>,
     /// Bytes of data read from the downstream.
     pub(super) received: Cell<u64>,
@@ -79,13 +85,15 @@ impl RequestBody {
             source,
             kept: RefCell::new(None),
             kept_bytes: Cell::new(0),
+            keeps: Cell::new(0),
             ended: Cell::new(ended),
             received: Cell::new(0),
         }
     }
 
-    /// From now on what is read is kept, so that it can be sent again.
-    pub(super) fn keep(&self) {
+    /// From now on what is read is kept, so that it can be sent again, unless it is over `most` bytes.
+    pub(super) fn keep(&self, most: usize) {
+        self.keeps.set(most);
         self.kept.borrow_mut().get_or_insert_default();
     }
 
@@ -159,7 +167,7 @@ impl RequestBody {
             self.ended.set(true);
         }
         let mut kept = self.kept.borrow_mut();
-        if self.kept_bytes.get() > REPLAY_BYTES {
+        if self.kept_bytes.get() > self.keeps.get() {
             *kept = None;
         }
         if let Some(kept) = &mut *kept {

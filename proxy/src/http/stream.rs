@@ -17,7 +17,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
 use tokio::time::{Instant, sleep};
 
-use super::body::{BodyError, Chunk, Place, RequestBody};
+use super::body::{BodyError, Chunk, Place, REPEAT_BYTES, RETRY_BYTES, RequestBody};
 use super::clock::{Clock, Overdue};
 use super::connection::Connection;
 use super::exchange::ExchangeError;
@@ -26,6 +26,7 @@ use super::grpc_stats::Call;
 use super::headers;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, RequestView, ResponseHead, Version};
+use super::not_sent;
 use super::record;
 use super::retry::{Decision, Failure, Retries};
 use super::route::{self, Plan};
@@ -344,19 +345,22 @@ impl Stream {
         Ok((table, host, route))
     }
 
+    fn retries(&self, plan: &Plan<'_>) -> Retries {
+        let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
+        let view = RequestView {
+            head: &head,
+            metadata: &metadata,
+        };
+        Retries::new(plan.retry_policy, &view)
+    }
+
     /// Tries until a response stands.
     async fn forward(&self, plan: &Plan<'_>) -> Result<(), Stop> {
-        let mut retries = {
-            let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
-            Retries::new(
-                plan.retry_policy,
-                &RequestView {
-                    head: &head,
-                    metadata: &metadata,
-                },
-            )
-        };
-        self.body.keep();
+        let mut retries = self.retries(plan);
+        self.body.keep(match plan.retry_policy {
+            Some(_) => RETRY_BYTES,
+            None => REPEAT_BYTES,
+        });
         loop {
             retries.attempts += 1;
             self.facts.attempts.set(retries.attempts);
@@ -415,7 +419,7 @@ impl Stream {
                 }
                 Err(failed) => {
                     let cluster = failed.cluster.clone();
-                    let reply = failed.into_reply(plan, retries.attempts > 1);
+                    let reply = failed.into_reply(plan, &retries, &self.connection);
                     if let Some(cluster) = cluster {
                         self.answered_for(&cluster, reply.status);
                     }
@@ -826,9 +830,15 @@ pub(super) enum FailedBy {
 }
 
 impl Failed {
-    fn into_reply(self, plan: &Plan<'_>, retried: bool) -> LocalReply {
-        match self.why {
-            FailedBy::Connect(error) => LocalReply::connect(&error, plan.not_found, retried),
+    fn into_reply(self, plan: &Plan<'_>, retries: &Retries, connection: &Connection) -> LocalReply {
+        let mut reply = self.reply(plan, retries.attempts > 1);
+        not_sent::say(&mut reply, &self, retries, connection);
+        reply
+    }
+
+    fn reply(&self, plan: &Plan<'_>, retried: bool) -> LocalReply {
+        match &self.why {
+            FailedBy::Connect(error) => LocalReply::connect(error, plan.not_found, retried),
             FailedBy::PerTryTimeout => LocalReply::text(
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream request timeout",
@@ -841,7 +851,7 @@ impl Failed {
             FailedBy::Exchange(error) => {
                 let why = error.to_string();
                 match error {
-                    ExchangeError::Ended { .. } | ExchangeError::GoneAway => LocalReply::before_headers(
+                    ExchangeError::Ended(_) | ExchangeError::GoneAway => LocalReply::before_headers(
                         "connection termination",
                         retried,
                         "upstream_reset_before_response_started{connection_termination}",
