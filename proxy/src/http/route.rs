@@ -134,7 +134,11 @@ fn rewrite_host(head: &mut RequestHead, action: &RouteAction, share: Option<&Clu
     }
 }
 
-fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> Result<(), Stop> {
+/// Makes the path what the route wants it to be, and says what it was.
+///
+/// # Errors
+/// The answer where that is no path.
+pub(super) fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> Result<(), Stop> {
     let Some(rewrite) = &action.path_rewrite else {
         return Ok(());
     };
