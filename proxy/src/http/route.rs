@@ -142,7 +142,9 @@ pub(super) fn rewrite_path(head: &mut RequestHead, route: &Route, action: &Route
     let Some(rewrite) = &action.path_rewrite else {
         return Ok(());
     };
-    let rewritten = rewritten_target(rewrite, &route.matches, &head.target);
+    let Some(rewritten) = rewritten_target(rewrite, &route.matches, &head.target) else {
+        return Ok(());
+    };
     if rewritten.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Err(LocalReply::bad_request("the rewritten path is none", "path_rewrite").into());
     }
