@@ -11,6 +11,8 @@ mod connection;
 mod exchange;
 pub mod filters;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc_stats;
 mod h1;
 mod h2;

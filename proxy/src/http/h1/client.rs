@@ -219,27 +219,29 @@ impl Exchange {
     }
 
     fn frame(&mut self, head: &RawResponse) -> Result<(), ResponseError> {
-        let said =
+        let says =
             |word: &str| tokens(&head.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(word));
         self.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let ends = tokens(&head.headers, &PROXY_CONNECTION).any(|token| token.eq_ignore_ascii_case("close"));
         self.keeps = !ends
             && match head.version {
-                Version::Http10 => said("keep-alive"),
-                Version::Http11 | Version::Http2 => !said("close"),
+                Version::Http10 => says("keep-alive"),
+                Version::Http11 | Version::Http2 => !says("close"),
             };
         if (self.switched || head.status == StatusCode::NO_CONTENT) && has_length(head) {
             return Err(ResponseError::Malformed("a body where there is none"));
         }
+        // Also of one that has no body: the downstream is told the same, and must not be told two lengths.
+        let said = Reader::of_response(&head.headers).map_err(|error| match error {
+            LengthError::Malformed(why) => ResponseError::Malformed(why),
+            LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
+        })?;
         self.reader = if self.switched {
             Reader::Rest
         } else if self.method == Method::HEAD || has_no_body(head.status) {
             Reader::Ended
         } else {
-            Reader::of_response(&head.headers).map_err(|error| match error {
-                LengthError::Malformed(why) => ResponseError::Malformed(why),
-                LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
-            })?
+            said
         };
         Ok(())
     }
@@ -298,3 +300,29 @@ pub(in crate::http) fn is_idle(wire: &mut Wire, cx: &mut Context<'_>) -> bool {
 
 /// A header that says the connection ends.
 pub(in crate::http) const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fuzzing::{Request, answer};
+    use hyper::header::HeaderMap;
+
+    #[test]
+    fn a_response_without_a_body_says_no_two_lengths_either() {
+        for (lengths, passes) in [
+            ("content-length: 5", true),
+            ("transfer-encoding: chunked", true),
+            ("content-length: 5x", false),
+            ("content-length: 5\r\ncontent-length: 6", false),
+            ("content-length: 5\r\ntransfer-encoding: chunked", false),
+            ("transfer-encoding: gzip", false),
+        ] {
+            for (method, status) in [(Method::HEAD, "200 OK"), (Method::GET, "304 Not Modified")] {
+                let request = Request::new(method, "h", "/", HeaderMap::new());
+                let response = format!("HTTP/1.1 {status}\r\n{lengths}\r\n\r\n");
+                let answer = answer(&[response.as_bytes()], &request);
+                assert_eq!(answer.response.is_some(), passes, "{response} {}", answer.end);
+            }
+        }
+    }
+}
