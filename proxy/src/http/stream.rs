@@ -356,7 +356,7 @@ impl Stream {
                 },
             )
         };
-        self.body.keep();
+        self.body.keep(plan.retry_policy.is_some());
         loop {
             retries.attempts += 1;
             self.facts.attempts.set(retries.attempts);
@@ -449,6 +449,7 @@ impl Stream {
 
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        live.stands(self);
         if let Some(call) = &mut *self.call.borrow_mut() {
             call.ended(&head.headers);
         }
