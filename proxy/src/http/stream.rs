@@ -17,7 +17,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
 use tokio::time::{Instant, sleep};
 
-use super::body::{BodyError, Chunk, Place, REPEAT_BYTES, RETRY_BYTES, RequestBody};
+use super::body::{BodyError, Chunk, Place, RequestBody};
 use super::clock::{Clock, Overdue};
 use super::connection::Connection;
 use super::exchange::ExchangeError;
@@ -357,10 +357,7 @@ impl Stream {
     /// Tries until a response stands.
     async fn forward(&self, plan: &Plan<'_>) -> Result<(), Stop> {
         let mut retries = self.retries(plan);
-        self.body.keep(match plan.retry_policy {
-            Some(_) => RETRY_BYTES,
-            None => REPEAT_BYTES,
-        });
+        self.body.keep(plan.retry_policy.is_some());
         loop {
             retries.attempts += 1;
             self.facts.attempts.set(retries.attempts);
@@ -453,6 +450,7 @@ impl Stream {
 
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        live.stands(self);
         if let Some(call) = &mut *self.call.borrow_mut() {
             call.ended(&head.headers);
         }

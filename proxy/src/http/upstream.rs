@@ -68,6 +68,11 @@ impl Live {
         self.cluster.answered(&self.endpoint, status.as_u16());
     }
 
+    /// No other try follows this one.
+    pub(super) fn stands(&self, stream: &Stream) {
+        stream.body.stop_keeping(&self.place);
+    }
+
     /// The exchange is over: its connection may carry another one.
     pub(super) fn give_back(self, stream: &Stream) {
         let pools = &stream.connection.worker.pools;
