@@ -192,7 +192,11 @@ fn a_request_that_was_sent_on_a_dying_connection_goes_out_again_only_if_that_is_
         // The upstream takes the second request of its connection and hangs up: on a new one it does so again.
         let answer = client.get("/up/hangs-up").await;
         assert_eq!(answer.status, 503);
-        assert_eq!(rig.upstream.requests.borrow().len(), 3, "a GET is sent again once");
+        assert_eq!(
+            rig.upstream.requests.borrow().len(),
+            3,
+            "a GET is sent again once"
+        );
 
         assert_eq!(client.get("/up/a").await.status, 200);
         client
