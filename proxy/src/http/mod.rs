@@ -23,6 +23,7 @@ mod headers;
 mod local_rate_limit;
 mod local_reply;
 mod message;
+mod not_sent;
 mod path;
 mod pool;
 mod record;

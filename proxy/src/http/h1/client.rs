@@ -42,6 +42,8 @@ pub(in crate::http) struct Exchange {
     keeps: bool,
     /// A byte of the response was received.
     answered: bool,
+    /// Of its first byte among all that the connection sent.
+    place: u64,
     /// What follows the head is no HTTP.
     switched: bool,
     /// Informational responses that nobody took yet.
@@ -66,6 +68,7 @@ impl Exchange {
     /// Queues a request's head on a connection that carries nothing else. `bodyless` ends it there.
     pub(in crate::http) fn begin(wire: Wire, request: &RequestHead, bodyless: bool) -> Self {
         let mut exchange = Self {
+            place: wire.place(),
             wire,
             writer: Writer::None,
             reader: Reader::Ended,
@@ -139,6 +142,11 @@ impl Exchange {
     /// Whether a byte of the response was received.
     pub(in crate::http) fn is_answered(&self) -> bool {
         self.answered
+    }
+
+    /// Whether it is certain that the endpoint read nothing of the request, once the connection has ended.
+    pub(in crate::http) fn went_unread(&self) -> bool {
+        !self.answered && self.wire.went_unread(self.place)
     }
 
     /// The informational responses that [`Self::poll_head`] came across.
