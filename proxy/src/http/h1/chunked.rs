@@ -4,7 +4,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memchr;
 
 use crate::http::body::BodyError;
@@ -30,11 +30,19 @@ const OF_RESPONSE: Limits = Limits {
     trailers: 80 * 1024,
 };
 
+/// Pieces below this many bytes are put together: each costs its reader some hundred bytes, and over HTTP/2 a frame.
+const SMALL_BYTES: usize = 4096;
+
+/// Up to this many bytes.
+const PIECE_BYTES: usize = 16 * 1024;
+
 /// A decoder.
 #[derive(Debug)]
 pub(in crate::http) struct Decoder {
     state: State,
     limits: Limits,
+    /// What was found behind the last piece that was given.
+    failed: Option<BodyError>,
 }
 
 /// Where in the coding the next byte is.
@@ -58,6 +66,7 @@ impl Decoder {
         Self {
             state: State::Size,
             limits: OF_REQUEST,
+            failed: None,
         }
     }
 
@@ -66,11 +75,39 @@ impl Decoder {
         Self {
             state: State::Size,
             limits: OF_RESPONSE,
+            failed: None,
         }
     }
 
-    /// The next bytes of the body; none at its end.
+    /// The next bytes of the body, small chunks put together as far as they were received; none at its end.
     pub(in crate::http) fn poll(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if let Some(error) = self.failed.take() {
+            return fail(error);
+        }
+        let first = match ready!(self.poll_piece(wire, cx)) {
+            Some(Ok(bytes)) if bytes.len() < SMALL_BYTES && !wire.input().is_empty() => bytes,
+            other => return Poll::Ready(other),
+        };
+        let mut all = BytesMut::from(first);
+        while all.len() < PIECE_BYTES && !wire.input().is_empty() {
+            match self.poll_piece(wire, cx) {
+                Poll::Ready(Some(Ok(bytes))) => all.extend_from_slice(&bytes),
+                Poll::Ready(Some(Err(error))) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Some(Ok(all.freeze())))
+    }
+
+    /// The next bytes, of one chunk.
+    fn poll_piece(
         &mut self,
         wire: &mut Wire,
         cx: &mut Context<'_>,
