@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::header::HeaderMap;
 
 use super::h1;
@@ -14,6 +14,12 @@ use super::h2;
 /// What is kept of a request's body for further tries; Envoy's default for `per_connection_buffer_limit_bytes`,
 /// which bounds it there. A longer body is tried once.
 const REPLAY_BYTES: usize = 1024 * 1024;
+
+/// Pieces below this many bytes are kept in one another's company: a piece by itself costs some hundred bytes more.
+const SMALL_BYTES: usize = 4096;
+
+/// Up to this many bytes.
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +61,21 @@ pub(super) enum Source {
 pub(super) struct RequestBody {
     source: Source,
     /// What was read already, while it may be sent again; none once that is too much, or never asked for.
-    kept: RefCell<Option<Vec<Chunk>>>,
-    kept_bytes: Cell<usize>,
+    kept: RefCell<Option<Kept>>,
     ended: Cell<bool>,
     /// Bytes of data read from the downstream.
     pub(super) received: Cell<u64>,
+}
+
+/// What was read of a body.
+#[derive(Debug, Default)]
+struct Kept {
+    chunks: Vec<Chunk>,
+    /// Pieces too small to be kept one by one, after `chunks`.
+    tail: BytesMut,
+    bytes: usize,
+    /// Nobody begins anew: what is here is for one that has not caught up.
+    released: bool,
 }
 
 /// A place in a request's body: each try has its own.
@@ -67,26 +83,90 @@ pub(super) struct RequestBody {
 pub(super) struct Place {
     /// Chunks taken of what is kept.
     chunks: usize,
+    /// Bytes taken of its tail.
+    tail: usize,
+}
+
+impl Kept {
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.tail.is_empty()
+    }
+
+    fn is_over(&self, place: &Place) -> bool {
+        place.chunks >= self.chunks.len() && place.tail >= self.tail.len()
+    }
+
+    /// What follows `place`; none at the end of what is kept.
+    fn next(&self, place: &mut Place) -> Option<Chunk> {
+        if let Some(chunk) = self.chunks.get(place.chunks) {
+            place.chunks += 1;
+            return Some(chunk.clone());
+        }
+        let rest = self.tail.get(place.tail..).filter(|rest| !rest.is_empty())?;
+        place.tail = self.tail.len();
+        Some(Chunk::Data(Bytes::copy_from_slice(rest)))
+    }
+
+    /// Keeps what was read at `place`, which is the end.
+    fn push(&mut self, chunk: &Chunk, place: &mut Place) {
+        match chunk {
+            Chunk::Data(bytes) if bytes.len() < SMALL_BYTES => {
+                self.bytes += bytes.len();
+                self.tail.extend_from_slice(bytes);
+                if self.tail.len() >= PIECE_BYTES {
+                    self.freeze_tail();
+                }
+            }
+            chunk => {
+                if let Chunk::Data(bytes) = chunk {
+                    self.bytes += bytes.len();
+                }
+                self.freeze_tail();
+                self.chunks.push(chunk.clone());
+            }
+        }
+        (place.chunks, place.tail) = (self.chunks.len(), self.tail.len());
+    }
+
+    fn freeze_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let tail = std::mem::take(&mut self.tail);
+            self.chunks.push(Chunk::Data(tail.freeze()));
+        }
+    }
 }
 
 impl RequestBody {
     pub(super) fn new(source: Source) -> Self {
-        let ended = match &source {
-            Source::Http1(server) => server.body_has_ended(),
-            Source::Http2(incoming) => incoming.borrow().has_ended(),
-        };
-        Self {
+        let body = Self {
             source,
             kept: RefCell::new(None),
-            kept_bytes: Cell::new(0),
-            ended: Cell::new(ended),
+            ended: Cell::new(false),
             received: Cell::new(0),
-        }
+        };
+        body.ended.set(body.source.has_ended());
+        body
     }
 
     /// From now on what is read is kept, so that it can be sent again.
     pub(super) fn keep(&self) {
         self.kept.borrow_mut().get_or_insert_default();
+    }
+
+    /// No try follows the one that is under way: nothing is kept any more. A body may last for days.
+    pub(super) fn release(&self) {
+        if let Some(kept) = &mut *self.kept.borrow_mut() {
+            kept.released = true;
+        }
+    }
+
+    /// To be called while nobody reads the body: HTTP/2 wants what it received fetched all the same.
+    pub(super) fn fetch(&self, cx: &mut Context<'_>) {
+        match &self.source {
+            // What it sent waits in the kernel.
+            Source::Http1(_) => {}
+            Source::Http2(incoming) => incoming.borrow_mut().fetch(cx),
+        }
     }
 
     /// Whether all of it was read from the downstream.
@@ -96,22 +176,18 @@ impl RequestBody {
 
     /// Whether nothing of it was or will be read: there is no body.
     pub(super) fn is_empty(&self) -> bool {
-        self.has_ended() && self.received.get() == 0 && self.kept.borrow().as_ref().is_none_or(Vec::is_empty)
+        self.has_ended() && self.received.get() == 0 && self.kept.borrow().as_ref().is_none_or(Kept::is_empty)
     }
 
     /// Whether a new try would see all of it.
     pub(super) fn can_be_replayed(&self) -> bool {
-        self.kept.borrow().is_some() || self.received.get() == 0
+        let kept = self.kept.borrow();
+        kept.as_ref().is_some_and(|kept| !kept.released) || self.received.get() == 0
     }
 
     /// Whether nothing is left for a try that is at `place`.
     pub(super) fn is_over(&self, place: &Place) -> bool {
-        self.has_ended()
-            && self
-                .kept
-                .borrow()
-                .as_ref()
-                .is_none_or(|kept| place.chunks >= kept.len())
+        self.has_ended() && self.kept.borrow().as_ref().is_none_or(|kept| kept.is_over(place))
     }
 
     /// The next piece for the try that is at `place`.
@@ -120,11 +196,9 @@ impl RequestBody {
         place: &mut Place,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Chunk, BodyError>>> {
-        if let Some(kept) = &*self.kept.borrow()
-            && let Some(chunk) = kept.get(place.chunks)
-        {
-            place.chunks += 1;
-            return Poll::Ready(Some(Ok(chunk.clone())));
+        let kept = self.kept.borrow().as_ref().and_then(|kept| kept.next(place));
+        if let Some(chunk) = kept {
+            return Poll::Ready(Some(Ok(chunk)));
         }
         if self.has_ended() {
             return Poll::Ready(None);
@@ -143,28 +217,77 @@ impl RequestBody {
             Some(Err(_)) => return,
             Some(Ok(chunk)) => chunk,
         };
-        match chunk {
-            Chunk::Data(bytes) => {
-                let length = bytes.len();
-                self.received.set(self.received.get() + length as u64);
-                self.kept_bytes.set(self.kept_bytes.get() + length);
-            }
-            Chunk::Trailers(_) => self.ended.set(true),
+        if let Chunk::Data(bytes) = chunk {
+            self.received.set(self.received.get() + bytes.len() as u64);
         }
-        let over = match &self.source {
-            Source::Http1(server) => server.body_has_ended(),
-            Source::Http2(incoming) => incoming.borrow().has_ended(),
-        };
-        if over {
+        if matches!(chunk, Chunk::Trailers(_)) || self.source.has_ended() {
             self.ended.set(true);
         }
         let mut kept = self.kept.borrow_mut();
-        if self.kept_bytes.get() > REPLAY_BYTES {
+        if let Some(all) = &mut *kept {
+            all.push(chunk, place);
+        }
+        // Who reads here has caught up.
+        if kept
+            .as_ref()
+            .is_some_and(|kept| kept.released || kept.bytes > REPLAY_BYTES)
+        {
             *kept = None;
         }
-        if let Some(kept) = &mut *kept {
-            kept.push(chunk.clone());
-            place.chunks = kept.len();
+    }
+}
+
+impl Source {
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Http1(server) => server.body_has_ended(),
+            Self::Http2(incoming) => incoming.borrow().has_ended(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(length: usize, byte: u8) -> Chunk {
+        Chunk::Data(vec![byte; length].into())
+    }
+
+    fn from_the_beginning(kept: &Kept) -> (usize, Vec<u8>) {
+        let (mut pieces, mut all, mut place) = (0, Vec::new(), Place::default());
+        while let Some(Chunk::Data(bytes)) = kept.next(&mut place) {
+            pieces += 1;
+            all.extend_from_slice(&bytes);
+        }
+        assert!(kept.is_over(&place));
+        (pieces, all)
+    }
+
+    #[test]
+    fn what_is_kept_in_bytes_is_kept_as_few_pieces_in_order() {
+        let (mut kept, mut place, mut all) = (Kept::default(), Place::default(), Vec::new());
+        for (length, times) in [(1, 40_000), (SMALL_BYTES, 2), (7, 3)] {
+            for time in 0..times {
+                let byte = u8::try_from(time % 251).unwrap();
+                kept.push(&data(length, byte), &mut place);
+                all.extend(std::iter::repeat_n(byte, length));
+                assert!(kept.next(&mut place).is_none(), "the one that read it has it");
+            }
+        }
+        let (pieces, read) = from_the_beginning(&kept);
+        assert_eq!(read, all);
+        assert_eq!(kept.bytes, all.len());
+        assert!(pieces < 10, "{pieces} pieces");
+    }
+
+    #[test]
+    fn who_is_behind_is_given_the_rest_of_the_tail() {
+        let (mut kept, mut first, mut second) = (Kept::default(), Place::default(), Place::default());
+        kept.push(&data(3, 1), &mut first);
+        assert!(matches!(kept.next(&mut second), Some(Chunk::Data(bytes)) if bytes == [1, 1, 1][..]));
+        kept.push(&data(2, 2), &mut first);
+        assert!(matches!(kept.next(&mut second), Some(Chunk::Data(bytes)) if bytes == [2, 2][..]));
+        assert!(kept.next(&mut second).is_none());
     }
 }

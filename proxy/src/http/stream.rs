@@ -218,6 +218,7 @@ impl Stream {
 
     /// What may end a stream from outside its phases: the downstream, or time.
     fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Stop> {
+        self.body.fetch(cx);
         if let Poll::Ready(flag) = self.sink.poll_gone(cx) {
             self.gone(flag, "the downstream gave it up");
             return Poll::Ready(Stop::Gone);
@@ -464,6 +465,7 @@ impl Stream {
         if self.bridges() {
             return self.bridge(head, live).await;
         }
+        self.body.release();
         let end = live.exchange.has_ended();
         self.start(head, end)?;
         let mut changed = pin!(self.connection.worker.changed.notified());
@@ -491,6 +493,7 @@ impl Stream {
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
                     Poll::Pending => {
+                        live.exchange.fetch(cx);
                         let _ = self.sink.poll_flush(cx)?;
                         return Poll::Pending;
                     }
