@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::departure::{Departure, Leaving};
 use super::duplex::Duplex;
 
 /// A connected stream without TLS.
@@ -60,6 +61,13 @@ impl Duplex for PlainStream {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn departure(&self, leaving: Leaving) -> Option<Departure> {
+        match self {
+            Self::Tcp(stream) => Departure::of(stream, leaving),
+            Self::Unix(stream) => Departure::of_unix(stream, leaving),
         }
     }
 
