@@ -117,7 +117,7 @@ impl Server {
     }
 
     /// Ready once the downstream is gone. While its request is not taken its end counts although bytes wait before
-    /// it, as with Envoy.
+    /// it: read later, it would cut the request all the same.
     pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.body_has_ended() {
             return match self.reads.get() {
