@@ -129,6 +129,15 @@ impl Exchange {
         }
     }
 
+    /// To be called while nobody takes the response: HTTP/2 wants what it received fetched all the same.
+    pub(super) fn fetch(&mut self, cx: &mut Context<'_>) {
+        match self {
+            // What it sent waits in the kernel.
+            Self::Http1(_) => {}
+            Self::Http2(exchange) => exchange.fetch(cx),
+        }
+    }
+
     /// Gives the request up: the endpoint is not to work on it any more.
     pub(super) fn abandon(&mut self) {
         match self {

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::h1::client::is_idle;
 use super::h2::io::Io;
-use super::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::h2::{CONNECTION_WINDOW, FRAME_BUDGET, SEND_BUFFER, STREAM_WINDOW};
 use super::wire::Wire;
 use crate::model::Name;
 use crate::model::cluster::HttpProtocol;
@@ -284,6 +284,8 @@ impl Pools {
         let shaken = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(FRAME_BUDGET)
             .enable_push(false)
             .handshake::<_, Bytes>(io)
             .await;

@@ -6,6 +6,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::departure::{Departure, Leaving};
+
 /// A stream of bytes both ways. Dropping it resets the connection (RST), unless it was
 /// [finished](Duplex::finished).
 pub trait Duplex {
@@ -23,6 +25,9 @@ pub trait Duplex {
 
     /// Half-closes: what was taken, then the clean end. Receiving goes on.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Watches for the peer's leaving while nobody receives. `None` where that cannot be told.
+    fn departure(&self, leaving: Leaving) -> Option<Departure>;
 
     /// The protocol that was agreed on in a handshake (ALPN, RFC 7301).
     fn alpn(&self) -> Option<&[u8]> {

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::departure::{Departure, Leaving};
 use super::duplex::Duplex;
 
 /// A connected stream without TLS.
@@ -67,6 +68,13 @@ impl Duplex for PlainStream {
         match self {
             Self::Tcp(stream) => super::socket::unacknowledged(stream),
             Self::Unix(_) => None,
+        }
+    }
+
+    fn departure(&self, leaving: Leaving) -> Option<Departure> {
+        match self {
+            Self::Tcp(stream) => Departure::of(stream, leaving),
+            Self::Unix(stream) => Departure::of_unix(stream, leaving),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::http::clock::Alarm;
 use crate::http::h1::head::HeadError;
 use crate::http::h2::io::Io;
 use crate::http::h2::server::{Incoming, Responder};
-use crate::http::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http::h2::{CONNECTION_WINDOW, FRAME_BUDGET, SEND_BUFFER, STREAM_WINDOW};
 use crate::http::message::RequestHead;
 use crate::http::request;
 use crate::http::sink::Sink;
@@ -122,6 +122,8 @@ async fn handshake(
                 .unwrap_or(CONNECTION_WINDOW)
                 .min(CONNECTION_WINDOW),
         )
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(FRAME_BUDGET)
         .max_header_list_size(manager.limits.max_request_headers_kb.saturating_mul(1024));
     if options.allow_connect {
         builder.enable_connect_protocol();
