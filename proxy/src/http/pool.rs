@@ -137,7 +137,13 @@ impl Stream {
 impl Http2 {
     fn has_room(&self) -> bool {
         let allowed = self.sender.borrow().current_max_send_streams().min(STREAMS);
-        !self.closed.get() && self.streams.get() < allowed
+        !self.closed.get() && self.streams.get() < allowed && self.takes_requests()
+    }
+
+    /// After a GOAWAY it takes none, however long those under way go on.
+    fn takes_requests(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !matches!(self.sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) async fn attempt(
     trace::begin_try(stream);
     loop {
         let acquired = acquire(stream, plan).await?;
-        let reused = acquired.reused && !repeated;
+        let reused = acquired.reused;
         let mut live = begin(stream, acquired, plan)?;
         match response(stream, &mut live, retries).await {
             Ok(head) => {
@@ -110,7 +110,9 @@ pub(super) async fn attempt(
                 return Ok((head, live));
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
-            Err(Ended::Failed(FailedBy::Exchange(error))) if reused && may_repeat(stream, &live, &error) => {
+            Err(Ended::Failed(FailedBy::Exchange(error)))
+                if !repeated && may_repeat(stream, &live, &error, reused) =>
+            {
                 tracing::debug!(%error, "a pooled connection had ended: another one is taken");
                 repeated = true;
             }
@@ -179,13 +181,14 @@ fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseH
     head
 }
 
-/// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back and it
-/// is safe to repeat (RFC 9110 section 9.2.1).
-fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError) -> bool {
+/// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back on a
+/// connection that others had `reused` and it is safe to repeat (RFC 9110 section 9.2.1).
+fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError, reused: bool) -> bool {
     match error {
         ExchangeError::GoneAway => stream.body.can_be_replayed(),
         ExchangeError::Ended { by_reset, .. } => {
-            *by_reset
+            reused
+                && *by_reset
                 && !live.exchange.is_answered()
                 && stream.body.is_empty()
                 && stream.head.borrow().method.is_safe()

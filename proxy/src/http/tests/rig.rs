@@ -14,6 +14,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::super::{Accepted, Connection, HttpWorker, serve};
 use crate::limit::Limits;
+use crate::model::cluster::HttpProtocol;
 use crate::model::http::{HttpConnectionManager, Routes};
 use crate::model::listener::Address;
 use crate::model::route::{
@@ -110,11 +111,20 @@ pub(super) fn usual() -> HttpConnectionManager {
     ])
 }
 
-fn snapshot(upstream: SocketAddr, dead: SocketAddr) -> Snapshot {
+fn snapshot(upstream: SocketAddr, dead: SocketAddr, http2: SocketAddr) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for (name, endpoint) in [("up", Some(upstream)), ("dead", Some(dead)), ("none", None)] {
+    for (name, endpoint) in [
+        ("up", Some(upstream)),
+        ("dead", Some(dead)),
+        ("none", None),
+        ("http2", Some(http2)),
+    ] {
         let cluster = Cluster {
             name: name.into(),
+            http: match name {
+                "http2" => HttpProtocol::Http2,
+                _ => HttpProtocol::Http1,
+            },
             ..Cluster::default()
         };
         let endpoint = endpoint.map(|address| Endpoint {
@@ -136,12 +146,23 @@ fn snapshot(upstream: SocketAddr, dead: SocketAddr) -> Snapshot {
 
 impl Rig {
     pub(super) async fn start(manager: HttpConnectionManager) -> Self {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dead = gone.local_addr().unwrap();
+        drop(gone);
+        Self::start_before(manager, dead).await
+    }
+
+    /// Its cluster `http2` has this one endpoint.
+    pub(super) async fn start_before(manager: HttpConnectionManager, http2: SocketAddr) -> Self {
         let upstream = Upstream::start().await;
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dead = gone.local_addr().unwrap();
         drop(gone);
         let clusters = Rc::new(ClusterManager::new(Limits::default(), true));
-        clusters.apply(&snapshot(upstream.address, dead), &mut ConfigCache::default());
+        clusters.apply(
+            &snapshot(upstream.address, dead, http2),
+            &mut ConfigCache::default(),
+        );
         let worker = Rc::new(HttpWorker::new(clusters));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rig = Self {
