@@ -1,4 +1,7 @@
-//! What the targets share: properties that hold for every decoder of Consul's JSON, and PEM.
+//! What the targets share: properties that hold for every decoder of Consul's JSON, PEM, and matchers of
+//! requests.
+
+pub mod matching;
 
 use std::fmt::Debug;
 

@@ -17,6 +17,9 @@ use serde_json::Value;
 /// Long enough that nobody signs with it by chance.
 const SECRET: &[u8] = b"s3cr3t-7f1d6c0b-never-printed-and-never-guessed";
 
+/// Of a set not more are used.
+const MAX_KEYS: usize = 256;
+
 fuzz_target!(|text: &str| {
     let mut lines = text.splitn(4, '\n');
     let set = read_set(lines.next().unwrap_or_default());
@@ -39,7 +42,8 @@ fuzz_target!(|text: &str| {
 fn read_set(text: &str) -> Option<Jwks> {
     match Jwks::parse(text.as_bytes()) {
         Ok(set) => {
-            assert!(set.count() > 0);
+            assert!((1..=MAX_KEYS).contains(&set.count()));
+            sum_of_its_keys(text, &set);
             Some(set)
         }
         Err(error) => {
@@ -47,6 +51,19 @@ fn read_set(text: &str) -> Option<Jwks> {
             None
         }
     }
+}
+
+/// Each key counts as if it stood alone: one that cannot be used takes none with it.
+fn sum_of_its_keys(text: &str, set: &Jwks) {
+    let Ok(Value::Object(members)) = serde_json::from_str(text) else {
+        return;
+    };
+    let Some(Value::Array(keys)) = members.get("keys") else {
+        return;
+    };
+    let usable =
+        |key: &&Value| Jwks::parse(serde_json::json!({"keys": [key]}).to_string().as_bytes()).is_ok();
+    assert_eq!(set.count(), keys.iter().filter(usable).count().min(MAX_KEYS));
 }
 
 fn own_set() -> Jwks {

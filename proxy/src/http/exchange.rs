@@ -21,13 +21,8 @@ pub(super) enum Exchange {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExchangeError {
     /// The connection ended before the response.
-    #[error("{why}")]
-    Ended {
-        /// How.
-        why: String,
-        /// By a reset: what was sent last went unread.
-        by_reset: bool,
-    },
+    #[error("{0}")]
+    Ended(String),
     /// The endpoint reset the stream.
     #[error("the endpoint reset the stream: {0}")]
     Reset(::h2::Reason),
@@ -91,6 +86,15 @@ impl Exchange {
         }
     }
 
+    /// Whether it is certain that the endpoint read nothing of the request, once the connection has ended.
+    pub(super) fn went_unread(&self) -> bool {
+        match self {
+            Self::Http1(exchange) => exchange.went_unread(),
+            // Its GOAWAY would have told.
+            Self::Http2(_) => false,
+        }
+    }
+
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
         match self {
             Self::Http1(exchange) => exchange.poll_head(cx).map_err(|error| match error {
@@ -136,14 +140,10 @@ impl Exchange {
 }
 
 fn ended(error: &std::io::Error) -> ExchangeError {
-    use std::io::ErrorKind;
-    ExchangeError::Ended {
-        why: match error.kind() {
-            ErrorKind::UnexpectedEof => "the endpoint ended the connection".to_owned(),
-            _ => error.to_string(),
-        },
-        by_reset: matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
-    }
+    ExchangeError::Ended(match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "the endpoint ended the connection".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 impl From<::h2::Error> for ExchangeError {
@@ -153,10 +153,7 @@ impl From<::h2::Error> for ExchangeError {
             Some(_) if error.is_go_away() && error.is_remote() => Self::GoneAway,
             Some(reason) if error.is_remote() => Self::Reset(reason),
             Some(reason) if error.is_library() => Self::Protocol(reason.to_string()),
-            _ => Self::Ended {
-                why: error.to_string(),
-                by_reset: false,
-            },
+            _ => Self::Ended(error.to_string()),
         }
     }
 }

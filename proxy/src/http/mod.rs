@@ -11,6 +11,8 @@ mod connection;
 mod exchange;
 pub mod filters;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc_stats;
 mod h1;
 mod h2;
@@ -21,6 +23,7 @@ mod headers;
 mod local_rate_limit;
 mod local_reply;
 mod message;
+mod not_sent;
 mod path;
 mod pool;
 mod record;

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -342,6 +343,35 @@ impl Pools {
             }
         }
         self.freed.notify_waiters();
+    }
+
+    /// No request is to find a connection to `endpoint` any more; those under way go on.
+    pub(super) fn forget(&self, endpoint: &Rc<EndpointState>) {
+        if let Some(pool) = self.get(endpoint) {
+            pool.idle.borrow_mut().clear();
+            pool.http2.borrow_mut().clear();
+        }
+        self.freed.notify_waiters();
+    }
+
+    /// Connects to an endpoint of the cluster called `name`, and keeps the connection for a request.
+    ///
+    /// # Errors
+    /// As [`reach`].
+    pub(super) async fn connect(
+        self: &Rc<Self>,
+        clusters: &Rc<ClusterManager>,
+        name: &Name,
+    ) -> Result<(), ConnectError> {
+        let context = LoadBalancerContext::default();
+        match reach(clusters, name, context, |_, _| None::<Infallible>).await? {
+            Reached::Connected(connected) => {
+                let (link, ..) = self.connected(clusters, connected, false).await?;
+                self.give_back_link(link);
+                Ok(())
+            }
+            Reached::Reused(never) => match never {},
+        }
     }
 
     /// A connection has ended.

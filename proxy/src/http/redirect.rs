@@ -30,7 +30,9 @@ pub(super) fn location(redirect: &Redirect, matches: &RouteMatch, requested: &Re
         .unwrap_or_else(|| kept_host(redirect, requested, scheme));
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
     let target = redirected_target(redirect, matches, requested.target);
-    format!("{scheme}://{host}{port}{target}")
+    // What a path without its slash would become of the host is nobody's intention.
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    format!("{scheme}://{host}{port}{slash}{target}")
 }
 
 /// The request's own host. Its port goes where there is a new one, or a new scheme whose default it is not.
@@ -61,7 +63,8 @@ fn redirected_target(redirect: &Redirect, matches: &RouteMatch, target: &str) ->
         Some(RedirectPath::Path(path)) if path.contains('?') => path.to_string(),
         Some(RedirectPath::Path(path)) => format!("{path}{query}"),
         Some(RedirectPath::Rewrite(rewrite)) => {
-            stripped(redirect, rewritten_target(rewrite, matches, target))
+            let rewritten = rewritten_target(rewrite, matches, target);
+            stripped(redirect, rewritten.unwrap_or_else(|| target.to_owned()))
         }
         None => stripped(redirect, target.to_owned()),
     }
@@ -75,16 +78,18 @@ fn stripped(redirect: &Redirect, mut target: String) -> String {
 }
 
 /// A target after a route's rewrite, which sees the path alone. What it was is said in
-/// `x-envoy-original-path`, even if it is the same.
-pub(super) fn rewritten_target(rewrite: &PathRewrite, matches: &RouteMatch, target: &str) -> String {
+/// `x-envoy-original-path`, even if it is the same. None where nothing would be left of the path: Envoy leaves
+/// it as it is then, and says nothing.
+pub(super) fn rewritten_target(rewrite: &PathRewrite, matches: &RouteMatch, target: &str) -> Option<String> {
     let (path, query) = split_query(target);
-    match rewrite {
+    let rewritten = match rewrite {
         PathRewrite::Prefix(with) => {
             let rest = path.get(matches.path.matched_length(path)..).unwrap_or_default();
-            format!("{with}{rest}{query}")
+            format!("{with}{rest}")
         }
-        PathRewrite::Regex(regex) => format!("{}{query}", regex.rewrite(path)),
-    }
+        PathRewrite::Regex(regex) => regex.rewrite(path).into_owned(),
+    };
+    (!rewritten.is_empty()).then(|| rewritten + query)
 }
 
 /// The query keeps its question mark.
@@ -243,6 +248,9 @@ mod tests {
         for (path, strip_query, matches, target, expected) in [
             (Some(to("/new")), false, &a, "/a/b?q=1", "/new?q=1"),
             (Some(to("/new")), false, &a, "/a/b?", "/new?"),
+            (Some(to("new")), false, &a, "/a?q", "/new?q"),
+            (Some(to("@new/")), false, &a, "/a?q", "/@new/?q"),
+            (Some(to("?new")), false, &a, "/a?q", "/?new"),
             (Some(to("/new?x=y")), false, &a, "/a/b?q=1", "/new?x=y"),
             (Some(to("/new?x=y")), true, &a, "/a/b?q=1", "/new?x=y"),
             (Some(to("/new#frag")), false, &a, "/a?x", "/new#frag?x"),
@@ -262,6 +270,10 @@ mod tests {
             ),
             (Some(regex("^/a/(.*)$", r"/b/\1/c")), false, &a, "/a?x", "/a?x"),
             (Some(regex("a", "x")), false, &a, "/a/b?q=a", "/x/b?q=a"),
+            (Some(regex("^/a$", "")), false, &a, "/a?x", "/a?x"),
+            (Some(regex("^/a", "b")), false, &a, "/a/c?x", "/b/c?x"),
+            (Some(prefix("b")), true, &a, "/a/c?x", "/b/c"),
+            (Some(regex("^/a$", "")), true, &a, "/a?x", "/a"),
             (None, true, &a, "/a/b?q=1", "/a/b"),
             (None, true, &a, "/a/b?", "/a/b"),
         ] {
@@ -279,13 +291,22 @@ mod tests {
     fn a_path_is_rewritten_as_far_as_it_matched() {
         let rewritten = |matches: PathMatch, with: &str, target: &str| {
             let rewrite = PathRewrite::Prefix(with.into());
-            rewritten_target(&rewrite, &RouteMatch::path(matches), target)
+            rewritten_target(&rewrite, &RouteMatch::path(matches), target).unwrap()
         };
         let prefix = |path: &str| PathMatch::Prefix(path.into());
         assert_eq!(rewritten(prefix("/a"), "/b", "/a/b?q=a"), "/b/b?q=a");
         assert_eq!(rewritten(prefix("/a"), "/b?z", "/a/b?q=a"), "/b?z/b?q=a");
         assert_eq!(rewritten(prefix("/a/"), "/", "/a/"), "/");
         assert_eq!(rewritten(prefix("/a"), "b", "/a/b"), "b/b");
+    }
+
+    #[test]
+    fn a_rewrite_that_leaves_nothing_is_none() {
+        let any = RouteMatch::path(any());
+        for pattern in ["^/a$", ".*"] {
+            let nothing = PathRewrite::Regex(RegexRewrite::new(pattern, "").unwrap());
+            assert_eq!(rewritten_target(&nothing, &any, "/a?x"), None);
+        }
     }
 
     #[test]

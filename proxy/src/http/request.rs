@@ -1,8 +1,11 @@
 //! What becomes of a request before anything looks at it: its form, its host and path, what it may not say.
 
 use h2::ext::Protocol;
-use hyper::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE,
+};
 use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
 use hyper::{Method, StatusCode};
 
 use super::forwarding;
@@ -86,18 +89,12 @@ pub(super) fn from_http2(
         _ if encrypted => "https",
         _ => "http",
     };
-    let host = headers.remove(HOST);
-    let authority = match (uri.authority(), host.as_ref().map(HeaderValue::to_str)) {
-        (Some(authority), _) => authority.as_str().to_owned(),
-        (None, Some(Ok(host))) if is_host(host) => host.to_owned(),
-        (None, Some(_)) => {
-            return Err(LocalReply::bad_request(
-                "the host is none",
-                "http2.invalid_authority",
-            ));
-        }
-        (None, None) => return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header")),
-    };
+    // The h2 crate takes a length twice where both are the same; joined they would be none.
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        let details = "http2.violation.of.messaging.rule";
+        return Err(LocalReply::bad_request("it has two lengths", details));
+    }
+    let authority = http2_authority(uri.authority().map(Authority::as_str), &mut headers)?;
     let upgrade = extensions
         .remove::<Protocol>()
         .map(|protocol| protocol.as_str().to_owned());
@@ -122,6 +119,24 @@ pub(super) fn from_http2(
         headers,
         upgrade,
     })
+}
+
+/// The host of a request of HTTP/2: `:authority`, or else the one `host`. It is taken out of `headers`.
+fn http2_authority(authority: Option<&str>, headers: &mut HeaderMap) -> Result<String, LocalReply> {
+    let missing = || LocalReply::empty(StatusCode::BAD_REQUEST, "missing_host_header");
+    let refused = |why| LocalReply::bad_request(why, "http2.invalid_authority");
+    let several = headers.get_all(HOST).iter().nth(1).is_some();
+    let host = headers.remove(HOST);
+    match authority {
+        // User info is no part of a host: rules and routes that name the host would not know it.
+        Some(authority) if !is_host(authority) => Err(refused("the authority is no host")),
+        Some(authority) => Ok(authority.to_owned()),
+        None if several => Err(refused("there are two hosts")),
+        None => match host.ok_or_else(missing)?.to_str() {
+            Ok(host) if is_host(host) => Ok(host.to_owned()),
+            _ => Err(refused("the host is none")),
+        },
+    }
 }
 
 /// Cookies may come in crumbs over HTTP/2 (RFC 9113 section 8.2.3); others expect one header.
@@ -273,4 +288,49 @@ pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_http2(authority: &str, fields: &[(&'static str, &str)]) -> Result<RequestHead, StatusCode> {
+        let mut request = hyper::Request::new(());
+        *request.uri_mut() = match authority {
+            "" => "/a".parse().unwrap(),
+            authority => format!("http://{authority}/a").parse().unwrap(),
+        };
+        for (name, value) in fields {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        from_http2(request.into_parts().0, false, &[]).map_err(|reply| reply.status)
+    }
+
+    #[test]
+    fn the_host_of_http2_is_one() {
+        let host = |authority: &str, fields: &[(&'static str, &str)]| {
+            of_http2(authority, fields).map(|head| {
+                assert!(!head.headers.contains_key(HOST), "it is said once");
+                head.authority
+            })
+        };
+        let bad = Err(StatusCode::BAD_REQUEST);
+        assert_eq!(host("a", &[]), Ok("a".to_owned()));
+        assert_eq!(host("a:80", &[("host", "b")]), Ok("a:80".to_owned()));
+        assert_eq!(host("", &[("host", "b")]), Ok("b".to_owned()));
+        assert_eq!(host("", &[]), bad);
+        assert_eq!(host("user@a", &[]), bad);
+        assert_eq!(host("", &[("host", "user@b")]), bad);
+        assert_eq!(host("", &[("host", "b"), ("host", "c")]), bad);
+    }
+
+    #[test]
+    fn a_length_said_twice_is_refused_over_http2() {
+        let length = ("content-length", "3");
+        assert!(of_http2("a", &[length]).is_ok());
+        assert_eq!(
+            of_http2("a", &[length, length]).err(),
+            Some(StatusCode::BAD_REQUEST)
+        );
+    }
 }

@@ -134,11 +134,17 @@ fn rewrite_host(head: &mut RequestHead, action: &RouteAction, share: Option<&Clu
     }
 }
 
-fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> Result<(), Stop> {
+/// Makes the path what the route wants it to be, and says what it was.
+///
+/// # Errors
+/// The answer where that is no path.
+pub(super) fn rewrite_path(head: &mut RequestHead, route: &Route, action: &RouteAction) -> Result<(), Stop> {
     let Some(rewrite) = &action.path_rewrite else {
         return Ok(());
     };
-    let rewritten = rewritten_target(rewrite, &route.matches, &head.target);
+    let Some(rewritten) = rewritten_target(rewrite, &route.matches, &head.target) else {
+        return Ok(());
+    };
     if rewritten.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Err(LocalReply::bad_request("the rewritten path is none", "path_rewrite").into());
     }

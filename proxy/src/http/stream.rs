@@ -26,6 +26,7 @@ use super::grpc_stats::Call;
 use super::headers;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, RequestView, ResponseHead, Version};
+use super::not_sent;
 use super::record;
 use super::retry::{Decision, Failure, Retries};
 use super::route::{self, Plan};
@@ -344,19 +345,19 @@ impl Stream {
         Ok((table, host, route))
     }
 
+    fn retries(&self, plan: &Plan<'_>) -> Retries {
+        let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
+        let view = RequestView {
+            head: &head,
+            metadata: &metadata,
+        };
+        Retries::new(plan.retry_policy, &view)
+    }
+
     /// Tries until a response stands.
     async fn forward(&self, plan: &Plan<'_>) -> Result<(), Stop> {
-        let mut retries = {
-            let (head, metadata) = (self.head.borrow(), self.metadata.borrow());
-            Retries::new(
-                plan.retry_policy,
-                &RequestView {
-                    head: &head,
-                    metadata: &metadata,
-                },
-            )
-        };
-        self.body.keep();
+        let mut retries = self.retries(plan);
+        self.body.keep(plan.retry_policy.is_some());
         loop {
             retries.attempts += 1;
             self.facts.attempts.set(retries.attempts);
@@ -415,7 +416,7 @@ impl Stream {
                 }
                 Err(failed) => {
                     let cluster = failed.cluster.clone();
-                    let reply = failed.into_reply(plan, retries.attempts > 1);
+                    let reply = failed.into_reply(plan, &retries, &self.connection);
                     if let Some(cluster) = cluster {
                         self.answered_for(&cluster, reply.status);
                     }
@@ -449,6 +450,7 @@ impl Stream {
 
     /// Hands the response on, and what is left of the request.
     async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
+        live.stands(self);
         if let Some(call) = &mut *self.call.borrow_mut() {
             call.ended(&head.headers);
         }
@@ -826,9 +828,15 @@ pub(super) enum FailedBy {
 }
 
 impl Failed {
-    fn into_reply(self, plan: &Plan<'_>, retried: bool) -> LocalReply {
-        match self.why {
-            FailedBy::Connect(error) => LocalReply::connect(&error, plan.not_found, retried),
+    fn into_reply(self, plan: &Plan<'_>, retries: &Retries, connection: &Connection) -> LocalReply {
+        let mut reply = self.reply(plan, retries.attempts > 1);
+        not_sent::say(&mut reply, &self, retries, connection);
+        reply
+    }
+
+    fn reply(&self, plan: &Plan<'_>, retried: bool) -> LocalReply {
+        match &self.why {
+            FailedBy::Connect(error) => LocalReply::connect(error, plan.not_found, retried),
             FailedBy::PerTryTimeout => LocalReply::text(
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream request timeout",
@@ -841,7 +849,7 @@ impl Failed {
             FailedBy::Exchange(error) => {
                 let why = error.to_string();
                 match error {
-                    ExchangeError::Ended { .. } | ExchangeError::GoneAway => LocalReply::before_headers(
+                    ExchangeError::Ended(_) | ExchangeError::GoneAway => LocalReply::before_headers(
                         "connection termination",
                         retried,
                         "upstream_reset_before_response_started{connection_termination}",

@@ -226,7 +226,7 @@ pub(super) fn failed(stream: &Stream, why: &FailedBy) {
             Some(ResponseFlag::UpstreamConnectionFailure),
         ),
         FailedBy::Exchange(error) => match error {
-            ExchangeError::Ended { .. } => (
+            ExchangeError::Ended(_) => (
                 Some("connection termination"),
                 Some(ResponseFlag::UpstreamConnectionTermination),
             ),

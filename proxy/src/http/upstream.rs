@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -19,7 +20,7 @@ use super::redirect::tell_original_host;
 use super::retry::{Failure, Retries};
 use super::route::Plan;
 use super::stream::{Failed, FailedBy, Stop, Stream};
-use super::{h1, h2, trace};
+use super::{h1, h2, not_sent, trace};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::connect::Lease;
@@ -67,6 +68,11 @@ impl Live {
         self.cluster.answered(&self.endpoint, status.as_u16());
     }
 
+    /// No other try follows this one.
+    pub(super) fn stands(&self, stream: &Stream) {
+        stream.body.stop_keeping(&self.place);
+    }
+
     /// The exchange is over: its connection may carry another one.
     pub(super) fn give_back(self, stream: &Stream) {
         let pools = &stream.connection.worker.pools;
@@ -89,20 +95,30 @@ impl Live {
 }
 
 /// One try, up to the response's head. A pooled connection that turns out to have ended costs none, where the
-/// request may go out twice.
+/// request may go out twice, nor does an endpoint that says it never reached its app.
 pub(super) async fn attempt(
     stream: &Stream,
     plan: &Plan<'_>,
     retries: &Retries,
 ) -> Result<(ResponseHead, Live), TryError> {
-    let mut repeated = false;
+    let mut repeats = 0;
     trace::begin_try(stream);
     loop {
         let acquired = acquire(stream, plan).await?;
         let reused = acquired.reused;
         let mut live = begin(stream, acquired, plan)?;
         match response(stream, &mut live, retries).await {
-            Ok(head) => {
+            Ok(mut head) => {
+                if not_sent::take(&mut head.headers, &live.cluster)
+                    && stream.body.can_be_replayed()
+                    && repeats < not_sent::MAX_REPEATS
+                {
+                    tracing::debug!(endpoint = %live.endpoint.address, "the endpoint's app is not there");
+                    live.cluster.failed(&live.endpoint, Duration::ZERO);
+                    stream.connection.worker.pools.forget(&live.endpoint);
+                    repeats += 1;
+                    continue;
+                }
                 stream.facts.answered_at.set(Some(stream.clock.began.elapsed()));
                 live.switched = switches(stream, &live, head.status);
                 let head = translated(stream, &live, head);
@@ -111,10 +127,10 @@ pub(super) async fn attempt(
             }
             Err(Ended::Stop(stop)) => return Err(TryError::Stop(stop)),
             Err(Ended::Failed(FailedBy::Exchange(error)))
-                if !repeated && may_repeat(stream, &live, &error, reused) =>
+                if repeats < not_sent::MAX_REPEATS && may_repeat(stream, &live, &error, reused) =>
             {
                 tracing::debug!(%error, "a pooled connection had ended: another one is taken");
-                repeated = true;
+                repeats += 1;
             }
             Err(Ended::Failed(why)) => {
                 let failure = match &why {
@@ -182,16 +198,15 @@ fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseH
 }
 
 /// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back on a
-/// connection that others had `reused` and it is safe to repeat (RFC 9110 section 9.2.1).
+/// connection that was `reused` and it is safe to repeat (RFC 9110 section 9.2.2). An app that ends its first
+/// request on a connection so is told of as by Envoy.
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError, reused: bool) -> bool {
     match error {
         ExchangeError::GoneAway => stream.body.can_be_replayed(),
-        ExchangeError::Ended { by_reset, .. } => {
-            reused
-                && *by_reset
-                && !live.exchange.is_answered()
-                && stream.body.is_empty()
-                && stream.head.borrow().method.is_safe()
+        ExchangeError::Ended(_) if !reused || live.exchange.is_answered() => false,
+        ExchangeError::Ended(_) => {
+            let safe = stream.body.is_empty() && stream.head.borrow().method.is_safe();
+            safe || stream.body.can_be_replayed() && live.exchange.went_unread()
         }
         ExchangeError::Refused | ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }

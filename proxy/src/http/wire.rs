@@ -222,8 +222,83 @@ impl Wire {
         self.stream.poll_finish(cx)
     }
 
+    /// The place that the next byte has among all that were sent.
+    pub(super) fn place(&self) -> u64 {
+        self.stream.handed().unwrap_or(self.counts.sent.get())
+    }
+
+    /// Whether it is certain that the peer read nothing of what was sent from `place` on: none of it left, or
+    /// the peer's kernel had none of it when its end was said, which acknowledges all that there is (RFC 9293
+    /// section 3.10.7.4). A reset without an end proves nothing: what it leaves unacknowledged may have been read.
+    /// Who says the end and reads on cannot answer, and is taken for gone.
+    pub(super) fn went_unread(&self, place: u64) -> bool {
+        let handed = self.place();
+        handed == place
+            || self.ended
+                && (self.stream.unacknowledged()).is_some_and(|bytes| handed.saturating_sub(bytes) <= place)
+    }
+
     /// Both directions have ended in order: the coming drop is an ordinary close.
     pub(super) fn finished(&mut self) {
         self.stream.finished();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::io::Read;
+    use std::net::{Shutdown, TcpListener};
+
+    use crate::net::PlainStream;
+
+    const REQUEST: &[u8] = b"POST / HTTP/1.1\r\n\r\n";
+
+    /// A connection, and its blocking peer.
+    async fn pair() -> (Wire, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let wire = Wire::new(Box::new(PlainStream::Tcp(stream.await.unwrap())), Rc::default());
+        (wire, listener.accept().unwrap().0)
+    }
+
+    /// What is sent once the peer did its part, and whether it certainly went unread.
+    async fn send_after(
+        first: impl FnOnce(&mut std::net::TcpStream),
+        then: impl FnOnce(std::net::TcpStream),
+    ) -> bool {
+        let (mut wire, mut peer) = pair().await;
+        let place = wire.place();
+        first(&mut peer);
+        wire.write(REQUEST);
+        let _ = poll_fn(|cx| wire.poll_flush(cx)).await;
+        then(peer);
+        while !matches!(poll_fn(|cx| wire.poll_fill(cx)).await, Ok(0) | Err(_)) {}
+        wire.went_unread(place)
+    }
+
+    fn read(peer: &mut std::net::TcpStream) {
+        peer.read_exact(&mut [0; REQUEST.len()]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_to_who_has_ended_goes_unread() {
+        let end = |peer: &mut std::net::TcpStream| peer.shutdown(Shutdown::Both).unwrap();
+        assert!(send_after(end, drop).await);
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_read_is_not_said_to_be_unread() {
+        assert!(
+            !send_after(|_| {}, |mut peer| read(&mut peer)).await,
+            "read, then ended"
+        );
+        assert!(
+            !send_after(|_| {}, drop).await,
+            "reset with the bytes unread: who knows"
+        );
+        let part = |mut peer: std::net::TcpStream| peer.read_exact(&mut [0; 1]).unwrap();
+        assert!(!send_after(|_| {}, part).await, "reset after a byte");
     }
 }

@@ -21,7 +21,7 @@ use crate::model::{Name, Node, RouteConfiguration, Snapshot};
 use crate::telemetry::metrics::http::{
     ConnectionManagerMetrics, GrpcMetrics, HttpRbacMetrics, LocalRateLimitMetrics,
 };
-use crate::upstream::ClusterManager;
+use crate::upstream::{ClusterManager, ConnectError};
 
 /// How long a key set may be; a token is signed by one of a handful.
 const MAX_JWKS_BYTES: usize = super::filters::jwt::jwks::MAX_BYTES;
@@ -83,6 +83,14 @@ impl HttpWorker {
         self.routes.borrow_mut().clone_from(&snapshot.routes);
         self.node.borrow_mut().clone_from(&snapshot.node);
         self.tracers.apply(&snapshot.node, snapshot.tracing.as_ref());
+    }
+
+    /// Connects to an endpoint of the cluster called `name`, for requests to come.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(&self, name: &Name) -> Result<(), ConnectError> {
+        self.pools.connect(&self.clusters, name).await
     }
 
     /// Listeners and routes are those of a newer snapshot now: streams that newer rules deny are to end.

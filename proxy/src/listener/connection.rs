@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::active::{ActiveChain, ActiveConfig, ActiveListener, Handshake, MAX_HANDSHAKES};
 use super::filters::{self, FilterError};
 use super::live::CutReason;
+use super::local_app::{LocalApp, LocalApps};
 use crate::filter::tcp_proxy;
 use crate::http::{self, HttpWorker};
 use crate::model::Downstream;
@@ -224,12 +225,12 @@ impl Connection {
         let Some(app) = apps.of(&config.listener, &chain.config) else {
             return Before::Begin;
         };
-        let (Terminal::TcpProxy(proxy), Some(metrics)) = (&chain.config.terminal, &chain.tcp_proxy) else {
-            return Before::Begin;
-        };
         if !apps.is_doubtful(&app) {
             return Before::Begin;
         }
+        let (Terminal::TcpProxy(proxy), Some(metrics)) = (&chain.config.terminal, &chain.tcp_proxy) else {
+            return self.before_http(&apps, &app).await;
+        };
         let clusters = Rc::clone(&self.clusters);
         let context = tcp_proxy::Context {
             proxy,
@@ -240,6 +241,20 @@ impl Connection {
         let dialled = Box::pin(tcp_proxy::dial(&context, &mut self.log)).await;
         apps.dialled(&app, dialled.is_some());
         dialled.map_or(Before::Refused, Before::Dialled)
+    }
+
+    /// As for TCP, but the connection to the app goes to the pool that the requests will find it in.
+    async fn before_http(&mut self, apps: &LocalApps, app: &LocalApp) -> Before {
+        let http = Rc::clone(&self.http);
+        let connected = Box::pin(http.connect(&app.cluster)).await;
+        apps.dialled(app, connected.is_ok());
+        match connected {
+            Ok(()) => Before::Begin,
+            Err(error) => {
+                self.log.ended(error.flag(), error.to_string());
+                Before::Refused
+            }
+        }
     }
 
     /// The network filters, then the terminal one, under the listener's *newest* rules: they may have
@@ -297,6 +312,15 @@ impl Connection {
                     direction: match config.listener.direction {
                         Direction::Outbound => trace::Direction::Egress,
                         Direction::Inbound | Direction::Unspecified => trace::Direction::Ingress,
+                    },
+                    app_refused: {
+                        let app = listener.apps.of(&config.listener, &chain.config);
+                        let apps = Rc::clone(&listener.apps);
+                        Box::new(move || {
+                            if let Some(app) = &app {
+                                apps.dialled(app, false);
+                            }
+                        })
                     },
                 };
                 let http = Rc::clone(&self.http);

@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use crate::model::http::Routes;
 use crate::model::listener::{Address, Direction, FilterChain, Listener, Terminal};
+use crate::model::route::{ClusterSpecifier, Route, RouteDecision};
 use crate::model::{ClusterKind, Name, Snapshot, Target};
 use crate::net::sock_diag::SockDiag;
 
@@ -114,12 +116,34 @@ fn local_cluster<'a>(listener: &Listener, chain: &'a FilterChain) -> Option<&'a 
     if listener.direction != Direction::Inbound || chain.transport.is_none() {
         return None;
     }
-    let Terminal::TcpProxy(proxy) = &chain.terminal else {
-        return None;
-    };
-    match proxy.clusters.as_slice() {
-        [one] => Some(&one.name),
-        _ => None,
+    match &chain.terminal {
+        Terminal::TcpProxy(proxy) => match proxy.clusters.as_slice() {
+            [one] => Some(&one.name),
+            _ => None,
+        },
+        Terminal::HttpConnectionManager(manager) => {
+            let Routes::Inline(table) = &manager.routes else {
+                return None;
+            };
+            let mut clusters = table
+                .virtual_hosts()
+                .iter()
+                .flat_map(|host| &host.routes)
+                .map(|route| routed(route));
+            let first = clusters.next()??;
+            clusters.all(|cluster| cluster == Some(first)).then_some(first)
+        }
+    }
+}
+
+/// The one cluster of a route.
+fn routed(route: &Route) -> Option<&Name> {
+    match &route.action {
+        RouteDecision::Route(action) => match &action.cluster {
+            ClusterSpecifier::Cluster(name) => Some(name),
+            ClusterSpecifier::Weighted(_) => None,
+        },
+        RouteDecision::Redirect(_) | RouteDecision::DirectResponse(_) => None,
     }
 }
 

@@ -63,6 +63,13 @@ impl Duplex for PlainStream {
         }
     }
 
+    fn unacknowledged(&self) -> Option<u64> {
+        match self {
+            Self::Tcp(stream) => super::socket::unacknowledged(stream),
+            Self::Unix(_) => None,
+        }
+    }
+
     fn finished(&mut self) {
         match self {
             Self::Tcp(stream) => super::socket::close_cleanly(stream),

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,13 @@ use tokio::time::{sleep, timeout};
 use super::plain::PlainStream;
 use crate::model::cluster::Keepalive;
 use crate::model::listener::Address;
+
+nix::ioctl_read_bad!(
+    /// `SIOCOUTQ` of tcp(7), by its other name.
+    outq,
+    nix::libc::TIOCOUTQ,
+    nix::libc::c_int
+);
 
 /// Connections that may wait for `accept`. The kernel caps it at `net.core.somaxconn` (4096).
 const BACKLOG: i32 = 4096;
@@ -220,6 +228,19 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
 /// already dead needs nothing, so a failure is fine.
 pub fn close_cleanly(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(None);
+}
+
+/// Bytes sent on a TCP socket that its peer's kernel has not acknowledged (`SIOCOUTQ`, tcp(7)); what a reset
+/// left unacknowledged stays so. None where the kernel does not say.
+pub fn unacknowledged(stream: &TcpStream) -> Option<u64> {
+    let mut bytes = 0;
+    #[expect(
+        unsafe_code,
+        reason = "no crate has this request as a safe function; it writes one int, which `bytes` is"
+    )]
+    // SAFETY: the descriptor is open while `stream` is borrowed, and the kernel writes an int behind the pointer.
+    let asked = unsafe { outq(stream.as_raw_fd(), &raw mut bytes) };
+    asked.ok().and_then(|_| u64::try_from(bytes).ok())
 }
 
 /// Raises the soft limit of open files to the hard one and returns it: two descriptors a connection

@@ -29,7 +29,7 @@ use super::{names, verifier};
 use crate::model::Peer;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
-use crate::net::socket::close_cleanly;
+use crate::net::socket::{close_cleanly, unacknowledged};
 use crate::telemetry::access_log::TlsSession;
 
 /// Record headers, tags and explicit nonces of one sealed slice are well below this; see
@@ -53,6 +53,8 @@ pub struct TlsStream {
     opened: Backlog,
     /// Sealed records that the socket did not take yet. Empty while idle.
     outgoing: Backlog,
+    /// Bytes of records that the socket took.
+    handed: u64,
     /// close_notify was received: nothing more will be.
     peer_closed: bool,
     /// close_notify was queued: nothing more may be sealed.
@@ -144,6 +146,7 @@ impl TlsStream {
             partial: Vec::new(),
             opened: Backlog::default(),
             outgoing: Backlog::default(),
+            handed: 0,
             peer_closed: false,
             finished: false,
         }
@@ -335,7 +338,10 @@ impl TlsStream {
         while self.outgoing.is_empty() && !waiting.is_empty() {
             match Pin::new(&mut self.socket).poll_write(cx, waiting)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(n) => waiting = &waiting[n..],
+                Poll::Ready(n) => {
+                    self.handed += n as u64;
+                    waiting = &waiting[n..];
+                }
                 Poll::Pending => break,
             }
         }
@@ -417,6 +423,7 @@ impl Duplex for TlsStream {
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.handed += n as u64;
             self.outgoing.advance(n);
         }
         Poll::Ready(Ok(()))
@@ -438,6 +445,14 @@ impl Duplex for TlsStream {
             Session::Client(connection) => connection.alpn_protocol(),
             Session::Server(connection) => connection.alpn_protocol(),
         }
+    }
+
+    fn handed(&self) -> Option<u64> {
+        Some(self.handed)
+    }
+
+    fn unacknowledged(&self) -> Option<u64> {
+        unacknowledged(&self.socket)
     }
 
     fn finished(&mut self) {

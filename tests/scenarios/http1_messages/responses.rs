@@ -26,6 +26,11 @@ pub(super) const DEVIATIONS: &[Deviation] = &[
         ],
     },
     Deviation {
+        why: "a length is a number (RFC 9110 8.6) also where there is no body: the downstream would be told it",
+        ours: Instead::Answers("502"),
+        names: &["304 with a length of 5x"],
+    },
+    Deviation {
         why: "a reset is no end: a response that was cut off must not look complete",
         ours: Instead::Answers("200"),
         names: &["to the end, then a reset"],

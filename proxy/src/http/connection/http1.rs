@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, ready};
@@ -17,6 +18,7 @@ use crate::http::h1::head::{HeadError, HeadLimits, RawRequest};
 use crate::http::h1::server::{ReadError, Server};
 use crate::http::local_reply::LocalReply;
 use crate::http::message::Version;
+use crate::http::not_sent;
 use crate::http::record;
 use crate::http::request;
 use crate::http::sink::{self, Sink};
@@ -214,7 +216,13 @@ async fn next_head(
             );
             Err(refuse(connection, server, reply).await)
         }
-        Err(false) if connection.is_draining() => Err(End::InOrder("drained")),
+        Err(false) if connection.is_draining() => {
+            if not_sent::is_heard_by(connection) {
+                // Broken or not, it ends.
+                let _ = send(connection, server, not_sent::goodbye()).await;
+            }
+            Err(End::InOrder("drained"))
+        }
         Err(false) => Err(End::InOrder("idle for too long")),
     }
 }
@@ -244,17 +252,7 @@ async fn refuse(connection: &Connection, server: &Server, reply: LocalReply) -> 
     }
     let manager = (connection.manager)();
     record::write_refused(connection, &manager.access_log, &reply);
-    let (mut head, body) = reply.into_response(false);
-    let headers = &mut head.headers;
-    crate::http::headers::stamp(headers, &manager);
-    headers.insert(hyper::header::CONNECTION, crate::http::h1::client::CLOSE);
-    let method = hyper::Method::GET;
-    server.begin_body(Reader::Ended);
-    server.write_head((&method, Version::Http11), head, body.is_empty());
-    server.write_data(body);
-    server.write_end();
-    let sent = poll_fn(|cx| server.poll_flush(cx)).await;
-    match (sent, why) {
+    match (send(connection, server, reply).await, why) {
         (Ok(()), Some((flag, why))) => {
             *connection.state.failure.borrow_mut() = Some((flag, why));
             End::InOrder("closed")
@@ -262,4 +260,18 @@ async fn refuse(connection: &Connection, server: &Server, reply: LocalReply) -> 
         (Ok(()), None) => End::InOrder("closed"),
         (Err(error), _) => End::Broken(ResponseFlag::DownstreamConnectionTermination, error.to_string()),
     }
+}
+
+/// The last response of the connection.
+async fn send(connection: &Connection, server: &Server, reply: LocalReply) -> io::Result<()> {
+    let (mut head, body) = reply.into_response(false);
+    let headers = &mut head.headers;
+    crate::http::headers::stamp(headers, &(connection.manager)());
+    headers.insert(hyper::header::CONNECTION, crate::http::h1::client::CLOSE);
+    let method = hyper::Method::GET;
+    server.begin_body(Reader::Ended);
+    server.write_head((&method, Version::Http11), head, body.is_empty());
+    server.write_data(body);
+    server.write_end();
+    poll_fn(|cx| server.poll_flush(cx)).await
 }

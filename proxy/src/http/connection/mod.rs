@@ -57,6 +57,8 @@ pub struct Connection {
     pub filter_chain: Option<Name>,
     /// Whose requests it carries.
     pub direction: Direction,
+    /// Told that the local app refused a connection.
+    pub(super) app_refused: Box<dyn Fn()>,
     /// What was agreed in the handshake.
     pub tls: Option<TlsSession<'static>>,
     /// Its number, of the process.
@@ -115,7 +117,6 @@ enum End {
 }
 
 /// What a listener knows of a connection that its HTTP connection manager takes.
-#[derive(Debug)]
 pub struct Accepted<'a> {
     /// Who connected, where to, and what is known of the peer.
     pub downstream: Rc<Downstream>,
@@ -133,6 +134,8 @@ pub struct Accepted<'a> {
     pub filter_chain: Option<Name>,
     /// Whose requests it carries.
     pub direction: Direction,
+    /// Told that the local app refused a connection.
+    pub app_refused: Box<dyn Fn()>,
 }
 
 impl Connection {
@@ -153,6 +156,7 @@ impl Connection {
             listener: accepted.listener,
             filter_chain: accepted.filter_chain,
             direction: accepted.direction,
+            app_refused: accepted.app_refused,
             tls: accepted.tls,
             id: connection_id(),
             metrics,

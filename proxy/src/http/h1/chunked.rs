@@ -4,11 +4,18 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memchr;
 
 use crate::http::body::BodyError;
 use crate::http::wire::Wire;
+
+/// A chunk below this size is handed out together with those behind it that are there already: what a piece
+/// costs on its way is more than the copy.
+const SMALL_BYTES: usize = 4096;
+
+/// So many bytes of small chunks are handed out at once.
+const GATHERED_BYTES: usize = 16 * 1024;
 
 /// Bytes of lines.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +42,15 @@ const OF_RESPONSE: Limits = Limits {
 pub(in crate::http) struct Decoder {
     state: State,
     limits: Limits,
+    /// Came to light behind bytes that were good, and is told after them.
+    failed: Option<BodyError>,
+}
+
+/// Whether more is received where what there is does not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fill {
+    Receive,
+    Nothing,
 }
 
 /// Where in the coding the next byte is.
@@ -58,6 +74,7 @@ impl Decoder {
         Self {
             state: State::Size,
             limits: OF_REQUEST,
+            failed: None,
         }
     }
 
@@ -66,6 +83,7 @@ impl Decoder {
         Self {
             state: State::Size,
             limits: OF_RESPONSE,
+            failed: None,
         }
     }
 
@@ -75,8 +93,48 @@ impl Decoder {
         wire: &mut Wire,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if let Some(error) = self.failed.take() {
+            return fail(error);
+        }
+        match ready!(self.poll_piece(wire, cx, Fill::Receive)) {
+            Some(Ok(first)) if first.len() < SMALL_BYTES => {
+                Poll::Ready(Some(Ok(self.gather(first, wire, cx))))
+            }
+            read => Poll::Ready(read),
+        }
+    }
+
+    /// `first`, and what was received of the chunks behind it.
+    fn gather(&mut self, first: Bytes, wire: &mut Wire, cx: &mut Context<'_>) -> Bytes {
+        let mut all = BytesMut::new();
+        while all.len() < GATHERED_BYTES {
+            match self.poll_piece(wire, cx, Fill::Nothing) {
+                Poll::Ready(Some(Ok(next))) => {
+                    if all.is_empty() {
+                        all.extend_from_slice(&first);
+                    }
+                    all.extend_from_slice(&next);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if all.is_empty() { first } else { all.freeze() }
+    }
+
+    /// The next bytes of one chunk; none at the body's end.
+    fn poll_piece(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+        fill: Fill,
+    ) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
             match self.state {
+                State::Data(_) if fill == Fill::Nothing && wire.input().is_empty() => return Poll::Pending,
                 State::Data(left) => {
                     let bytes = match ready!(wire.poll_bytes(cx, left)) {
                         Ok(bytes) if bytes.is_empty() => return fail(BodyError::Incomplete),
@@ -95,7 +153,7 @@ impl Decoder {
                         State::Trailers(_) => self.limits.trailers,
                         _ => self.limits.line,
                     };
-                    let line = match ready!(poll_line(wire, cx, most)) {
+                    let line = match ready!(poll_line(wire, cx, most, fill)) {
                         Ok(line) => line,
                         Err(error) => return fail(error),
                     };
@@ -144,7 +202,12 @@ fn fail<T>(error: BodyError) -> Poll<Option<Result<T, BodyError>>> {
 const TOO_LONG: BodyError = BodyError::Malformed("a line of the chunked coding is too long");
 
 /// The next line, of `most` bytes at most.
-fn poll_line(wire: &mut Wire, cx: &mut Context<'_>, most: usize) -> Poll<Result<Bytes, BodyError>> {
+fn poll_line(
+    wire: &mut Wire,
+    cx: &mut Context<'_>,
+    most: usize,
+    fill: Fill,
+) -> Poll<Result<Bytes, BodyError>> {
     loop {
         if let Some(end) = memchr(b'\n', wire.input()) {
             if end > most {
@@ -160,6 +223,9 @@ fn poll_line(wire: &mut Wire, cx: &mut Context<'_>, most: usize) -> Poll<Result<
         }
         if wire.input().len() > most {
             return Poll::Ready(Err(TOO_LONG));
+        }
+        if fill == Fill::Nothing {
+            return Poll::Pending;
         }
         if ready!(wire.poll_fill(cx))? == 0 {
             return Poll::Ready(Err(BodyError::Incomplete));

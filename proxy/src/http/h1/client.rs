@@ -42,6 +42,8 @@ pub(in crate::http) struct Exchange {
     keeps: bool,
     /// A byte of the response was received.
     answered: bool,
+    /// Of its first byte among all that the connection sent.
+    place: u64,
     /// What follows the head is no HTTP.
     switched: bool,
     /// Informational responses that nobody took yet.
@@ -66,6 +68,7 @@ impl Exchange {
     /// Queues a request's head on a connection that carries nothing else. `bodyless` ends it there.
     pub(in crate::http) fn begin(wire: Wire, request: &RequestHead, bodyless: bool) -> Self {
         let mut exchange = Self {
+            place: wire.place(),
             wire,
             writer: Writer::None,
             reader: Reader::Ended,
@@ -139,6 +142,11 @@ impl Exchange {
     /// Whether a byte of the response was received.
     pub(in crate::http) fn is_answered(&self) -> bool {
         self.answered
+    }
+
+    /// Whether it is certain that the endpoint read nothing of the request, once the connection has ended.
+    pub(in crate::http) fn went_unread(&self) -> bool {
+        !self.answered && self.wire.went_unread(self.place)
     }
 
     /// The informational responses that [`Self::poll_head`] came across.
@@ -216,28 +224,30 @@ impl Exchange {
     }
 
     fn frame(&mut self, head: &RawResponse) -> Result<(), ResponseError> {
-        let said =
+        let says =
             |word: &str| tokens(&head.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(word));
         self.switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let ends = tokens(&head.headers, &PROXY_CONNECTION).any(|token| token.eq_ignore_ascii_case("close"));
         self.keeps = !ends
             && match head.version {
-                Version::Http10 => said("keep-alive"),
-                Version::Http11 | Version::Http2 => !said("close"),
+                Version::Http10 => says("keep-alive"),
+                Version::Http11 | Version::Http2 => !says("close"),
             };
         if (self.switched || head.status == StatusCode::NO_CONTENT) && has_length(head) {
             return Err(ResponseError::Malformed("a body where there is none"));
         }
+        // Also of one that has no body: the downstream is told the same, and must not be told two lengths.
+        let said = Reader::of_response(&head.headers).map_err(|error| match error {
+            LengthError::Malformed(why) => ResponseError::Malformed(why),
+            LengthError::Both => ResponseError::Malformed("it has both a length and a transfer coding"),
+            LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
+        })?;
         self.reader = if self.switched {
             Reader::Rest
         } else if self.method == Method::HEAD || has_no_body(head.status) {
             Reader::Ended
         } else {
-            Reader::of_response(&head.headers).map_err(|error| match error {
-                LengthError::Malformed(why) => ResponseError::Malformed(why),
-                LengthError::Both => ResponseError::Malformed("it has both a length and a transfer coding"),
-                LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
-            })?
+            said
         };
         Ok(())
     }
@@ -296,3 +306,29 @@ pub(in crate::http) fn is_idle(wire: &mut Wire, cx: &mut Context<'_>) -> bool {
 
 /// A header that says the connection ends.
 pub(in crate::http) const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fuzzing::{Request, answer};
+    use hyper::header::HeaderMap;
+
+    #[test]
+    fn a_response_without_a_body_says_no_two_lengths_either() {
+        for (lengths, passes) in [
+            ("content-length: 5", true),
+            ("transfer-encoding: chunked", true),
+            ("content-length: 5x", false),
+            ("content-length: 5\r\ncontent-length: 6", false),
+            ("content-length: 5\r\ntransfer-encoding: chunked", false),
+            ("transfer-encoding: gzip", false),
+        ] {
+            for (method, status) in [(Method::HEAD, "200 OK"), (Method::GET, "304 Not Modified")] {
+                let request = Request::new(method, "h", "/", HeaderMap::new());
+                let response = format!("HTTP/1.1 {status}\r\n{lengths}\r\n\r\n");
+                let answer = answer(&[response.as_bytes()], &request);
+                assert_eq!(answer.response.is_some(), passes, "{response} {}", answer.end);
+            }
+        }
+    }
+}

@@ -55,6 +55,12 @@ impl Server {
         }
     }
 
+    /// Bytes that were received and not read.
+    #[cfg(any(test, fuzzing))]
+    pub(in crate::http) fn unread(&self) -> usize {
+        self.wire.borrow_mut().input().len()
+    }
+
     /// Whether a byte of the next request is there.
     pub(in crate::http) fn has_begun(&self) -> bool {
         self.begun.get()

@@ -211,6 +211,7 @@ fn accepted() -> Accepted<'static> {
         listener: "test".into(),
         listener_address: "test",
         filter_chain: None,
+        app_refused: Box::new(|| {}),
         direction: Direction::Ingress,
     }
 }

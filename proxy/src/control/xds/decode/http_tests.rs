@@ -540,6 +540,21 @@ fn routes_that_cannot_be_carried_out_are_refused_by_name() {
 }
 
 #[test]
+fn a_redirect_to_an_empty_path_changes_none() {
+    for (path, changes) in [
+        (json!({"path_redirect": ""}), false),
+        (json!({"prefix_rewrite": ""}), false),
+        (json!({"prefix_rewrite": "/a"}), true),
+    ] {
+        let table = routes(json!([{"match": {"prefix": "/"}, "redirect": path}])).unwrap();
+        let RouteDecision::Redirect(redirect) = &table.virtual_hosts()[0].routes[0].action else {
+            panic!("it is a redirect");
+        };
+        assert_eq!(redirect.path.is_some(), changes, "{path}");
+    }
+}
+
+#[test]
 fn routes_may_be_named() {
     let rds = json!({"route_config_name": "web", "config_source": {"ads": {}, "resource_api_version": "V3"}});
     let by_rds = with(|m| {

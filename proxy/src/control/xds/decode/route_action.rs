@@ -296,6 +296,12 @@ fn redirect(wire: &RedirectAction, at: &At<'_>) -> Result<Redirect, DecodeError>
         },
         path: match &wire.path_rewrite_specifier {
             None => None,
+            // Envoy does nothing for it.
+            Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PrefixRewrite(path))
+                if path.is_empty() =>
+            {
+                None
+            }
             Some(PathRewriteSpecifier::PathRedirect(path)) => Some(RedirectPath::Path(path.as_str().into())),
             Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
                 Some(RedirectPath::Rewrite(PathRewrite::Prefix(prefix.as_str().into())))
