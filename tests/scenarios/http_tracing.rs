@@ -27,7 +27,7 @@ const SPAN: &str = "e457b5a2e4d86bd1";
 const PARENT: &str = "05e3ac9a4f6e3b90";
 
 /// Headers that are compared: those of a trace.
-const TOLD: [&str; 8] = [
+const TOLD: [&str; 9] = [
     "traceparent",
     "tracestate",
     "b3",
@@ -36,6 +36,7 @@ const TOLD: [&str; 8] = [
     "x-b3-parentspanid",
     "x-b3-sampled",
     "x-request-id",
+    "x-envoy-decorator-operation",
 ];
 
 /// A listener: its name, its direction, its `tracing`.
@@ -132,12 +133,18 @@ fn requests() -> Vec<Asking> {
         ("w3c", w3c("01")),
         ("w3c-not", w3c("00")),
         ("w3c-broken", one("traceparent", "00-1-2-01".to_owned())),
+        (
+            "decorated",
+            one("x-envoy-decorator-operation", "of a caller".to_owned()),
+        ),
+        ("not-decorated", one("x-envoy-decorator-operation", String::new())),
         ("tagged", one("x-tag", "mine".to_owned())),
         ("fails", one("x-do", "status=503".to_owned())),
         ("elsewhere/none", vec![]),
         ("refused/none", vec![]),
-        ("answered/here", vec![]),
         ("host/a", vec![]),
+        // The last one: what came before it has been collected once this has.
+        ("answered/here", vec![]),
     ]
 }
 

@@ -29,6 +29,7 @@ mod http_messages;
 mod http_normalization;
 mod http_rbac;
 mod http_redeploy;
+mod http_refused_log;
 mod http_retries;
 mod http_rewrites;
 mod http_routes;

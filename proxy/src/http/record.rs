@@ -3,12 +3,16 @@
 //!
 //! Borrows everything of the stream; owns nothing.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::header::HeaderMap;
 
+use super::connection::Connection;
+use super::local_reply::LocalReply;
 use super::message::{RequestHead, Version};
 use super::stream::Stream;
+use crate::model::access_log::AccessLog;
 use crate::model::flags::ResponseFlags;
 use crate::telemetry::access_log::request::{ConnectionFacts, RequestBytes, RequestTimes};
 use crate::telemetry::access_log::{AddressText, RequestFacts, UpstreamFacts, request};
@@ -89,6 +93,36 @@ pub(super) fn with_facts_of<T>(
         traced: facts.traced.get(),
         ..RequestFacts::new(&connection, now.checked_sub(duration).unwrap_or(now))
     })
+}
+
+/// Writes the access logs of what never became a request: nothing of its head is told, as by Envoy.
+pub(super) fn write_refused(connection: &Connection, logs: &[Arc<AccessLog>], reply: &LocalReply) {
+    if logs.is_empty() {
+        return;
+    }
+    let facts = ConnectionFacts {
+        listener: &connection.listener,
+        filter_chain: connection.filter_chain.as_deref(),
+        connection_id: connection.id,
+        downstream: &connection.downstream,
+        tls: connection.tls,
+    };
+    let mut flags = ResponseFlags::NONE;
+    if let Some((flag, _)) = &reply.why {
+        flags.insert(*flag);
+    }
+    let facts = RequestFacts {
+        protocol: Some(Version::Http11.as_str()),
+        status: Some(reply.status.as_u16()),
+        response_code_details: Some(&*reply.details),
+        flags,
+        bytes: RequestBytes {
+            sent: reply.body.len() as u64,
+            ..RequestBytes::default()
+        },
+        ..RequestFacts::new(&facts, SystemTime::now())
+    };
+    request::write(logs, &facts);
 }
 
 /// Writes what there is to be written of a request that is over.

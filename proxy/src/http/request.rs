@@ -40,6 +40,10 @@ pub(super) fn from_http1(
         }
         Ok(reader) => Ok(reader),
         Err(LengthError::Malformed(why)) => Err(codec_error(why)),
+        Err(LengthError::Both) => Err(LocalReply::bad_request(
+            "it has both a length and a transfer coding",
+            "http1.content_length_and_chunked_not_allowed",
+        )),
         Err(LengthError::Coding) => Err(coding_refused("a transfer coding that is not chunked")),
     }?;
     if version == Version::Http10 {

@@ -21,10 +21,11 @@ use crate::telemetry::ResponseFlag;
 use crate::telemetry::access_log::request::RequestTimes;
 use crate::telemetry::access_log::{RecordKind, render};
 use crate::telemetry::trace::{
-    self, Grpc, RequestFacts, ResponseFacts, Span, TraceAsked, TraceReason, UpstreamFacts,
+    self, Direction, Grpc, RequestFacts, ResponseFacts, Span, TraceAsked, TraceReason, UpstreamFacts,
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const OPERATION: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
 
 /// A request that has a span.
 pub(super) struct Traced {
@@ -68,10 +69,11 @@ pub(super) fn begin(stream: &Stream) {
     let reason = decide(tracing, &mut head.headers);
     stream.connection.metrics.tracing.decided(reason);
     stream.facts.traced.set(reason != TraceReason::NotTraceable);
+    let direction = stream.connection.direction;
     let Some(tracer) = stream.connection.worker.tracers.get(tracing) else {
+        take_operation(direction, &mut head.headers);
         return;
     };
-    let direction = stream.connection.direction;
     let header = |name: &str| text(&head.headers, name);
     let begun = trace::begin(
         tracing,
@@ -82,6 +84,7 @@ pub(super) fn begin(stream: &Stream) {
         header,
     );
     let Some((context, name)) = begun else { return };
+    let name = take_operation(direction, &mut head.headers).unwrap_or(name);
     *stream.facts.trace_ids.borrow_mut() = Some(context.ids());
     let now = SystemTime::now();
     let start = now.checked_sub(stream.clock.began.elapsed()).unwrap_or(now);
@@ -92,6 +95,16 @@ pub(super) fn begin(stream: &Stream) {
         grpc: GrpcOutcome::default(),
         tried: None,
     });
+}
+
+/// What a caller's proxy wants the span of an incoming request to be called. The upstream is not told.
+fn take_operation(direction: Direction, headers: &mut HeaderMap) -> Option<String> {
+    if direction == Direction::Egress {
+        return None;
+    }
+    let operation = headers.remove(OPERATION)?;
+    let operation = operation.to_str().ok().filter(|operation| !operation.is_empty());
+    operation.map(str::to_owned)
 }
 
 fn decide(tracing: &Tracing, headers: &mut HeaderMap) -> TraceReason {

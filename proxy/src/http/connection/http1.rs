@@ -19,6 +19,7 @@ use crate::http::h1::server::{ReadError, Server};
 use crate::http::local_reply::LocalReply;
 use crate::http::message::Version;
 use crate::http::not_sent;
+use crate::http::record;
 use crate::http::request;
 use crate::http::sink::{self, Sink};
 use crate::http::stream::{Ended, Stream};
@@ -234,6 +235,7 @@ pub(super) fn refused_head(error: HeadError) -> LocalReply {
             "http1.headers_too_large",
         )
         .because(ResponseFlag::DownstreamProtocolError, "the headers are too large"),
+        HeadError::Value => LocalReply::bad_request(&error.to_string(), "http1.invalid_characters"),
         HeadError::Malformed(_) => LocalReply::bad_request(&error.to_string(), "http1.codec_error"),
         HeadError::Version => LocalReply::upgrade_required(),
     }
@@ -248,6 +250,8 @@ async fn refuse(connection: &Connection, server: &Server, reply: LocalReply) -> 
     if matches!(why, Some((ResponseFlag::DownstreamProtocolError, _))) {
         connection.metrics.counts.cx_protocol_error.increment(1);
     }
+    let manager = (connection.manager)();
+    record::write_refused(connection, &manager.access_log, &reply);
     match (send(connection, server, reply).await, why) {
         (Ok(()), Some((flag, why))) => {
             *connection.state.failure.borrow_mut() = Some((flag, why));

@@ -190,6 +190,11 @@ impl Exchange {
                     }
                     Err(HeadError::TooLarge) => return Poll::Ready(Err(ResponseError::TooLarge)),
                     Err(HeadError::Malformed(why)) => return Poll::Ready(Err(ResponseError::Malformed(why))),
+                    Err(HeadError::Value) => {
+                        return Poll::Ready(Err(ResponseError::Malformed(
+                            "a header's value has a control character",
+                        )));
+                    }
                     Err(HeadError::Version) => {
                         return Poll::Ready(Err(ResponseError::Malformed(
                             "its version is neither 1.0 nor 1.1",
@@ -234,6 +239,7 @@ impl Exchange {
         // Also of one that has no body: the downstream is told the same, and must not be told two lengths.
         let said = Reader::of_response(&head.headers).map_err(|error| match error {
             LengthError::Malformed(why) => ResponseError::Malformed(why),
+            LengthError::Both => ResponseError::Malformed("it has both a length and a transfer coding"),
             LengthError::Coding => ResponseError::Malformed("a transfer coding that is not chunked"),
         })?;
         self.reader = if self.switched {

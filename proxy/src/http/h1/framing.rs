@@ -38,6 +38,8 @@ pub(in crate::http) enum Writer {
 pub(in crate::http) enum LengthError {
     /// Two readers could disagree about it.
     Malformed(&'static str),
+    /// A length and a transfer coding.
+    Both,
     /// A coding that nothing here undoes.
     Coding,
 }
@@ -50,9 +52,7 @@ impl Reader {
     pub(in crate::http) fn of_request(headers: &HeaderMap) -> Result<Self, LengthError> {
         if headers.contains_key(TRANSFER_ENCODING) {
             if headers.contains_key(CONTENT_LENGTH) {
-                return Err(LengthError::Malformed(
-                    "it has both a length and a transfer coding",
-                ));
+                return Err(LengthError::Both);
             }
             return match is_chunked(headers) {
                 true => Ok(Self::Chunked(Decoder::of_request())),
@@ -72,9 +72,7 @@ impl Reader {
     pub(in crate::http) fn of_response(headers: &HeaderMap) -> Result<Self, LengthError> {
         if headers.contains_key(TRANSFER_ENCODING) {
             if headers.contains_key(CONTENT_LENGTH) {
-                return Err(LengthError::Malformed(
-                    "it has both a length and a transfer coding",
-                ));
+                return Err(LengthError::Both);
             }
             return match is_chunked(headers) {
                 true => Ok(Self::Chunked(Decoder::of_response())),
@@ -234,10 +232,11 @@ mod tests {
             &[("content-length", "0x1")],
             &[("content-length", "18446744073709551616")],
             &[("content-length", "1"), ("content-length", "1")],
-            &[("content-length", "1"), ("transfer-encoding", "chunked")],
         ] {
             assert!(matches!(of(bad), Err(LengthError::Malformed(_))), "{bad:?}");
         }
+        let both = [("content-length", "1"), ("transfer-encoding", "chunked")];
+        assert!(matches!(of(&both), Err(LengthError::Both)));
         for coding in [
             "gzip",
             "chunked, chunked",

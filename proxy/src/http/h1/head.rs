@@ -25,6 +25,9 @@ pub(in crate::http) enum HeadError {
     /// It is no HTTP/1, or one that could be read in two ways.
     #[error("{0}")]
     Malformed(&'static str),
+    /// A byte that no value may have.
+    #[error("a header's value has a control character")]
+    Value,
     /// More bytes or fields than allowed.
     #[error("its headers are too large")]
     TooLarge,
@@ -297,21 +300,19 @@ fn parse_fields(head: &Bytes, mut at: usize, most: usize, lines: Lines) -> Resul
             .map_err(|_| HeadError::Malformed("a header's name is no token"))?;
         let value = line[colon + 1..].trim_ascii();
         let from = value.as_ptr() as usize - head.as_ptr() as usize;
-        let value =
-            HeaderValue::from_maybe_shared(head.slice(from..from + value.len())).map_err(|_| VALUE)?;
+        let value = HeaderValue::from_maybe_shared(head.slice(from..from + value.len()))
+            .map_err(|_| HeadError::Value)?;
         last = Some(name.clone());
         headers.append(name, value);
     }
 }
-
-const VALUE: HeadError = HeadError::Malformed("a header's value has a control character");
 
 /// Puts a folded line behind the value that it belongs to, the last one of its name.
 fn unfold(headers: &mut HeaderMap, name: &HeaderName, more: &[u8]) -> Result<(), HeadError> {
     let mut values: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
     if let Some(last) = values.pop() {
         let whole = [last.as_bytes(), more].join(&b" "[..]);
-        values.push(HeaderValue::from_bytes(whole.trim_ascii()).map_err(|_| VALUE)?);
+        values.push(HeaderValue::from_bytes(whole.trim_ascii()).map_err(|_| HeadError::Value)?);
     }
     headers.remove(name);
     for value in values {
@@ -438,7 +439,10 @@ mod tests {
             b"\x16\x03\x01\x02",
         ] {
             let refused = request(text).unwrap_err();
-            assert!(matches!(refused, HeadError::Malformed(_)), "{text:?}: {refused}");
+            assert!(
+                matches!(refused, HeadError::Malformed(_) | HeadError::Value),
+                "{text:?}: {refused}"
+            );
         }
         for text in [
             &b"GET / HTTP/1.2\r\n\r\n"[..],
