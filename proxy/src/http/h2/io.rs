@@ -14,11 +14,17 @@ use crate::net::Duplex;
 use crate::net::buffer::with_plain;
 use crate::net::relay::Counts;
 
+/// What is received in one go before other connections have their turn: of frames of a few bytes this is
+/// milliseconds of work, and a peer can always have more of them ready.
+const TURN_BYTES: usize = 128 * 1024;
+
 /// The adapter. Dropping it resets the connection unless it was shut down, as with every [`Duplex`].
 pub(in crate::http) struct Io {
     stream: Box<dyn Duplex>,
     /// Read, but not by h2 yet. A TLS stream opens whole records: it wants a larger buffer than h2's.
     received: BytesMut,
+    /// Received since the others had their turn.
+    turn: usize,
     counts: Rc<Counts>,
 }
 
@@ -28,6 +34,7 @@ impl Io {
         Self {
             stream,
             received,
+            turn: 0,
             counts,
         }
     }
@@ -54,8 +61,18 @@ impl AsyncRead for Io {
             this.give(buffer);
             return Poll::Ready(Ok(()));
         }
+        if this.turn >= TURN_BYTES {
+            this.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         with_plain(|block| {
-            let received = ready!(this.stream.poll_receive(cx, block))?;
+            let Poll::Ready(received) = this.stream.poll_receive(cx, block) else {
+                this.turn = 0;
+                return Poll::Pending;
+            };
+            let received = received?;
+            this.turn += received;
             this.counts
                 .received
                 .set(this.counts.received.get() + received as u64);
