@@ -40,6 +40,10 @@ use crate::upstream::{
 /// `idle_timeout`.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// Of a response's head over HTTP/2, in bytes as RFC 9113 section 6.5.2 counts them: Envoy's default for
+/// `max_response_headers_kb`.
+const RESPONSE_HEADERS: u32 = 60 * 1024;
+
 /// Streams of one HTTP/2 connection before another is made, where the endpoint allows more.
 const STREAMS: usize = 1024;
 
@@ -278,6 +282,7 @@ impl Pools {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .enable_push(false)
+            .max_header_list_size(RESPONSE_HEADERS)
             .handshake::<_, Bytes>(io)
             .await;
         let (sender, connection) = shaken.map_err(|error| ConnectError::Http {
