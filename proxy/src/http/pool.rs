@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::h1::client::is_idle;
 use super::h2::io::Io;
 use super::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::tally::Tallied;
 use super::wire::Wire;
 use crate::model::Name;
 use crate::model::cluster::HttpProtocol;
@@ -256,6 +257,8 @@ impl Pools {
             UpstreamStream::Plain(stream) => Box::new(stream),
             UpstreamStream::Tls(stream) => stream,
         };
+        let metrics = &cluster.metrics;
+        let stream = Box::new(Tallied::new(stream, &metrics.received, &metrics.sent));
         let link = if speaks_http2(&cluster, http2) {
             let pool = self.get_or_make(&cluster, &endpoint);
             self.keep(clusters, &pool);

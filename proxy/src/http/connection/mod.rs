@@ -24,6 +24,7 @@ use super::clock::Alarm;
 use super::local_rate_limit::{self, TokenBucket};
 use super::message::Version;
 use super::stream::Stream;
+use super::tally::Tallied;
 use super::wire::Wire;
 use super::worker::HttpWorker;
 use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager, LocalRateLimit};
@@ -263,7 +264,9 @@ pub async fn serve(
 ) {
     let manager = (connection.manager)();
     let agreed = stream.alpn().map(|protocol| protocol == b"h2");
-    let mut wire = Wire::new(stream, Rc::clone(&log.counts));
+    let counts = &connection.metrics.counts;
+    let stream = Tallied::new(stream, &counts.cx_rx_bytes_total, &counts.cx_tx_bytes_total);
+    let mut wire = Wire::new(Box::new(stream), Rc::clone(&log.counts));
     let mut draining = pin!(draining);
     let http2 = match (manager.codec, agreed) {
         (Codec::Http1, _) => Ok(false),
