@@ -36,15 +36,11 @@ pub trait Duplex {
 
     /// Bytes that the kernel was given so far, where they are others than those taken (records of TLS); none
     /// where they are the same.
-    fn handed(&self) -> Option<u64> {
-        None
-    }
+    fn handed(&self) -> Option<u64>;
 
     /// Bytes that the kernel was given and the peer's kernel has not acknowledged; none where nobody can tell.
     /// Asked once a stream has failed, so it may cost a system call.
-    fn unacknowledged(&self) -> Option<u64> {
-        None
-    }
+    fn unacknowledged(&self) -> Option<u64>;
 
     /// Both directions have ended cleanly: makes the coming drop an ordinary close.
     fn finished(&mut self);

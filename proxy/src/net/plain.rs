@@ -64,6 +64,10 @@ impl Duplex for PlainStream {
         }
     }
 
+    fn handed(&self) -> Option<u64> {
+        None
+    }
+
     fn unacknowledged(&self) -> Option<u64> {
         match self {
             Self::Tcp(stream) => super::socket::unacknowledged(stream),
