@@ -17,7 +17,7 @@ use crate::net::relay::Counts;
 
 /// What h2 is given in one turn. Read without a pause, a burst of small frames would be kept by it at many times its
 /// size, since the streams that they are for have no turn meanwhile.
-const TURN_BYTES: usize = BLOCK_BYTES;
+const TURN_BYTES: usize = 4 * BLOCK_BYTES;
 
 /// The adapter. Dropping it resets the connection unless it was shut down, as with every [`Duplex`].
 pub(in crate::http) struct Io {

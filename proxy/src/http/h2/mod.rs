@@ -27,9 +27,9 @@ pub(super) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 pub(super) const SEND_BUFFER: usize = HIGH_WATERMARK;
 
 /// What frames of data may cost in h2's own books before a connection is ended for them: 256 bytes each, less their
-/// data. Their streams fetch them before the next turn of the connection ([`io`]), which brings at most some 6,600.
+/// data. Their streams fetch them before the next turn of the connection ([`io`]), which brings at most 33,000.
 /// h2's own default goes by the window, and would end a connection over a hundred small messages.
-pub(super) const FRAME_BUDGET: usize = 4 * 1024 * 1024;
+pub(super) const FRAME_BUDGET: usize = 8 * 1024 * 1024;
 
 /// Frames below this many bytes are copied behind each other: kept as they are, each costs some 300 bytes more.
 const COPIED_BYTES: usize = 4096;
