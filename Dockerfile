@@ -1,4 +1,5 @@
-# Attaché alone on an empty file system: no shell, no library, no certificate authorities.
+# Attaché alone on an empty file system: no shell, no library; the public certificate authorities, for servers outside
+# the mesh such as the issuer of a JWT provider's keys.
 #
 #   docker build -t attache .
 #
@@ -14,7 +15,8 @@ WORKDIR /src
 COPY . .
 RUN target="$(uname -m)-unknown-linux-musl" \
  && cargo build --release --locked --package attache --no-default-features --target "$target" \
- && install -D -m 755 "target/$target/release/attache" /image/attache
+ && install -D -m 755 "target/$target/release/attache" /image/attache \
+ && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt
 
 FROM scratch
 COPY --from=build /image/ /

@@ -374,11 +374,17 @@ fn normal_form(target: &str) {
                 Normalized::Target(normal) | Normalized::Redirected(normal) => normal,
                 Normalized::Rejected => continue,
             };
-            assert_eq!(
-                fuzzing::normalize(&normal, &options),
-                Normalized::Target(normal.clone()),
-                "{target} under {options:?}"
-            );
+            // Dots that were encoded, or behind a backslash, and have parameters, are not resolved: as in Envoy,
+            // which would resolve them in what it makes of them.
+            let dots = |segment: &str| segment.starts_with(".;") || segment.starts_with("..;");
+            let path = normal.split('?').next().unwrap_or_default();
+            if !path.split('/').any(dots) {
+                assert_eq!(
+                    fuzzing::normalize(&normal, &options),
+                    Normalized::Target(normal.clone()),
+                    "{target} under {options:?}"
+                );
+            }
             is_normal(target, &normal, &options);
         }
     }

@@ -13,6 +13,7 @@
 //! saw. What differs from run to run (dates, ports, identifiers) is replaced by a name in it.
 
 pub mod bed;
+pub mod bulk;
 pub mod case;
 pub mod config;
 pub mod diff;

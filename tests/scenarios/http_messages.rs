@@ -8,6 +8,12 @@ use serde_json::{Value, json};
 use crate::http_rewrites::action;
 use crate::xds_mesh::OURS;
 
+/// An answer with so many headers more.
+fn many_headers(number: usize) -> String {
+    let headers = (0..number).map(|at| format!("header=x-{at}: y"));
+    headers.collect::<Vec<_>>().join(";")
+}
+
 #[tokio::test]
 async fn http_bodies() {
     let mut cases: Vec<Case> = Vec::new();
@@ -45,6 +51,13 @@ async fn http_bodies() {
             .over(&[Path::H1_H1, Path::H2_H1]),
         get("304 that tells a length", "/").wish("status=304;header=content-length: 10"),
         get("an answer without a length", "/").wish("no-length;header=content-length: 0"),
+        get("an answer that says its length twice", "/")
+            .wish("text=abc;header=content-length: 3")
+            .over(&[Path::H1_H2, Path::H2_H2]),
+        get("an answer with 120 headers", "/")
+            .wish(&many_headers(120))
+            .over(&[Path::H1_H2, Path::H2_H2]),
+        get("an answer with 90 headers", "/").wish(&many_headers(90)),
         case("HEAD of a long body", "HEAD", "/").wish("size=12345"),
         case("HEAD in chunks", "HEAD", "/").wish("chunked"),
         get("the body comes in two parts", "/").wish("size=100;pause=50"),

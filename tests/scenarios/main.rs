@@ -24,6 +24,7 @@ mod http_limits;
 mod http_live;
 mod http_local_replies;
 mod http_manager;
+mod http_memory;
 mod http_messages;
 mod http_normalization;
 mod http_rbac;

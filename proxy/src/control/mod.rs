@@ -9,6 +9,7 @@ pub mod consul;
 mod dial;
 mod executor;
 mod file;
+mod system_roots;
 pub mod xds;
 
 use std::collections::BTreeMap;

@@ -109,6 +109,15 @@ impl RequestBody {
         self.give_up(place);
     }
 
+    /// To be called while nobody reads the body: HTTP/2 wants what it received fetched all the same.
+    pub(super) fn fetch(&self, cx: &mut Context<'_>) {
+        match &self.source {
+            // What it sent waits in the kernel.
+            Source::Http1(_) => {}
+            Source::Http2(incoming) => incoming.borrow_mut().fetch(cx),
+        }
+    }
+
     /// Gives up what is kept, once the last try has had it.
     fn give_up(&self, place: &Place) {
         let mut kept = self.kept.borrow_mut();

@@ -3,12 +3,16 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::header::HeaderMap;
+use hyper::header::{CONTENT_LENGTH, HeaderMap};
 
 use super::body::{BodyError, Chunk};
 use super::h1::client::ResponseError;
 use super::message::ResponseHead;
 use super::{h1, h2};
+
+/// Headers of a response over HTTP/2: Envoy's default for `max_headers_count`, which takes more of them for a
+/// reset. Over HTTP/1 the codec has the same bound.
+const RESPONSE_FIELDS: usize = 100;
 
 /// The exchange.
 #[derive(Debug)]
@@ -101,7 +105,16 @@ impl Exchange {
                 ResponseError::Ended(error) => ended(&error),
                 error => ExchangeError::Protocol(error.to_string()),
             }),
-            Self::Http2(exchange) => exchange.poll_head(cx).map_err(ExchangeError::from),
+            Self::Http2(exchange) => match ready!(exchange.poll_head(cx)) {
+                // The h2 crate takes a length twice where both are the same; joined they would be none.
+                Ok(head) if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() => {
+                    Poll::Ready(Err(ExchangeError::Protocol("it has two lengths".to_owned())))
+                }
+                Ok(head) if head.headers.len() > RESPONSE_FIELDS => {
+                    Poll::Ready(Err(ExchangeError::Reset(::h2::Reason::PROTOCOL_ERROR)))
+                }
+                head => Poll::Ready(head.map_err(ExchangeError::from)),
+            },
         }
     }
 
@@ -126,6 +139,15 @@ impl Exchange {
                 Poll::Ready(ready!(exchange.poll_body(cx)).map(|read| read.map(Chunk::Data)))
             }
             Self::Http2(exchange) => exchange.poll_body(cx),
+        }
+    }
+
+    /// To be called while nobody takes the response: HTTP/2 wants what it received fetched all the same.
+    pub(super) fn fetch(&mut self, cx: &mut Context<'_>) {
+        match self {
+            // What it sent waits in the kernel.
+            Self::Http1(_) => {}
+            Self::Http2(exchange) => exchange.fetch(cx),
         }
     }
 

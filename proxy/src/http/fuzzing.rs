@@ -31,6 +31,7 @@ use crate::model::http::{HttpConnectionManager, Normalization};
 use crate::model::matcher;
 use crate::model::route::{Redirect, Route, RouteAction, RouteMatch};
 use crate::net::Duplex;
+use crate::net::departure::{Departure, Leaving};
 use crate::net::relay::Counts;
 
 /// What a request's head may have.
@@ -153,6 +154,18 @@ impl Duplex for Pieces {
 
     fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+
+    fn handed(&self) -> Option<u64> {
+        None
+    }
+
+    fn unacknowledged(&self) -> Option<u64> {
+        None
+    }
+
+    fn departure(&self, _: Leaving) -> Option<Departure> {
+        None
     }
 
     fn finished(&mut self) {}

@@ -34,6 +34,7 @@ mod route;
 mod sink;
 mod stream;
 mod stream_duration;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::h1::client::is_idle;
 use super::h2::io::Io;
-use super::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::h2::{CONNECTION_WINDOW, FRAME_BUDGET, SEND_BUFFER, STREAM_WINDOW};
+use super::tally::Tallied;
 use super::wire::Wire;
 use crate::model::Name;
 use crate::model::cluster::HttpProtocol;
@@ -40,6 +41,10 @@ use crate::upstream::{
 /// A connection that carried nothing for this long is closed: Envoy's default for an upstream's
 /// `idle_timeout`.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Of a response's head over HTTP/2, in bytes as RFC 9113 section 6.5.2 counts them: Envoy's default for
+/// `max_response_headers_kb`.
+const RESPONSE_HEADERS: u32 = 60 * 1024;
 
 /// Streams of one HTTP/2 connection before another is made, where the endpoint allows more.
 const STREAMS: usize = 1024;
@@ -263,6 +268,8 @@ impl Pools {
             UpstreamStream::Plain(stream) => Box::new(stream),
             UpstreamStream::Tls(stream) => stream,
         };
+        let metrics = &cluster.metrics;
+        let stream = Box::new(Tallied::new(stream, &metrics.received, &metrics.sent));
         let link = if speaks_http2(&cluster, http2) {
             let pool = self.get_or_make(&cluster, &endpoint);
             self.keep(clusters, &pool);
@@ -288,7 +295,10 @@ impl Pools {
         let shaken = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(FRAME_BUDGET)
             .enable_push(false)
+            .max_header_list_size(RESPONSE_HEADERS)
             .handshake::<_, Bytes>(io)
             .await;
         let (sender, connection) = shaken.map_err(|error| ConnectError::Http {

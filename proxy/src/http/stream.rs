@@ -219,6 +219,7 @@ impl Stream {
 
     /// What may end a stream from outside its phases: the downstream, or time.
     fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Stop> {
+        self.body.fetch(cx);
         if let Poll::Ready(flag) = self.sink.poll_gone(cx) {
             self.gone(flag, "the downstream gave it up");
             return Poll::Ready(Stop::Gone);
@@ -493,6 +494,7 @@ impl Stream {
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
                     Poll::Pending => {
+                        live.exchange.fetch(cx);
                         let _ = self.sink.poll_flush(cx)?;
                         return Poll::Pending;
                     }
@@ -603,8 +605,11 @@ impl Stream {
                 Poll::Ready(Ok(last))
             }
             Some(Err(error)) => {
-                let flag = match error {
+                let flag = match &error {
                     BodyError::Malformed(_) => ResponseFlag::UpstreamProtocolError,
+                    BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
+                        ResponseFlag::UpstreamRemoteReset
+                    }
                     BodyError::Incomplete | BodyError::Io(_) | BodyError::Http2(_) => {
                         ResponseFlag::UpstreamConnectionTermination
                     }
@@ -751,6 +756,11 @@ impl Stream {
             }
             _ => self.note(flag, &why),
         }
+        if self.has_started()
+            && let Some(details) = details_of_a_cut(flag)
+        {
+            self.facts.details.replace(details.into());
+        }
         if matches!(self.sink, Sink::Http2(_)) && self.has_started() {
             // What was sent is to go out before the reset: its connection's task has to run.
             tokio::task::yield_now().await;
@@ -796,6 +806,19 @@ impl Drop for Stream {
         trace::end(self);
         self.connection.record(self);
     }
+}
+
+/// What Envoy says of a response that is cut by this, where it has begun.
+fn details_of_a_cut(flag: ResponseFlag) -> Option<&'static str> {
+    Some(match flag {
+        ResponseFlag::StreamIdleTimeout => "stream_idle_timeout",
+        ResponseFlag::UpstreamRemoteReset => "upstream_reset_after_response_started{remote_reset}",
+        ResponseFlag::UpstreamConnectionTermination => {
+            "upstream_reset_after_response_started{connection_termination}"
+        }
+        ResponseFlag::UpstreamProtocolError => "upstream_reset_after_response_started{protocol_error}",
+        _ => return None,
+    })
 }
 
 fn too_large() -> Stop {

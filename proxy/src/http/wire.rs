@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::net::Duplex;
 use crate::net::buffer::with_plain;
+use crate::net::departure::{Departure, Leaving};
 use crate::net::relay::Counts;
 
 /// Pieces up to this many bytes are copied behind each other: one `send` of one slice costs the kernel less
@@ -236,6 +237,11 @@ impl Wire {
         handed == place
             || self.ended
                 && (self.stream.unacknowledged()).is_some_and(|bytes| handed.saturating_sub(bytes) <= place)
+    }
+
+    /// Watches for the peer's leaving while nobody receives.
+    pub(super) fn departure(&self, leaving: Leaving) -> Option<Departure> {
+        self.stream.departure(leaving)
     }
 
     /// Both directions have ended in order: the coming drop is an ordinary close.

@@ -17,10 +17,12 @@ use super::pool::Pools;
 use super::tracers::Tracers;
 use crate::model::http::{GrpcStats, LocalRateLimit};
 use crate::model::jwt::RemoteJwks;
+use crate::model::listener::{Listener, Terminal};
 use crate::model::{Name, Node, RouteConfiguration, Snapshot};
 use crate::telemetry::metrics::http::{
     ConnectionManagerMetrics, GrpcMetrics, HttpRbacMetrics, LocalRateLimitMetrics,
 };
+use crate::telemetry::metrics::listener_stat_name;
 use crate::upstream::{ClusterManager, ConnectError};
 
 /// How long a key set may be; a token is signed by one of a handful.
@@ -52,6 +54,8 @@ pub struct HttpWorker {
     grpc: RefCell<Vec<(Name, GrpcStats, Rc<GrpcMetrics>)>>,
     /// By `stat_prefix` and listener.
     metrics: RefCell<BTreeMap<(Name, String), Weak<ConnectionManagerMetrics>>>,
+    /// Of the connection managers that are configured: they count on while none has a connection.
+    configured: RefCell<Vec<(Name, Rc<ConnectionManagerMetrics>)>>,
     /// Told of every snapshot, for streams that live long.
     pub(super) changed: Notify,
 }
@@ -71,15 +75,14 @@ impl HttpWorker {
             rbac: RefCell::default(),
             grpc: RefCell::default(),
             metrics: RefCell::default(),
+            configured: RefCell::default(),
             changed: Notify::new(),
         }
     }
 
     /// Takes the route tables of a snapshot, and what it says of this proxy.
     pub fn apply(&self, snapshot: &Snapshot) {
-        // What is still in use is made again when it is asked for, with the same counts.
-        self.rbac.borrow_mut().clear();
-        self.grpc.borrow_mut().clear();
+        self.keep_counts(snapshot);
         self.routes.borrow_mut().clone_from(&snapshot.routes);
         self.node.borrow_mut().clone_from(&snapshot.node);
         self.tracers.apply(&snapshot.node, snapshot.tracing.as_ref());
@@ -91,6 +94,30 @@ impl HttpWorker {
     /// [`ConnectError`].
     pub async fn connect(&self, name: &Name) -> Result<(), ConnectError> {
         self.pools.connect(&self.clusters, name).await
+    }
+
+    /// Counts belong to what is configured: they end with it, and not before.
+    fn keep_counts(&self, snapshot: &Snapshot) {
+        let of = |listener: &Arc<Listener>| {
+            let address = listener_stat_name(listener);
+            let managers = listener.chains().filter_map(|chain| match &chain.terminal {
+                Terminal::HttpConnectionManager(manager) => Some(&manager.stat_prefix),
+                Terminal::TcpProxy(_) => None,
+            });
+            managers
+                .map(|prefix| (Name::clone(prefix), self.metrics(prefix, &address)))
+                .collect::<Vec<_>>()
+        };
+        let configured: Vec<_> = snapshot.listeners.values().flat_map(of).collect();
+        let has = |prefix: &Name| configured.iter().any(|(of, _)| of == prefix);
+        self.rbac.borrow_mut().retain(|(manager, _), _| has(manager));
+        self.grpc.borrow_mut().retain(|(name, ..)| {
+            snapshot
+                .clusters
+                .values()
+                .any(|cluster| cluster.stat_name() == name)
+        });
+        self.configured.replace(configured);
     }
 
     /// Listeners and routes are those of a newer snapshot now: streams that newer rules deny are to end.
@@ -216,4 +243,54 @@ fn get(uri: &str) -> Option<RequestHead> {
         version: Version::Http11,
         ..RequestHead::nothing(hyper::Method::GET)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::Limits;
+    use crate::model::filter_chain_match::FilterChainMatch;
+    use crate::model::http::{HttpConnectionManager, Routes};
+    use crate::model::listener::{Address, Direction, FilterChain, ListenerFilters};
+
+    fn snapshot(prefix: &str) -> Snapshot {
+        let table = RouteConfiguration::new("r".into(), Vec::new()).unwrap();
+        let manager = HttpConnectionManager::new(prefix.into(), Routes::Inline(Arc::new(table)));
+        let chain = FilterChain {
+            name: "".into(),
+            matches: FilterChainMatch::default(),
+            transport: None,
+            filters: Vec::new(),
+            terminal: Terminal::HttpConnectionManager(Arc::new(manager)),
+        };
+        let listener = Listener {
+            name: "l".into(),
+            address: Address::Socket(([127, 0, 0, 1], 1).into()),
+            direction: Direction::Inbound,
+            stat_prefix: None,
+            filters: ListenerFilters::default(),
+            filter_chains: vec![Arc::new(chain)],
+            default_filter_chain: None,
+            exact_balance: false,
+            access_log: Vec::new(),
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.listeners.insert("l".into(), Arc::new(listener));
+        snapshot
+    }
+
+    #[test]
+    fn counts_stay_while_their_manager_is_configured() {
+        let worker = HttpWorker::new(Rc::new(ClusterManager::new(Limits::default(), true)));
+        let prefix = Name::from("counts_stay");
+        worker.apply(&snapshot(&prefix));
+        // As a connection holds them while it lives.
+        let manager = Rc::downgrade(&worker.metrics(&prefix, "127.0.0.1_1"));
+        let rbac = Rc::downgrade(&worker.rbac(&prefix, &"".into()));
+        assert!(manager.upgrade().is_some(), "no connection has them now");
+        worker.apply(&snapshot(&prefix));
+        assert!(manager.upgrade().is_some() && rbac.upgrade().is_some());
+        worker.apply(&snapshot("another"));
+        assert!(manager.upgrade().is_none() && rbac.upgrade().is_none());
+    }
 }

@@ -6,6 +6,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::departure::{Departure, Leaving};
+
 /// A stream of bytes both ways. Dropping it resets the connection (RST), unless it was
 /// [finished](Duplex::finished).
 pub trait Duplex {
@@ -24,6 +26,9 @@ pub trait Duplex {
     /// Half-closes: what was taken, then the clean end. Receiving goes on.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// Watches for the peer's leaving while nobody receives. `None` where that cannot be told.
+    fn departure(&self, leaving: Leaving) -> Option<Departure>;
+
     /// The protocol that was agreed on in a handshake (ALPN, RFC 7301).
     fn alpn(&self) -> Option<&[u8]> {
         None
@@ -31,15 +36,11 @@ pub trait Duplex {
 
     /// Bytes that the kernel was given so far, where they are others than those taken (records of TLS); none
     /// where they are the same.
-    fn handed(&self) -> Option<u64> {
-        None
-    }
+    fn handed(&self) -> Option<u64>;
 
     /// Bytes that the kernel was given and the peer's kernel has not acknowledged; none where nobody can tell.
     /// Asked once a stream has failed, so it may cost a system call.
-    fn unacknowledged(&self) -> Option<u64> {
-        None
-    }
+    fn unacknowledged(&self) -> Option<u64>;
 
     /// Both directions have ended cleanly: makes the coming drop an ordinary close.
     fn finished(&mut self);

@@ -4,6 +4,7 @@
 
 pub mod buffer;
 pub mod closing;
+pub mod departure;
 pub mod duplex;
 pub mod holder;
 pub mod machine;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::departure::{Departure, Leaving};
 use super::duplex::Duplex;
 
 /// A connected stream without TLS.
@@ -63,10 +64,21 @@ impl Duplex for PlainStream {
         }
     }
 
+    fn handed(&self) -> Option<u64> {
+        None
+    }
+
     fn unacknowledged(&self) -> Option<u64> {
         match self {
             Self::Tcp(stream) => super::socket::unacknowledged(stream),
             Self::Unix(_) => None,
+        }
+    }
+
+    fn departure(&self, leaving: Leaving) -> Option<Departure> {
+        match self {
+            Self::Tcp(stream) => Departure::of(stream, leaving),
+            Self::Unix(stream) => Departure::of_unix(stream, leaving),
         }
     }
 

@@ -29,6 +29,7 @@ use super::{names, verifier};
 use crate::model::Peer;
 use crate::net::Duplex;
 use crate::net::buffer::{BLOCK_BYTES, Backlog, with_received, with_sending};
+use crate::net::departure::{Departure, Leaving};
 use crate::net::socket::{close_cleanly, unacknowledged};
 use crate::telemetry::access_log::TlsSession;
 
@@ -438,6 +439,10 @@ impl Duplex for TlsStream {
         }
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn departure(&self, leaving: Leaving) -> Option<Departure> {
+        Departure::of(&self.socket, leaving)
     }
 
     fn alpn(&self) -> Option<&[u8]> {

@@ -17,18 +17,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::control::dial::{self, Stream};
+use crate::control::system_roots;
 
 /// Files are parsed again at most this often.
 const CONFIG_AGE: Duration = Duration::from_secs(60);
-/// Where distributions keep the system's authorities.
-const SYSTEM_BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
 /// Opens connections to one agent.
 pub(super) struct Dialer {
     address: ConsulAddress,
@@ -142,7 +134,7 @@ fn authorities(tls: &ConsulTls) -> io::Result<rustls::RootCertStore> {
             paths.filter(|path| path.is_file()).collect()
         }
         (None, None) => {
-            let mut bundles = SYSTEM_BUNDLES.iter().map(PathBuf::from);
+            let mut bundles = system_roots::BUNDLES.iter().map(PathBuf::from);
             bundles.find(|path| path.is_file()).into_iter().collect()
         }
     };

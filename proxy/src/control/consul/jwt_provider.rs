@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::json::{self, DecodeError, Node};
 use super::request_match::refuse_unknown;
 use super::request_rules::payload_key;
+use crate::control::system_roots;
 use crate::model::cluster::{Dns, DnsFamily};
 use crate::model::jwt::{Jwks, JwksAsyncFetch, JwksRetry, JwtHeader, JwtProvider, RemoteJwks};
 use crate::model::listener::{Address, TlsParams};
@@ -259,10 +260,7 @@ fn cluster(
         let sni = node.flag("UseSNI")?.then(|| place.host.as_str().into());
         cluster.transport = Some(Arc::new(UpstreamTls {
             identity: None,
-            validation: Validation {
-                trust: Trust::Roots(Arc::new(roots(node, options.as_ref(), read)?)),
-                names: Vec::new(),
-            },
+            validation: validation(node, options.as_ref(), &place.host, read)?,
             sni,
             alpn: Vec::new(),
             params: TlsParams::default(),
@@ -313,16 +311,43 @@ fn kind(options: Option<&Node<'_>>, is_ip: bool) -> Result<ClusterKind, DecodeEr
     })
 }
 
-fn roots(node: &Node<'_>, options: Option<&Node<'_>>, read: ReadFile<'_>) -> Result<Roots, DecodeError> {
-    let missing = || {
-        let why = "missing: whoever answers would be taken for the issuer, which is not done here";
-        node.error("JWKSCluster.TLSCertificates.TrustedCA", why)
+/// By the authority that is given, else by the system's and the host's name.
+fn validation(
+    node: &Node<'_>,
+    options: Option<&Node<'_>>,
+    host: &str,
+    read: ReadFile<'_>,
+) -> Result<Validation, DecodeError> {
+    let certificates = match options {
+        Some(options) => options.object("TLSCertificates")?,
+        None => None,
     };
-    let options = options.ok_or_else(missing)?;
-    let certificates = options.object("TLSCertificates")?.ok_or_else(missing)?;
-    refuse_unknown(&certificates, &["TrustedCA"])?;
-    let authority = certificates.object("TrustedCA")?.ok_or_else(missing)?;
-    refuse_unknown(&authority, &["Filename", "InlineString", "InlineBytes"])?;
+    let authority = match &certificates {
+        Some(certificates) => {
+            refuse_unknown(certificates, &["TrustedCA"])?;
+            certificates.object("TrustedCA")?
+        }
+        None => None,
+    };
+    if let Some(authority) = authority {
+        return Ok(Validation {
+            trust: Trust::Roots(Arc::new(given_roots(&authority, read)?)),
+            names: Vec::new(),
+        });
+    }
+    let found = system_roots::BUNDLES
+        .iter()
+        .find_map(|file| Roots::from_pem([read(file).ok()?.as_str()]).ok());
+    let roots =
+        found.ok_or_else(|| node.error("JWKSCluster.TLSCertificates.TrustedCA", system_roots::NOT_FOUND))?;
+    Ok(Validation {
+        trust: Trust::Roots(Arc::new(roots)),
+        names: vec![system_roots::name(host)],
+    })
+}
+
+fn given_roots(authority: &Node<'_>, read: ReadFile<'_>) -> Result<Roots, DecodeError> {
+    refuse_unknown(authority, &["Filename", "InlineString", "InlineBytes"])?;
     let inline = authority.text("InlineString")?;
     let bytes = authority.text("InlineBytes")?;
     let (field, pem) = if !inline.is_empty() {

@@ -78,9 +78,9 @@ fn keys_that_are_fetched() {
 }
 
 #[test]
-fn an_issuer_over_tls_needs_an_authority() {
+fn an_issuer_over_tls_is_verified_by_its_authority_or_by_the_system() {
     let https = |rest: &str| remote(&format!(r#""URI":"https://keys.test:8443/",{rest}"#));
-    let missing = "JSONWebKeySet.Remote.JWKSCluster.TLSCertificates.TrustedCA: missing";
+    let missing = "JSONWebKeySet.Remote.JWKSCluster.TLSCertificates.TrustedCA: has no authority";
     for rest in [
         r#""UseSNI":true"#,
         r#""JWKSCluster":{}"#,
@@ -108,6 +108,15 @@ fn an_issuer_over_tls_needs_an_authority() {
     assert_eq!(tls.sni.as_deref(), Some("keys.test"));
     assert!(tls.identity.is_none(), "the mesh's leaf is nothing for strangers");
     assert_eq!(assignment.endpoints[0].address.to_string(), "keys.test:8443");
+    // The system's, where it has any.
+    let body = r#"{"Name":"p","Issuer":"i","JSONWebKeySet":{"Remote":{"URI":"https://keys.test/"}}}"#;
+    let read: ReadFile<'_> = &|path| match path {
+        "/etc/ssl/cert.pem" => Ok(authority.clone()),
+        _ => Err("no file".to_owned()),
+    };
+    let (cluster, _) = decode(body.as_bytes(), "p", read).unwrap().cluster.unwrap();
+    let names = &cluster.transport.unwrap().validation.names;
+    assert_eq!(*names, [system_roots::name("keys.test")]);
     let error = given("InlineString", "no PEM").unwrap_err();
     assert!(error.contains("TrustedCA.InlineString"), "{error}");
     let error = given("EnvironmentVariable", "CA").unwrap_err();

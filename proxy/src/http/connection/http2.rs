@@ -19,7 +19,7 @@ use crate::http::clock::Alarm;
 use crate::http::h1::head::HeadError;
 use crate::http::h2::io::Io;
 use crate::http::h2::server::{Incoming, Responder};
-use crate::http::h2::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http::h2::{CONNECTION_WINDOW, FRAME_BUDGET, SEND_BUFFER, STREAM_WINDOW};
 use crate::http::message::RequestHead;
 use crate::http::request;
 use crate::http::sink::Sink;
@@ -30,6 +30,10 @@ use crate::telemetry::ResponseFlag;
 
 /// Envoy's default for `max_concurrent_streams`.
 const MAX_STREAMS: u32 = 1024;
+
+/// Streams that a downstream may reset before they were taken up; with one more its connection ends. As many
+/// as [`Resets`] allows it: whoever gives up a fan-out of calls is not to lose the others.
+const RESETS_BEFORE_ACCEPT: usize = 250;
 
 pub(super) async fn serve(
     connection: &Rc<Connection>,
@@ -65,6 +69,15 @@ pub(super) async fn serve(
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(http2_error(&error)),
                 Poll::Ready(None) => return Poll::Ready(End::InOrder(ending.unwrap_or("closed"))),
                 Poll::Pending => {}
+            }
+            if connection.state.resets.are_too_many() {
+                connection
+                    .metrics
+                    .counts
+                    .rq_too_many_premature_resets
+                    .increment(1);
+                let why = "too many of its requests were given up at once";
+                return Poll::Ready(End::Broken(ResponseFlag::DownstreamProtocolError, why.to_owned()));
             }
             if ending.is_some() {
                 return Poll::Pending;
@@ -109,6 +122,7 @@ async fn handshake(
     let (stream, received, counts) = wire.into_parts();
     let mut builder = h2::server::Builder::new();
     builder
+        .max_pending_accept_reset_streams(RESETS_BEFORE_ACCEPT)
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .initial_window_size(
             options
@@ -122,6 +136,8 @@ async fn handshake(
                 .unwrap_or(CONNECTION_WINDOW)
                 .min(CONNECTION_WINDOW),
         )
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(FRAME_BUDGET)
         .max_header_list_size(manager.limits.max_request_headers_kb.saturating_mul(1024));
     if options.allow_connect {
         builder.enable_connect_protocol();

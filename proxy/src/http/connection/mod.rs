@@ -5,6 +5,7 @@
 
 mod http1;
 mod http2;
+mod resets;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -17,11 +18,13 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
+use self::resets::Resets;
 use super::client_cert::{ClientCert, PeerCertificate};
 use super::clock::Alarm;
 use super::local_rate_limit::{self, TokenBucket};
 use super::message::Version;
 use super::stream::Stream;
+use super::tally::Tallied;
 use super::wire::Wire;
 use super::worker::HttpWorker;
 use crate::model::http::{Codec, ForwardClientCert, HttpConnectionManager, LocalRateLimit};
@@ -86,6 +89,8 @@ struct State {
     ended_by_downstream: Cell<bool>,
     active: Cell<u32>,
     requests: Cell<u64>,
+    /// Those that the downstream gave up at once.
+    resets: Resets,
     /// The last endpoint connected to, and its cluster.
     endpoint: RefCell<Option<(Name, String)>>,
     /// The last response that was made here because something went wrong.
@@ -222,6 +227,9 @@ impl Connection {
         self.state.active.set(self.state.active.get().saturating_sub(1));
         self.metrics.request_ends(stream.clock.began.elapsed());
         let facts = &stream.facts;
+        self.state
+            .resets
+            .ended(facts.status.get().is_some(), stream.clock.began.elapsed());
         if let (Some(cluster), Some(endpoint)) = (&*facts.cluster.borrow(), &*facts.endpoint.borrow()) {
             *self.state.endpoint.borrow_mut() = Some((Arc::clone(cluster), endpoint.clone()));
         }
@@ -260,7 +268,9 @@ pub async fn serve(
 ) {
     let manager = (connection.manager)();
     let agreed = stream.alpn().map(|protocol| protocol == b"h2");
-    let mut wire = Wire::new(stream, Rc::clone(&log.counts));
+    let counts = &connection.metrics.counts;
+    let stream = Tallied::new(stream, &counts.cx_rx_bytes_total, &counts.cx_tx_bytes_total);
+    let mut wire = Wire::new(Box::new(stream), Rc::clone(&log.counts));
     let mut draining = pin!(draining);
     let http2 = match (manager.codec, agreed) {
         (Codec::Http1, _) => Ok(false),

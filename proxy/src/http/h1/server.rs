@@ -16,6 +16,7 @@ use super::head::{HeadError, HeadLimits, RawRequest, take_request, write_respons
 use crate::http::body::BodyError;
 use crate::http::message::{ResponseHead, Version};
 use crate::http::wire::Wire;
+use crate::net::departure::{Departure, Leaving};
 
 /// Bytes of requests that were sent ahead and are kept while one is answered; more are left to the kernel.
 const PIPELINED_BYTES: usize = 64 * 1024;
@@ -30,6 +31,10 @@ pub(in crate::http) struct Server {
     switched: Cell<bool>,
     /// A byte of a request's head was received.
     begun: Cell<bool>,
+    /// Somebody waits for more of the body, and so hears of an end. Nobody does while it is not taken.
+    reads: Cell<bool>,
+    /// While nobody does.
+    departure: RefCell<Option<Departure>>,
 }
 
 /// Why there is no next request.
@@ -52,6 +57,8 @@ impl Server {
             delimited: Cell::new(false),
             switched: Cell::new(false),
             begun: Cell::new(false),
+            reads: Cell::new(false),
+            departure: RefCell::new(None),
         }
     }
 
@@ -100,6 +107,7 @@ impl Server {
     /// The body of the request just read is as `reader` says. `upgrade` reads on whatever comes.
     pub(in crate::http) fn begin_body(&self, reader: Reader) {
         *self.reader.borrow_mut() = reader;
+        self.reads.set(false);
     }
 
     /// Whether the request was read to its end.
@@ -109,15 +117,24 @@ impl Server {
 
     /// The next bytes of the request's body.
     pub(in crate::http) fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        self.reader.borrow_mut().poll(&mut self.wire.borrow_mut(), cx)
+        let read = self.reader.borrow_mut().poll(&mut self.wire.borrow_mut(), cx);
+        self.reads.set(read.is_pending());
+        read
     }
 
-    /// Ready once the downstream is gone, which only shows while nothing of its request is to be read.
+    /// Ready once the downstream is gone. While its request is not taken its end counts although bytes wait before
+    /// it: read later, it would cut the request all the same.
     pub(in crate::http) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // Of a protocol that was switched to, an end says nothing of the other direction.
-        if !self.body_has_ended() || self.switched.get() {
+        if !self.body_has_ended() {
+            return match self.reads.get() {
+                true => Poll::Pending,
+                false => self.poll_departed(cx),
+            };
+        }
+        if self.switched.get() {
             return Poll::Pending;
         }
+        self.departure.take();
         let wire = &mut *self.wire.borrow_mut();
         while wire.input().len() < PIPELINED_BYTES {
             match ready!(wire.poll_fill(cx)) {
@@ -126,6 +143,23 @@ impl Server {
             }
         }
         Poll::Pending
+    }
+
+    /// Ready once the downstream has left without anybody's receiving.
+    fn poll_departed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Of a protocol that was switched to, an end says nothing of the other direction.
+        let leaving = match self.switched.get() {
+            true => Leaving::ByReset,
+            false => Leaving::AnyHow,
+        };
+        let departure = &mut *self.departure.borrow_mut();
+        if departure.is_none() {
+            *departure = self.wire.borrow().departure(leaving);
+        }
+        match departure {
+            Some(departure) => departure.poll(cx),
+            None => Poll::Pending,
+        }
     }
 
     /// Sends `100 Continue`.
@@ -179,7 +213,11 @@ impl Server {
             Writer::Chunked
         };
         self.writer.set(writer);
-        self.switched.set(status == StatusCode::SWITCHING_PROTOCOLS);
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.switched.set(true);
+            // It was over another way of leaving.
+            self.departure.take();
+        }
         self.delimited
             .set(!until_end && status != StatusCode::SWITCHING_PROTOCOLS);
         let mut bytes = Vec::with_capacity(512);

@@ -140,6 +140,13 @@ impl Exchange {
         }
     }
 
+    /// Fetches what was received of the response while nobody takes it.
+    pub(in crate::http) fn fetch(&mut self, cx: &mut Context<'_>) {
+        if let Some(received) = &mut self.received {
+            received.fetch(cx);
+        }
+    }
+
     /// Gives the stream up.
     pub(in crate::http) fn reset(&mut self, reason: Reason) {
         self.body.send_reset(reason);

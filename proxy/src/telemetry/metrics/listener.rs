@@ -12,6 +12,14 @@ pub fn listener_address(listener: &str) -> String {
     sanitized(listener.split_once(':').map_or(listener, |(_, address)| address))
 }
 
+/// The listener's name among statistics: its `stat_prefix`, else its address.
+pub fn listener_stat_name(listener: &Listener) -> String {
+    match &listener.stat_prefix {
+        Some(prefix) => sanitized(prefix),
+        None => sanitized(&listener.address.to_string()),
+    }
+}
+
 /// A worker's handles for one listener: `listener.<address>.…`.
 #[derive(Debug)]
 pub struct ListenerMetrics {
@@ -49,10 +57,7 @@ impl ListenerMetrics {
 
     /// Resolves the handles for this thread: under the listener's `stat_prefix`, else its address.
     pub fn of(listener: &Listener) -> Self {
-        let metrics = Self::named(&match &listener.stat_prefix {
-            Some(prefix) => sanitized(prefix),
-            None => sanitized(&listener.address.to_string()),
-        });
+        let metrics = Self::named(&listener_stat_name(listener));
         if listener.chains().any(|chain| chain.transport.is_some()) {
             metrics.tls();
         }

@@ -29,7 +29,7 @@ pub use cluster::{
 };
 pub use listener::{
     ConnectionLimitMetrics, DownstreamTlsMetrics, ListenerMetrics, RbacMetrics, TcpProxyMetrics,
-    listener_address,
+    listener_address, listener_stat_name,
 };
 pub use registry::{Registry, Scope};
 pub use server::{ClusterManagerMetrics, ControlPlaneMetrics, ListenerManagerMetrics, ServerMetrics};

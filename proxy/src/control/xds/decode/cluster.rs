@@ -25,6 +25,7 @@ use super::context::Context;
 use super::error::{At, DecodeError};
 use super::{cluster_fields, endpoint, tls};
 use crate::model::cluster::{Dns, DnsFamily, LoadBalancer};
+use crate::model::listener::Address;
 use crate::model::{Cluster, ClusterKind, ClusterLoadAssignment, Name, Target};
 
 /// Envoy's defaults.
@@ -88,7 +89,12 @@ pub fn decode(cluster: &Wire, ctx: &mut Context<'_>) -> Result<DecodedCluster, D
         name,
         alt_stat_name: (!cluster.alt_stat_name.is_empty()).then(|| cluster.alt_stat_name.as_str().into()),
         connect_timeout: positive(cluster.connect_timeout.as_ref(), CONNECT_TIMEOUT, &timeout_at)?,
-        transport: tls::upstream_socket(socket, &at.field("transport_socket"), ctx)?,
+        transport: tls::upstream_socket(
+            socket,
+            host(endpoints.as_ref()).as_deref(),
+            &at.field("transport_socket"),
+            ctx,
+        )?,
         load_balancer: load_balancer(cluster, &kind, &at)?,
         panic_threshold: cluster_fields::panic_threshold(cluster, &at, ctx)?,
         circuit_breakers: cluster_fields::circuit_breakers(cluster, &at, ctx)?,
@@ -236,6 +242,18 @@ fn endpoints(
         return Err(at.refuse("of a LOGICAL_DNS cluster has not exactly one endpoint"));
     }
     Ok(Some(decoded))
+}
+
+/// Whom the cluster leads to, where that is one.
+fn host(assignment: Option<&ClusterLoadAssignment>) -> Option<String> {
+    match assignment?.endpoints.as_slice() {
+        [one] => match &one.address {
+            Target::Host { host, .. } => Some(host.to_string()),
+            Target::Address(Address::Socket(address)) => Some(address.ip().to_string()),
+            Target::Address(_) => None,
+        },
+        _ => None,
+    }
 }
 
 fn has_host_names(assignment: &ClusterLoadAssignment) -> bool {

@@ -281,7 +281,12 @@ fn spiffe(
     Ok(Trust::Spiffe(bundles))
 }
 
-fn roots(source: &DataSource, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<Roots>, DecodeError> {
+/// The authorities of a source.
+pub(super) fn roots(
+    source: &DataSource,
+    at: &At<'_>,
+    ctx: &mut Context<'_>,
+) -> Result<Arc<Roots>, DecodeError> {
     let Content { bytes: pem, path } = data_source(Some(source), at, ctx)?;
     let mut bytes = pem.to_vec();
     bytes.push(0);

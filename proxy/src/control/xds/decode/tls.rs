@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use attache_proto::TypeUrl;
 use attache_proto::envoy::config::core::v3::{
-    TransportSocket, config_source::ConfigSourceSpecifier, transport_socket::ConfigType,
+    DataSource, TransportSocket, config_source::ConfigSourceSpecifier, data_source::Specifier,
+    transport_socket::ConfigType,
 };
 use attache_proto::envoy::extensions::transport_sockets::{
     proxy_protocol::v3::ProxyProtocolUpstreamTransport,
@@ -25,6 +26,7 @@ use super::context::Context;
 use super::error::{At, DecodeError};
 use super::secret::{self, Secret, ValidationParts};
 use super::tls_params;
+use crate::control::system_roots;
 use crate::model::listener::{ClientCertificate, TlsParams};
 use crate::model::{DownstreamTls, Identity, Trust, UpstreamTls, Validation};
 
@@ -46,17 +48,18 @@ pub fn downstream_socket(
     }
 }
 
-/// A cluster's `transport_socket`; none is plaintext.
+/// A cluster's `transport_socket`; none is plaintext. `host` is whom the cluster leads to, where that is one.
 ///
 /// # Errors
 /// A kind of socket that is not supported; as [`upstream`].
 pub fn upstream_socket(
     socket: Option<&TransportSocket>,
+    host: Option<&str>,
     at: &At<'_>,
     ctx: &mut Context<'_>,
 ) -> Result<Option<Arc<UpstreamTls>>, DecodeError> {
     match tls::<UpstreamTlsContext>(socket, at)? {
-        Some(config) => upstream(config, &at.field("typed_config"), ctx).map(Some),
+        Some(config) => upstream(config, host, &at.field("typed_config"), ctx).map(Some),
         None => Ok(None),
     }
 }
@@ -166,7 +169,12 @@ fn asks_for_name(validation: &Validation) -> bool {
 /// # Errors
 /// Names the field that is invalid or not supported; no authority to verify by;
 /// [`super::Why::Waiting`] for a secret.
-pub fn upstream(config: &Any, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<UpstreamTls>, DecodeError> {
+pub fn upstream(
+    config: &Any,
+    host: Option<&str>,
+    at: &At<'_>,
+    ctx: &mut Context<'_>,
+) -> Result<Arc<UpstreamTls>, DecodeError> {
     let context: UpstreamTlsContext = unpack(config, at)?;
     unsupported(
         at,
@@ -197,11 +205,13 @@ pub fn upstream(config: &Any, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<
     };
     let common_at = at.field("common_tls_context");
     let common = common(context.common_tls_context.as_ref(), &common_at, ctx)?;
-    let validation = common.validation.ok_or_else(|| {
-        common_at.field("validation_context").refuse(
-            "has neither trusted_ca nor a SPIFFE validator: whoever answers would be taken for the upstream",
-        )
-    })?;
+    let validation = match common.validation {
+        Some(validation) => validation,
+        None => {
+            let at = common_at.field("validation_context");
+            by_the_system(sni.as_deref().or(host), &at, ctx)?
+        }
+    };
     let tls = UpstreamTls {
         identity: common.identity,
         validation,
@@ -210,6 +220,32 @@ pub fn upstream(config: &Any, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Arc<
         params: common.params,
     };
     Ok(ctx.shared.upstream(&config.value, tls))
+}
+
+/// For a server outside the mesh that comes with no authority, such as the issuer of a JWT provider's keys.
+fn by_the_system(name: Option<&str>, at: &At<'_>, ctx: &mut Context<'_>) -> Result<Validation, DecodeError> {
+    let name = name.ok_or_else(|| {
+        at.refuse(
+            "has neither trusted_ca nor a SPIFFE validator: whoever answers would be taken for the upstream",
+        )
+    })?;
+    for file in system_roots::BUNDLES {
+        let source = DataSource {
+            specifier: Some(Specifier::Filename(file.to_owned())),
+            ..DataSource::default()
+        };
+        if let Ok(roots) = secret::roots(&source, at, ctx) {
+            ctx.notice(
+                at,
+                "has no trusted_ca: the system's authorities stand in, and the name is verified",
+            );
+            return Ok(Validation {
+                trust: Trust::Roots(roots),
+                names: vec![system_roots::name(name)],
+            });
+        }
+    }
+    Err(at.refuse(system_roots::NOT_FOUND))
 }
 
 /// What both sides have.

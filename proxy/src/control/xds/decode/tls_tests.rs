@@ -13,6 +13,7 @@ use super::super::Why;
 use super::super::testing::{Bench, any, inline, pem};
 use super::*;
 use crate::model::Trust;
+use crate::model::secret::SanKind;
 
 const AT: At<'static> = At::resource("Listener", "l");
 const URI: &str = "spiffe://td.consul/ns/default/dc/dc1/svc/web";
@@ -64,7 +65,7 @@ fn down(context: &DownstreamTlsContext) -> Result<Arc<DownstreamTls>, DecodeErro
 }
 
 fn up(context: &UpstreamTlsContext) -> Result<Arc<UpstreamTls>, DecodeError> {
-    upstream(&any(context), &AT, &mut Bench::default().context())
+    upstream(&any(context), None, &AT, &mut Bench::default().context())
 }
 
 #[test]
@@ -120,6 +121,44 @@ fn an_upstream_is_verified_always() {
         let error = up(&context).unwrap_err();
         assert_eq!(error.path, "common_tls_context.validation_context");
         assert!(error.to_string().contains("whoever answers"), "{error}");
+    }
+}
+
+#[test]
+fn a_server_outside_the_mesh_is_verified_by_the_system_and_by_its_name() {
+    let context = UpstreamTlsContext::default();
+    let mut bench = Bench::default();
+    let error = upstream(&any(&context), Some("keys.test"), &AT, &mut bench.context()).unwrap_err();
+    assert!(error.to_string().contains("the system has no bundle"), "{error}");
+    let authority = pem("spiffe://td.consul").certificate;
+    let default = "/etc/pki/tls/certs/ca-bundle.crt";
+    bench.disk.files.insert(default.into(), authority);
+    let by_default = |host: &str, sni: &str, bench: &mut Bench| {
+        let context = UpstreamTlsContext {
+            sni: sni.to_owned(),
+            ..UpstreamTlsContext::default()
+        };
+        let tls = upstream(&any(&context), Some(host), &AT, &mut bench.context()).unwrap();
+        let [name] = tls.validation.names.as_slice() else {
+            panic!("{:?}", tls.validation.names)
+        };
+        let Trust::Roots(roots) = &tls.validation.trust else {
+            panic!("no roots")
+        };
+        (roots.path.clone(), name.kind, name.matcher.clone())
+    };
+    for (host, sni, kind, name) in [
+        ("keys.test", "", SanKind::Dns, "keys.test"),
+        ("keys.test", "other.test", SanKind::Dns, "other.test"),
+        ("10.0.0.1", "", SanKind::Ip, "10.0.0.1"),
+    ] {
+        let found = by_default(host, sni, &mut bench);
+        let expected = (
+            Some(default.into()),
+            kind,
+            crate::model::matcher::StringMatcher::exact(name),
+        );
+        assert_eq!(found, expected);
     }
 }
 
@@ -288,7 +327,7 @@ fn what_did_not_change_is_the_same() {
     let mut bench = Bench::default();
     let (server, client) = (any(&mutual()), any(&to_upstream()));
     let first = downstream(&server, &AT, &mut bench.context()).unwrap();
-    let upstreams = [(); 2].map(|()| upstream(&client, &AT, &mut bench.context()).unwrap());
+    let upstreams = [(); 2].map(|()| upstream(&client, None, &AT, &mut bench.context()).unwrap());
     assert!(Arc::ptr_eq(
         &first,
         &downstream(&server, &AT, &mut bench.context()).unwrap()
@@ -318,7 +357,7 @@ fn sockets_by_type() {
             .is_some()
     );
     let refused = |socket: &TransportSocket| {
-        upstream_socket(Some(socket), &AT, &mut Bench::default().context())
+        upstream_socket(Some(socket), None, &AT, &mut Bench::default().context())
             .unwrap_err()
             .to_string()
     };
