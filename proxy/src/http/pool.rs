@@ -244,6 +244,10 @@ impl Pools {
         {
             return found(Link::Http2(Stream::open(connection)));
         }
+        // By this very request, which dials it again.
+        if dialling.iter().any(|dialling| Rc::ptr_eq(&dialling.0, &pool)) {
+            return None;
+        }
         if pool.dialling.replace(true) {
             return Some(Found::Wait(pool));
         }

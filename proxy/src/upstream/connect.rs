@@ -42,6 +42,9 @@ const RETURN_WINDOW: Duration = Duration::from_secs(15);
 /// take some hundred milliseconds for that, a second when busy.
 const NEWS_WINDOW: Duration = Duration::from_secs(2);
 
+/// How soon one that may still be starting is dialled again.
+const REDIAL: Duration = Duration::from_millis(100);
+
 /// Envoy's default for `circuit_breakers.max_connections` and `max_pending_requests`.
 const DEFAULT_LIMIT: u32 = 1024;
 
@@ -109,6 +112,8 @@ struct Search<'a> {
     /// Not to be tried again.
     tried: Vec<Rc<EndpointState>>,
     attempts: usize,
+    /// Dials of endpoints that had been tried, but may be starting.
+    redials: usize,
     /// The last attempt's.
     failure: Option<ConnectError>,
     waited: bool,
@@ -120,9 +125,10 @@ struct Search<'a> {
 #[derive(Debug)]
 enum Missing {
     /// Endpoints are there, but all were tried, or enough of them; whether a source of them may still say
-    /// that they are gone.
+    /// that they are gone, and until when one of them may be starting.
     Tried {
         may_leave: bool,
+        starts_until: Option<Instant>,
     },
     /// As [`Availability`] has them.
     Unknown(Arc<str>),
@@ -134,7 +140,8 @@ enum Missing {
 ///
 /// # Errors
 /// [`ConnectError`], at once where nothing is to be hoped for. Else after at most a wait (the cluster's connect
-/// timeout for first endpoints, 15 s after the loss of the last one, 2 s where all have failed) and the connect
+/// timeout for first endpoints, 15 s after the loss of the last one, 2 s where all have failed, 5 s
+/// after it came where one may be starting) and the connect
 /// timeout for each endpoint tried.
 pub async fn connect(
     clusters: &ClusterManager,
@@ -165,6 +172,7 @@ pub async fn reach<P>(
         max_attempts: context.max_attempts.map(|max| max as usize),
         tried: Vec::new(),
         attempts: 0,
+        redials: 0,
         failure: None,
         waited: false,
         pending: None,
@@ -290,6 +298,8 @@ impl Search<'_> {
         };
         lease.failed(&source);
         match &source {
+            // Told already, or soon, by whoever dials it first: dialling it again says nothing new.
+            AttemptError::Dial(_) if self.redials > 0 && endpoint.starts_until(began).is_some() => {}
             AttemptError::Dial(_) | AttemptError::Handshake(_) | AttemptError::Timeout(_) => {
                 cluster.failed(endpoint, began.elapsed());
             }
@@ -333,10 +343,11 @@ impl Search<'_> {
     async fn wait(&mut self, resolved: &Resolved) -> Result<(), ConnectError> {
         let cluster = &resolved.cluster;
         let missing = match &resolved.availability {
+            // Mesh endpoints speak TLS and come from a catalog. A plain one is the local app or of a static
+            // list; there a refusal is news enough, and the peer is to know of it at once.
             Availability::Endpoints => Missing::Tried {
-                // Mesh endpoints speak TLS and come from a catalog. A plain one is the local app or of a
-                // static list; there a refusal is news enough, and the peer is to know of it at once.
                 may_leave: !matches!(cluster.transport(), Transport::Plain),
+                starts_until: self.starts_until(Instant::now()),
             },
             Availability::Unknown(why) => Missing::Unknown(Arc::clone(why)),
             // An endpoint that is ejected is to be left alone, not waited for: a request is told at once. A
@@ -366,12 +377,39 @@ impl Search<'_> {
             cluster.metrics.waited.increment(1);
         }
         // Out of time or not: what there is now decides.
-        let _ = timeout_at(deadline, self.clusters.changed()).await;
+        let starts = matches!(missing, Missing::Tried { starts_until, .. } if starts_until.is_some());
+        let pause = if starts {
+            deadline.min(now + REDIAL)
+        } else {
+            deadline
+        };
+        let _ = timeout_at(pause, self.clusters.changed()).await;
+        if starts {
+            self.forget_starting();
+        }
         if matches!(missing, Missing::Lost(_)) {
             // What can be dialled after that is there anew, at the same address or not.
             self.tried.clear();
         }
         Ok(())
+    }
+
+    /// Until when one of those tried may be starting.
+    fn starts_until(&self, now: Instant) -> Option<Instant> {
+        self.tried
+            .iter()
+            .filter_map(|endpoint| endpoint.starts_until(now))
+            .max()
+    }
+
+    /// Those that may be starting are dialled again, and told of once.
+    fn forget_starting(&mut self) {
+        let now = Instant::now();
+        let before = self.tried.len();
+        self.tried.retain(|endpoint| endpoint.starts_until(now).is_none());
+        let forgotten = before - self.tried.len();
+        self.attempts -= forgotten;
+        self.redials += forgotten;
     }
 
     /// The error of a search that ends: an endpoint's own failure says more than that none is left.
@@ -414,7 +452,10 @@ impl Missing {
                 let closes = *at + RETURN_WINDOW;
                 (began <= closes).then(|| closes.max(began + connect_timeout))
             }
-            Self::Tried { may_leave } => may_leave.then(|| began + NEWS_WINDOW),
+            Self::Tried {
+                may_leave,
+                starts_until,
+            } => may_leave.then(|| starts_until.unwrap_or(began).max(began + NEWS_WINDOW)),
             Self::Never => None,
         }
     }

@@ -23,6 +23,10 @@ use crate::telemetry::metrics::ClusterMembership;
 /// its source to say that it is gone, short enough for one that restarts.
 const PUT_LAST: Duration = Duration::from_secs(2);
 
+/// How long after it came an endpoint that was never connected to may still be starting: Consul knows an
+/// instance as soon as it is registered, its sidecar listens a second or more later.
+const STARTING: Duration = Duration::from_secs(5);
+
 /// One endpoint with its live connections; kept over updates that do not change its address.
 #[derive(Debug)]
 pub struct EndpointState {
@@ -39,6 +43,8 @@ pub struct EndpointState {
     priority: Cell<u32>,
     gone: Cell<bool>,
     last_until: Cell<Option<Instant>>,
+    came: Instant,
+    was_connected: Cell<bool>,
     /// From the first dial on, or from its resolution.
     metrics: OnceCell<EndpointMetrics>,
 }
@@ -76,6 +82,8 @@ impl EndpointState {
             priority: Cell::new(endpoint.priority),
             gone: Cell::new(false),
             last_until: Cell::new(None),
+            came: Instant::now(),
+            was_connected: Cell::new(false),
             metrics: OnceCell::new(),
         }
     }
@@ -128,9 +136,16 @@ impl EndpointState {
         self.last_until.get().is_some_and(|until| now < until)
     }
 
+    /// Until when it may be starting, if it may: a refusal says little of it.
+    pub fn starts_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.came + STARTING;
+        (!self.was_connected.get() && !self.is_gone() && now < until).then_some(until)
+    }
+
     /// A connection was made. Where `per_request` connections carry requests, only their answers end a row of
     /// failures: an app that takes connections and drops them is never well, as in Envoy.
     pub fn connected(&self, per_request: bool) {
+        self.was_connected.set(true);
         self.last_until.set(None);
         if !per_request {
             self.health.succeeded();

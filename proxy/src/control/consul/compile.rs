@@ -13,7 +13,7 @@ use super::http_manager::{self, Protocol};
 use super::intentions::{self, Destination};
 use super::registration::Registration;
 use super::state::{Authority, Given, State, Want};
-use super::{expose, jwt_filter, request_rules, upstreams};
+use super::{access_logs, expose, jwt_filter, request_rules, upstreams};
 use crate::model::cluster::{CircuitBreakers, HttpProtocol};
 use crate::model::filter_chain_match::FilterChainMatch;
 use crate::model::http::{
@@ -69,6 +69,7 @@ pub(super) fn compile(given: &Given, state: &State, previous: Option<&Snapshot>)
         public(given, state, registration, authority, &mut parts);
     }
     upstreams::compile(given, state, registration, &mut parts);
+    access_logs::compile(registration, &mut parts);
     parts.notices.extend(state.mesh.notices.iter().cloned());
     let (notices, wants) = (parts.notices.clone(), parts.wants.clone());
     let node = Node {

@@ -7,6 +7,7 @@
 //! chains are words of this module only. While Consul is away, slow or wrong, the last good snapshot
 //! goes on serving; what cannot be carried out is refused by name.
 
+mod access_logs;
 mod agent_version;
 mod authority;
 pub mod chain;

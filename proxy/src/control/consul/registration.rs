@@ -3,6 +3,7 @@
 //! Decodes and judges nothing but the form: which fields are carried out and which are only named in
 //! the log is decided in [`super::compile`]. Of what Attaché never carries out only the names are kept.
 
+use super::access_logs::AccessLogs;
 use super::json::{self, DecodeError, Node, Opaque};
 
 /// A `connect-proxy` registration, or what stands for one.
@@ -40,6 +41,8 @@ pub struct Registration {
     pub mesh_gateway: String,
     /// Paths of the service that are reachable without mutual TLS.
     pub exposed: Vec<ExposedPath>,
+    /// Where they are enabled.
+    pub(super) access_logs: Option<AccessLogs>,
     pub(super) config: Opaque,
     /// Fields that are there and that no sidecar of this version carries out.
     pub(super) unsupported: Vec<String>,
@@ -124,7 +127,7 @@ const KNOWN: [&str; 23] = [
     "AgentName",
 ];
 /// The same inside `Proxy`.
-const KNOWN_PROXY: [&str; 10] = [
+const KNOWN_PROXY: [&str; 11] = [
     "DestinationServiceName",
     "DestinationServiceID",
     "LocalServiceAddress",
@@ -135,6 +138,7 @@ const KNOWN_PROXY: [&str; 10] = [
     "Upstreams",
     "MeshGateway",
     "Expose",
+    "AccessLogs",
 ];
 
 /// Decodes the answer of `/v1/agent/service/:id`.
@@ -167,6 +171,7 @@ pub fn decode(body: &[u8]) -> Result<Registration, DecodeError> {
     found.mesh_gateway = gateway_mode(&proxy)?;
     found.config = Opaque::read(&proxy, "Config")?;
     found.unsupported.extend(proxy.unknown(&KNOWN_PROXY));
+    found.access_logs = AccessLogs::decode(&proxy)?;
     if let Some(expose) = proxy.object("Expose")? {
         decode_expose(&expose, &mut found)?;
     }

@@ -22,7 +22,7 @@ struct Bed(Rc<(ClusterManager, RefCell<Snapshot>)>);
 struct Port(
     SocketAddr,
     #[expect(dead_code, reason = "held open")] Option<std::net::TcpListener>,
-    #[expect(dead_code, reason = "held bound")] Option<socket2::Socket>,
+    Option<socket2::Socket>,
 );
 
 fn accepts() -> Port {
@@ -172,12 +172,19 @@ fn how_long_is_waited() {
         // Ten hours after the runtime's start, so that there is a past.
         sleep(36_000 * SECOND).await;
         let now = Instant::now();
+        let tried = |may_leave, seconds: Option<u32>| Missing::Tried {
+            may_leave,
+            starts_until: seconds.map(|seconds| now + seconds * SECOND),
+        };
         let lost = |seconds| Missing::Lost(now - seconds * SECOND);
         for (missing, expected) in [
             (Missing::Never, None),
             (Missing::Unknown("".into()), Some(5)),
-            (Missing::Tried { may_leave: false }, None),
-            (Missing::Tried { may_leave: true }, Some(2)),
+            (tried(false, None), None),
+            (tried(false, Some(4)), None),
+            (tried(true, None), Some(2)),
+            (tried(true, Some(1)), Some(2)),
+            (tried(true, Some(4)), Some(4)),
             (lost(0), Some(15)),
             (lost(4), Some(11)),
             (lost(10), Some(5)),
@@ -292,8 +299,32 @@ fn a_dead_endpoint_of_the_mesh_that_stays_is_given_up_soon() {
         let dead = refuses();
         let bed = Bed::new(vec![mesh("c")]);
         bed.endpoints("c", &[&dead]);
+        // It may be starting, until it had time enough.
+        bed.fails("c", 5, &["UF", "1 endpoint(s) of c tried", "refused"])
+            .await;
         bed.fails("c", 2, &["UF", "1 endpoint(s) of c tried", "refused"])
             .await;
+    });
+}
+
+#[test]
+fn an_endpoint_that_comes_before_it_listens_is_dialled_until_it_does() {
+    run(async {
+        let starting = refuses();
+        let bed = Bed::new(vec![mesh("c")]);
+        bed.endpoints("c", &[&starting]);
+        let start = async {
+            sleep(SECOND).await;
+            starting.2.as_ref().unwrap().listen(1).unwrap();
+        };
+        let ((), (outcome, after)) = tokio::join!(start, bed.outcome("c"));
+        // Nobody answers the handshake; that it was connected to is what counts.
+        let error = outcome.unwrap_err();
+        assert!(
+            error.contains("1 endpoint(s)") && !error.contains("refused"),
+            "{error}"
+        );
+        assert!((6..=7).contains(&after), "{after}");
     });
 }
 
