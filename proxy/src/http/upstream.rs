@@ -120,6 +120,11 @@ pub(super) async fn attempt(
                 repeated = true;
             }
             Err(Ended::Failed(why)) => {
+                if let (FailedBy::Exchange(ExchangeError::Ended { .. }), Hold::Http1(lease)) =
+                    (&why, &live.hold)
+                {
+                    lease.ended_by_endpoint();
+                }
                 let failure = match &why {
                     FailedBy::PerTryTimeout => Failure::PerTryTimeout,
                     FailedBy::Exchange(ExchangeError::Refused) => Failure::Refused,
