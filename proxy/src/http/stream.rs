@@ -605,6 +605,7 @@ impl Stream {
                 let flag = match error {
                     BodyError::Malformed(_) => ResponseFlag::UpstreamProtocolError,
                     BodyError::Incomplete | BodyError::Io(_) | BodyError::Http2(_) => {
+                        live.ended_by_endpoint();
                         ResponseFlag::UpstreamConnectionTermination
                     }
                 };
