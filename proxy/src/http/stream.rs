@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::{BodyError, Chunk, Place, RequestBody};
 use super::clock::{Clock, Overdue};
-use super::connection::Connection;
+use super::connection::{Connection, DISCONNECT};
 use super::exchange::ExchangeError;
 use super::filters;
 use super::grpc_stats::Call;
@@ -146,7 +146,7 @@ impl Stream {
         if body.has_ended() {
             clock.request_ended();
         }
-        connection.stream_begins(head.version);
+        connection.stream_begins(&head);
         Self {
             connection: Rc::clone(connection),
             manager,
@@ -202,7 +202,7 @@ impl Stream {
         let details = match flag {
             ResponseFlag::DownstreamRemoteReset => Some("http2.remote_reset"),
             ResponseFlag::DownstreamProtocolError => Some("codec_error"),
-            ResponseFlag::DownstreamConnectionTermination => Some("downstream_remote_disconnect"),
+            ResponseFlag::DownstreamConnectionTermination => Some(DISCONNECT),
             _ => None,
         };
         if let Some(details) = details.filter(|_| self.facts.why.borrow().is_none()) {
@@ -611,6 +611,7 @@ impl Stream {
                         ResponseFlag::UpstreamRemoteReset
                     }
                     BodyError::Incomplete | BodyError::Io(_) | BodyError::Http2(_) => {
+                        live.ended_by_endpoint();
                         ResponseFlag::UpstreamConnectionTermination
                     }
                 };

@@ -68,6 +68,14 @@ impl Live {
         self.cluster.answered(&self.endpoint, status.as_u16());
     }
 
+    /// The endpoint ended the connection in the middle of it.
+    pub(super) fn ended_by_endpoint(&self) {
+        // One of HTTP/2 has a task that notices.
+        if let Hold::Http1(lease) = &self.hold {
+            lease.ended_by_endpoint();
+        }
+    }
+
     /// No other try follows this one.
     pub(super) fn stands(&self, stream: &Stream) {
         stream.body.stop_keeping(&self.place);
@@ -133,6 +141,9 @@ pub(super) async fn attempt(
                 repeats += 1;
             }
             Err(Ended::Failed(why)) => {
+                if let FailedBy::Exchange(ExchangeError::Ended { .. }) = &why {
+                    live.ended_by_endpoint();
+                }
                 let failure = match &why {
                     FailedBy::PerTryTimeout => Failure::PerTryTimeout,
                     FailedBy::Exchange(ExchangeError::Refused) => Failure::Refused,

@@ -67,7 +67,7 @@ pub(super) async fn serve(
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(http2_error(&error)),
-                Poll::Ready(None) => return Poll::Ready(End::InOrder(ending.unwrap_or("closed"))),
+                Poll::Ready(None) => return Poll::Ready(ending.map_or(End::ByDownstream, End::InOrder)),
                 Poll::Pending => {}
             }
             if connection.state.resets.are_too_many() {

@@ -22,7 +22,7 @@ use self::resets::Resets;
 use super::client_cert::{ClientCert, PeerCertificate};
 use super::clock::Alarm;
 use super::local_rate_limit::{self, TokenBucket};
-use super::message::Version;
+use super::message::{RequestHead, Version};
 use super::stream::Stream;
 use super::tally::Tallied;
 use super::wire::Wire;
@@ -41,6 +41,9 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The first bytes of every HTTP/2 connection (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The details of a request whose downstream left.
+pub(super) const DISCONNECT: &str = "downstream_remote_disconnect";
 
 /// What a connection is served with.
 pub struct Connection {
@@ -88,6 +91,8 @@ struct State {
     version: Cell<Option<HttpVersion>>,
     ended_by_downstream: Cell<bool>,
     active: Cell<u32>,
+    /// The downstream left in the middle of a request.
+    left: Cell<bool>,
     requests: Cell<u64>,
     /// Those that the downstream gave up at once.
     resets: Resets,
@@ -178,9 +183,12 @@ impl Connection {
     }
 
     /// A stream begins.
-    pub(super) fn stream_begins(&self, version: Version) {
+    pub(super) fn stream_begins(&self, head: &RequestHead) {
         self.state.active.set(self.state.active.get() + 1);
-        self.metrics.request_begins(http_version(version));
+        self.metrics.request_begins(http_version(head.version));
+        if head.upgrade.is_some() {
+            self.metrics.upgrade_begins();
+        }
     }
 
     /// The connection's own bucket of a rate limit.
@@ -230,6 +238,18 @@ impl Connection {
         self.state
             .resets
             .ended(facts.status.get().is_some(), stream.clock.began.elapsed());
+        let gone = facts.why.borrow().as_ref().map(|(flag, _)| *flag);
+        if let Some(ResponseFlag::DownstreamRemoteReset | ResponseFlag::DownstreamConnectionTermination) =
+            gone
+        {
+            self.metrics.counts.rq_rx_reset.increment(1);
+            // The flag is also that of a request that took too long and was answered.
+            let left = *facts.details.borrow() == DISCONNECT;
+            self.state.left.set(self.state.left.get() || left);
+        }
+        if stream.head.borrow().upgrade.is_some() {
+            self.metrics.upgrade_ends();
+        }
         if let (Some(cluster), Some(endpoint)) = (&*facts.cluster.borrow(), &*facts.endpoint.borrow()) {
             *self.state.endpoint.borrow_mut() = Some((Arc::clone(cluster), endpoint.clone()));
         }
@@ -245,7 +265,7 @@ impl Drop for Connection {
             version: self.state.version.get(),
             tls: self.encrypted,
             remote: self.state.ended_by_downstream.get(),
-            active_request: self.state.active.get() > 0,
+            active_request: self.state.active.get() > 0 || self.state.left.get(),
             duration: self.state.opened.map(|at| at.elapsed()).unwrap_or_default(),
         });
     }

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use super::rig::{Rig, run, usual};
+use crate::telemetry::metrics::http::ConnectionManagerMetrics;
+use crate::telemetry::metrics::registry;
+use crate::telemetry::metrics::registry::Value;
 
 #[test]
 fn what_cannot_be_understood_is_answered_and_ends() {
@@ -151,5 +154,36 @@ fn a_client_that_goes_away_takes_its_request_along() {
         while rig.last() != "gone" {
             tokio::task::yield_now().await;
         }
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_is_counted() {
+    run(async {
+        let mut manager = usual();
+        manager.stat_prefix = "goes_away".into();
+        // The counts of a connection manager that is not configured end with its last connection.
+        let _kept = ConnectionManagerMetrics::new("goes_away", "test");
+        let rig = Rig::start(manager).await;
+        let mut client = rig.client().await;
+        client.send("GET /up/silent HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        while rig.upstream.requests.borrow().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        let count = |what: &str| {
+            let name = format!("http.goes_away.downstream_{what}");
+            let samples = registry().collect(|found| found == name);
+            match samples.first().map(|sample| &sample.value) {
+                Some(Value::Counter { total, .. }) => *total,
+                other => panic!("{name}: {other:?}"),
+            }
+        };
+        while count("cx_destroy") == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count("rq_rx_reset"), 1);
+        assert_eq!(count("cx_destroy_remote_active_rq"), 1);
+        assert!(count("cx_rx_bytes_total") > 0);
     });
 }
