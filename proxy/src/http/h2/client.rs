@@ -153,6 +153,22 @@ impl Exchange {
     }
 }
 
+/// The path and query; what an HTTP/1 downstream may say and the HTTP/2 library may not is percent-encoded, which
+/// is the same resource (RFC 3986 section 2.4).
+fn path_and_query(target: &str) -> Result<PathAndQuery, hyper::http::Error> {
+    if let Ok(same) = target.parse() {
+        return Ok(same);
+    }
+    let mut encoded = String::with_capacity(target.len() + 8);
+    for &byte in target.as_bytes() {
+        match byte {
+            b'!'..=b'~' if !br#"<>`#"#.contains(&byte) => encoded.push(char::from(byte)),
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    Ok(encoded.parse()?)
+}
+
 fn head(request: &RequestHead) -> Result<Request<()>, hyper::http::Error> {
     let mut head = Request::new(());
     *head.method_mut() = request.method.clone();
@@ -171,7 +187,24 @@ fn head(request: &RequestHead) -> Result<Request<()>, hyper::http::Error> {
         Scheme::HTTP
     });
     uri.authority = Some(request.authority.parse::<Authority>()?);
-    uri.path_and_query = Some(request.target.parse::<PathAndQuery>()?);
+    uri.path_and_query = Some(path_and_query(&request.target)?);
     *head.uri_mut() = Uri::from_parts(uri)?;
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_library_does_not_take_is_encoded() {
+        for (target, sent) in [
+            ("/a?b", "/a?b"),
+            ("/a%3cb", "/a%3cb"),
+            ("/a<b>`?c<d", "/a%3Cb%3E%60?c%3Cd"),
+            ("*", "*"),
+        ] {
+            assert_eq!(path_and_query(target).unwrap().as_str(), sent);
+        }
+    }
 }
