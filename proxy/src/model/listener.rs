@@ -139,6 +139,9 @@ pub struct TlsParams {
     /// IANA names of TLS 1.2 suites to allow, such as `TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256`;
     /// empty allows all safe ones. TLS 1.3 suites are not configurable, as in Envoy.
     pub cipher_suites: Vec<String>,
+    /// Whether sessions are resumed: Envoy's `disable_stateless_session_resumption` of a listener,
+    /// `max_session_keys: 0` of a cluster say no.
+    pub resumption: bool,
 }
 
 impl Default for TlsParams {
@@ -147,6 +150,7 @@ impl Default for TlsParams {
             min: TlsVersion::V1_2,
             max: TlsVersion::V1_3,
             cipher_suites: Vec::new(),
+            resumption: true,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
@@ -39,6 +40,9 @@ pub enum ConfigError {
     /// The trust bundle.
     #[error("the trust bundle cannot be used: {0}")]
     Trust(rustls::Error),
+    /// The key of session tickets.
+    #[error("no key for session tickets: {0}")]
+    Tickets(rustls::Error),
     /// The SNI.
     #[error("the SNI {0:?} is no host name")]
     Sni(String),
@@ -108,9 +112,14 @@ impl ConfigCache {
         };
         let mut config =
             builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(&tls.identity)?)));
-        // No resumption: a resumed session skips the verifier, so it could outlive a certificate.
+        // Nothing is kept of a session here: the client has it in its ticket, sealed by a key that is this
+        // configuration's alone.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        if tls.params.resumption {
+            config.ticketer = Ticketer::new().map_err(ConfigError::Tickets)?;
+            config.send_tls13_tickets = 1;
+        }
         config.alpn_protocols = protocols(&tls.alpn);
         let config = ServerTls::new(config);
         self.servers.push((Arc::clone(tls), config.clone()));
@@ -136,6 +145,7 @@ impl ConfigCache {
             }
             None => builder.with_no_client_auth(),
         };
+        // Sessions are an endpoint's own: `Sessions`.
         config.resumption = Resumption::disabled();
         config.enable_sni = tls.sni.is_some();
         config.alpn_protocols = protocols(&tls.alpn);

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod identity;
 mod names;
+pub mod sessions;
 pub mod stream;
 mod subject;
 pub mod verifier;
@@ -21,6 +22,7 @@ pub use client_hello::ClientHello;
 pub use config::{ConfigCache, ServerTls};
 pub use error::{HandshakeError, VerifyFailure};
 pub use names::tls12_suites;
+pub use sessions::Sessions;
 pub use stream::{Greeting, TlsStream};
 
 /// One provider a process: aws-lc-rs, with AES-128 before AES-256 as Envoy and linkerd order them

@@ -18,13 +18,14 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::{CertificateError, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::client_hello::{ClientHello, Inspected, inspect};
 use super::config::ServerTls;
 use super::error::{HandshakeError, is_not_tls};
+use super::sessions::{Sessions, is_in_time};
 use super::{names, verifier};
 use crate::model::Peer;
 use crate::net::Duplex;
@@ -111,23 +112,30 @@ impl TlsStream {
         let mut stream = Self::new(socket, Session::Server(Box::new(connection)));
         stream.partial = early;
         stream.handshake().await?;
+        if stream.is_resumed() && !is_in_time(stream.peer_certificates()) {
+            return Err(rustls::Error::InvalidCertificate(CertificateError::Expired).into());
+        }
         let peer = stream.peer()?;
         let hello = hello.unwrap_or_default();
         Ok((stream, Greeting { hello, peer }))
     }
 
-    /// Connects: the client's side of a handshake. The caller bounds its time.
+    /// Connects: the client's side of a handshake, which resumes a session where there is one. The caller bounds
+    /// its time.
     ///
     /// # Errors
     /// [`HandshakeError`]; an alert was sent where TLS asks for one.
     pub async fn connect(
         socket: TcpStream,
-        config: Arc<ClientConfig>,
+        sessions: &Sessions,
         sni: ServerName<'static>,
     ) -> Result<Self, HandshakeError> {
-        let connection = UnbufferedClientConnection::new(config, sni)?;
+        let connection = UnbufferedClientConnection::new(Arc::clone(sessions.config()), sni)?;
         let mut stream = Self::new(socket, Session::Client(Box::new(connection)));
         stream.handshake().await?;
+        if !stream.is_resumed() {
+            sessions.last_with(stream.peer_certificates());
+        }
         Ok(stream)
     }
 

@@ -11,7 +11,8 @@ use rcgen::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{ConfigCache, Greeting, HandshakeError, TlsStream};
+use super::sessions::is_in_time;
+use super::{ConfigCache, Greeting, HandshakeError, ServerTls, Sessions, TlsStream};
 use crate::model::listener::{ClientCertificate, DownstreamTls, TlsParams, TlsVersion};
 use crate::model::{Identity, SpiffeId, Trust, TrustBundle, UpstreamTls, Validation};
 use crate::net::relay::{Counts, relay};
@@ -146,10 +147,103 @@ async fn shake(ends: Ends) -> Shaken {
         .to_string()
         .try_into()
         .unwrap();
-    let connecting = TlsStream::connect(client, cache.client(&Arc::new(ends.upstream)).unwrap(), sni);
+    let sessions = Sessions::new(&cache.client(&Arc::new(ends.upstream)).unwrap(), true);
+    let connecting = TlsStream::connect(client, &sessions, sni);
     let tls = cache.server(&Arc::new(ends.downstream)).unwrap();
     let accepting = TlsStream::accept(server, &tls);
     tokio::join!(connecting, accepting)
+}
+
+/// A connection that carried a byte each way, so that the client has read its ticket: both ends.
+async fn carried(sessions: &Sessions, tls: &ServerTls) -> (TlsStream, (TlsStream, Greeting)) {
+    let (client, server) = sockets().await;
+    let sni = format!("api.default.dc1.internal.{TRUST_DOMAIN}")
+        .try_into()
+        .unwrap();
+    let connecting = TlsStream::connect(client, sessions, sni);
+    let (client, server) = tokio::join!(connecting, TlsStream::accept(server, tls));
+    let (mut client, (mut server, greeting)) = (client.unwrap(), server.unwrap());
+    send(&mut client, b"?").await.unwrap();
+    assert_eq!(receive(&mut server).await.unwrap(), b"?");
+    send(&mut server, b"!").await.unwrap();
+    assert_eq!(receive(&mut client).await.unwrap(), b"!");
+    (client, (server, greeting))
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_with_its_names_under_the_same_configurations_alone() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let mut ends = good();
+        ends.upstream.params = TlsParams {
+            min: version,
+            max: version,
+            ..TlsParams::default()
+        };
+        let mut cache = ConfigCache::default();
+        let (up, down) = (Arc::new(ends.upstream), Arc::new(ends.downstream));
+        let base = cache.client(&up).unwrap();
+        let (mut sessions, mut tls) = (Sessions::new(&base, true), cache.server(&down).unwrap());
+        let mut resumed = Vec::new();
+        for turn in 0..6 {
+            match turn {
+                // As a newer certificate, newer authorities or newer names would be.
+                2 => tls = ConfigCache::default().server(&down).unwrap(),
+                4 => sessions = Sessions::new(&ConfigCache::default().client(&up).unwrap(), true),
+                _ => {}
+            }
+            let (client, (server, greeting)) = carried(&sessions, &tls).await;
+            assert_eq!(client.is_resumed(), server.is_resumed());
+            assert_eq!(greeting.peer.unwrap().name(), uri(&Leaf::default()));
+            assert_eq!(client.peer_certificates(), down.identity.chain);
+            assert_eq!(server.peer_certificates(), up.identity.as_ref().unwrap().chain);
+            resumed.push(client.is_resumed());
+        }
+        assert_eq!(resumed, [false, true, false, true, false, true], "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn either_side_can_do_without_sessions() {
+    for (client, server) in [(false, true), (true, false)] {
+        let mut ends = good();
+        ends.downstream.params.resumption = server;
+        let mut cache = ConfigCache::default();
+        let tls = cache.server(&Arc::new(ends.downstream)).unwrap();
+        let sessions = Sessions::new(&cache.client(&Arc::new(ends.upstream)).unwrap(), client);
+        for _ in 0..3 {
+            assert!(!carried(&sessions, &tls).await.0.is_resumed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_session_outlives_a_certificate() {
+    let authority = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let of = |age_days| {
+        let leaf = Leaf {
+            age_days,
+            ..Leaf::default()
+        };
+        authority.identity(&leaf).chain.clone()
+    };
+    assert!(is_in_time(&of(1)) && is_in_time(&[]));
+    assert!(!is_in_time(&of(3)));
+    assert!(
+        !is_in_time(&[of(1), of(3)].concat()),
+        "the first that expires counts"
+    );
+    assert!(!is_in_time(&[b"no certificate".to_vec().into()]));
+
+    let mut cache = ConfigCache::default();
+    let ends = good();
+    let tls = cache.server(&Arc::new(ends.downstream)).unwrap();
+    let sessions = Sessions::new(&cache.client(&Arc::new(ends.upstream)).unwrap(), true);
+    carried(&sessions, &tls).await;
+    sessions.last_with(&of(3));
+    let (client, _) = carried(&sessions, &tls).await;
+    assert!(!client.is_resumed());
+    let (client, _) = carried(&sessions, &tls).await;
+    assert!(client.is_resumed(), "the new one's certificate is in its time");
 }
 
 fn why<T>(result: Result<T, HandshakeError>) -> String {
@@ -185,7 +279,7 @@ async fn both_versions_carry_both_ways_and_half_close() {
         ends.upstream.params = TlsParams {
             min,
             max,
-            cipher_suites: vec![],
+            ..TlsParams::default()
         };
         let (client, server) = shake(ends).await;
         let (mut client, (mut server, peer)) = (client.unwrap(), server.unwrap());
@@ -346,7 +440,9 @@ async fn a_stranger_cannot_make_a_handshake_hold_much() {
 async fn an_end_without_close_notify_is_a_truncation() {
     let (client, server) = shake(good()).await;
     let (client, mut server) = (client.unwrap(), server.unwrap().0);
-    drop(client);
+    // Dropped, it would be reset: its ticket is unread.
+    let socket = socket2::SockRef::from(client.socket());
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(
         receive(&mut server).await.unwrap_err().kind(),
         io::ErrorKind::UnexpectedEof

@@ -81,6 +81,8 @@ pub enum Transport {
         config: Arc<ClientConfig>,
         /// Consul's SNI.
         sni: ServerName<'static>,
+        /// Whether sessions are resumed.
+        resumption: bool,
     },
     /// TLS was asked for but cannot be had: nothing is dialled, least of all without it.
     Unusable(Arc<str>),
@@ -498,6 +500,7 @@ fn client(context: &Arc<UpstreamTls>, tls: &mut ConfigCache) -> Result<Transport
     Ok(Transport::Tls {
         config: tls.client(context)?,
         sni,
+        resumption: context.params.resumption,
     })
 }
 

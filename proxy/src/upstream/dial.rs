@@ -32,7 +32,7 @@ pub(super) async fn attempt(
     let limit = config.connect_timeout;
     let began = Instant::now();
     cluster.metrics.dialled.increment(1);
-    let dialling = dial_and_shake(cluster.transport(), &endpoint.address, config.keepalive.as_ref());
+    let dialling = dial_and_shake(cluster.transport(), endpoint, config.keepalive.as_ref());
     let attempted = timeout(limit, dialling).await;
     let attempted = attempted.unwrap_or(Err(AttemptError::Timeout(limit)));
     match &attempted {
@@ -73,13 +73,13 @@ fn failed(metrics: &ClusterMetrics, error: &AttemptError) {
 
 async fn dial_and_shake(
     transport: Transport,
-    target: &Target,
+    endpoint: &EndpointState,
     keepalive: Option<&Keepalive>,
 ) -> Result<UpstreamStream, AttemptError> {
     if let Transport::Unusable(why) = transport {
         return Err(AttemptError::Unusable(why));
     }
-    let plain = match target {
+    let plain = match &endpoint.address {
         Target::Address(address) => socket::dial(address, keepalive).await?,
         Target::Host { host, port } => {
             let resolved = tokio::net::lookup_host((&**host, *port)).await?.next();
@@ -88,8 +88,16 @@ async fn dial_and_shake(
         }
     };
     match (transport, plain) {
-        (Transport::Tls { config, sni }, PlainStream::Tcp(tcp)) => {
-            let stream = TlsStream::connect(tcp, config, sni)
+        (
+            Transport::Tls {
+                config,
+                sni,
+                resumption,
+            },
+            PlainStream::Tcp(tcp),
+        ) => {
+            let sessions = endpoint.sessions(&config, resumption);
+            let stream = TlsStream::connect(tcp, &sessions, sni)
                 .await
                 .map_err(|e| AttemptError::Handshake(Box::new(e)))?;
             Ok(UpstreamStream::Tls(Box::new(stream)))

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::load_balancer::Pool;
@@ -18,6 +19,7 @@ use super::priority::{Health, Load, spread};
 use crate::model::{ClusterLoadAssignment, Endpoint, Target};
 use crate::telemetry::endpoints::{EndpointMetrics, Facts};
 use crate::telemetry::metrics::ClusterMembership;
+use crate::tls::Sessions;
 
 /// How long an endpoint that could not be connected to is put last, without being ejected: time enough for
 /// its source to say that it is gone, short enough for one that restarts.
@@ -45,6 +47,8 @@ pub struct EndpointState {
     last_until: Cell<Option<Instant>>,
     came: Instant,
     was_connected: Cell<bool>,
+    /// TLS sessions with it, from the first dial on.
+    sessions: RefCell<Option<Sessions>>,
     /// From the first dial on, or from its resolution.
     metrics: OnceCell<EndpointMetrics>,
 }
@@ -84,6 +88,7 @@ impl EndpointState {
             last_until: Cell::new(None),
             came: Instant::now(),
             was_connected: Cell::new(false),
+            sessions: RefCell::default(),
             metrics: OnceCell::new(),
         }
     }
@@ -95,6 +100,15 @@ impl EndpointState {
             Target::Host { host, .. } => Some(Arc::clone(host)),
             Target::Address(_) => None,
         })
+    }
+
+    /// The TLS sessions with it under its cluster's `config`; `resumption` says whether any are kept.
+    pub(super) fn sessions(&self, config: &Arc<ClientConfig>, resumption: bool) -> Sessions {
+        let mut held = self.sessions.borrow_mut();
+        match &*held {
+            Some(sessions) if sessions.are_of(config) => sessions.clone(),
+            _ => held.insert(Sessions::new(config, resumption)).clone(),
+        }
     }
 
     /// Its counts, for `/clusters`. `cluster` is its cluster's name.

@@ -115,7 +115,7 @@ pub fn downstream(
             ),
         ],
     )?;
-    // Sessions are not resumed here, so that all that is said of tickets holds or does not matter.
+    // A ticket is sealed by a key of its configuration alone, whatever keys are given.
     let tickets = &context.session_ticket_keys_type;
     let keys = matches!(tickets, Some(SessionTicketKeysType::SessionTicketKeys(_)));
     let sds = matches!(
@@ -150,11 +150,15 @@ pub fn downstream(
         }
         None => ClientCertificate::None,
     };
+    let disabled = SessionTicketKeysType::DisableStatelessSessionResumption(true);
     let tls = DownstreamTls {
         identity,
         client,
         alpn: common.alpn,
-        params: common.params,
+        params: TlsParams {
+            resumption: *tickets != Some(disabled),
+            ..common.params
+        },
     };
     Ok(ctx.shared.downstream(&config.value, tls))
 }
@@ -217,7 +221,10 @@ pub fn upstream(
         validation,
         sni,
         alpn: common.alpn,
-        params: common.params,
+        params: TlsParams {
+            resumption: context.max_session_keys != Some(0),
+            ..common.params
+        },
     };
     Ok(ctx.shared.upstream(&config.value, tls))
 }

@@ -163,6 +163,22 @@ fn a_server_outside_the_mesh_is_verified_by_the_system_and_by_its_name() {
 }
 
 #[test]
+fn sessions_are_resumed_unless_somebody_says_no() {
+    let mut context = mutual();
+    assert!(down(&context).unwrap().params.resumption);
+    for (said, resumption) in [(true, false), (false, true)] {
+        context.session_ticket_keys_type =
+            Some(SessionTicketKeysType::DisableStatelessSessionResumption(said));
+        assert_eq!(down(&context).unwrap().params.resumption, resumption);
+    }
+    let mut context = to_upstream();
+    for (keys, resumption) in [(None, true), (Some(0), false), (Some(4), true)] {
+        context.max_session_keys = keys;
+        assert_eq!(up(&context).unwrap().params.resumption, resumption);
+    }
+}
+
+#[test]
 fn one_certificate_to_present() {
     let mut context = mutual();
     let common = context.common_tls_context.as_mut().unwrap();
