@@ -89,6 +89,9 @@ impl Mesh {
             let port = port.and_then(|port| u16::try_from(port).ok());
             ports.extend(port.map(|port| (member, port)));
         }
+        for member in [API_MEMBER, DASHBOARD_MEMBER] {
+            mesh.has_no_other_instance(member).await?;
+        }
         mesh.found = mesh.intentions().await?;
         if let Some(entry) = &mesh.found {
             let owner = Owner::of(&entry["Meta"]);
@@ -159,6 +162,27 @@ impl Mesh {
         };
         let service = answer.map_err(|error| failed(&self.consul, "looking for services", error))?;
         Ok(Some(service))
+    }
+
+    /// A service of that name which somebody else has, on whatever agent, would share its requests with the demo's.
+    async fn has_no_other_instance(&self, member: Member) -> Result<(), DemoError> {
+        let path = format!("/v1/health/connect/{}", member.service);
+        let answer = self.consul.get(&path).await.and_then(|answer| answer.json());
+        let sidecars = answer.map_err(|error| failed(&self.consul, "looking for services", error))?;
+        let ours = format!("{}-sidecar-proxy", member.id);
+        let ids = sidecars
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|it| &it["Service"]["ID"]);
+        match ids.filter_map(Value::as_str).find(|id| *id != ours) {
+            None => Ok(()),
+            Some(other) => Err(DemoError::Shared {
+                service: member.service,
+                id: other.to_owned(),
+                consul: self.consul.host().to_owned(),
+            }),
+        }
     }
 
     /// Registers both services with their sidecars, on loopback only.

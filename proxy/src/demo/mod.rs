@@ -134,6 +134,18 @@ pub enum DemoError {
         /// Which Consul.
         consul: String,
     },
+    /// Somebody else has a service of the demo's names.
+    #[error(
+        "Consul {consul} has a service {service} that is not this demo's (its sidecar is {id}); requests to either would reach both. Use another agent"
+    )]
+    Shared {
+        /// The service's name.
+        service: &'static str,
+        /// The other sidecar's ID.
+        id: String,
+        /// Which Consul.
+        consul: String,
+    },
     /// Intentions for count-api are somebody else's.
     #[error(
         "Consul {consul} has intentions for count-api that are not this demo's ({names}); the demo would change them. Use another agent, or remove them: consul config delete -kind service-intentions -name count-api"

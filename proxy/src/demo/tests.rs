@@ -203,6 +203,23 @@ async fn consul_is_left_as_it_was_found() {
     assert!(matches!(refused, DemoError::Registered { .. }), "{refused}");
 }
 
+#[tokio::test]
+async fn somebody_elses_instance_of_a_service_is_left_alone() {
+    let standin = StandIn::start(StandInOptions::default()).await.unwrap();
+    let consul = Consul::new(&standin.address().to_string(), None).unwrap();
+    let theirs = Registration::new("count-dashboard", 1)
+        .id("_nomad-task-1-count-dashboard")
+        .sidecar(crate::demo::standin::Sidecar::new().port(2));
+    standin.register(&theirs).unwrap();
+    let refused = find(&consul, Owner::this()).await.unwrap_err().to_string();
+    for part in [
+        "a service count-dashboard",
+        "_nomad-task-1-count-dashboard-sidecar-proxy",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+}
+
 const INTENTIONS: &str = "/v1/config/service-intentions/count-api";
 
 #[tokio::test]

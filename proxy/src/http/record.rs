@@ -14,6 +14,7 @@ use super::message::{RequestHead, Version};
 use super::stream::Stream;
 use crate::model::access_log::AccessLog;
 use crate::model::flags::ResponseFlags;
+use crate::model::route::Route;
 use crate::telemetry::access_log::request::{ConnectionFacts, RequestBytes, RequestTimes};
 use crate::telemetry::access_log::{AddressText, RequestFacts, UpstreamFacts, request};
 
@@ -97,6 +98,7 @@ pub(super) fn with_facts_of<T>(
 
 /// Writes the access logs of what never became a request: nothing of its head is told, as by Envoy.
 pub(super) fn write_refused(connection: &Connection, logs: &[Arc<AccessLog>], reply: &LocalReply) {
+    tell_refused(connection, reply);
     if logs.is_empty() {
         return;
     }
@@ -125,6 +127,47 @@ pub(super) fn write_refused(connection: &Connection, logs: &[Arc<AccessLog>], re
     request::write(logs, &facts);
 }
 
+/// Our own line of it.
+fn tell_refused(connection: &Connection, reply: &LocalReply) {
+    let (flags, reason) = match &reply.why {
+        Some((flag, why)) => (flag.as_str(), &**why),
+        None => ("-", &*reply.details),
+    };
+    tracing::info!(
+        target: "access",
+        listener = %connection.listener,
+        peer = connection.downstream.spiffe_id().map_or("-", |peer| peer.as_str()),
+        status = reply.status.as_u16(),
+        flags,
+        reason,
+        "request"
+    );
+}
+
+/// The name of a route, if it has one: Consul gives none.
+fn route(route: Option<&Route>) -> &str {
+    match route {
+        Some(route) if !route.name.is_empty() => &route.name,
+        _ => "-",
+    }
+}
+
+/// What went wrong with a request, in a flag and in words; nothing did with one whose response is the app's or a
+/// route's own.
+fn wrong(stream: &Stream) -> Option<(&'static str, String)> {
+    if let Some((flag, why)) = &*stream.facts.why.borrow() {
+        return Some((flag.as_str(), why.clone()));
+    }
+    let details = stream.facts.details.borrow();
+    let refused = stream
+        .facts
+        .status
+        .get()
+        .is_some_and(|status| status.as_u16() >= 400);
+    let by_us = !["", "via_upstream", "direct_response"].contains(&&**details);
+    (refused && by_us).then(|| ("-", details.to_string()))
+}
+
 /// Writes what there is to be written of a request that is over.
 pub(super) fn write(stream: &Stream) {
     let logs = &stream.manager.access_log;
@@ -135,7 +178,7 @@ pub(super) fn write(stream: &Stream) {
             request::write(logs, facts)
         });
     }
-    if let Some((flag, why)) = &*stream.facts.why.borrow() {
+    if let Some((flags, reason)) = wrong(stream) {
         let head = stream.head.borrow();
         let facts = &stream.facts;
         tracing::info!(
@@ -146,12 +189,12 @@ pub(super) fn write(stream: &Stream) {
             path = head.path(),
             host = &*head.authority,
             status = facts.status.get().map_or(0, |status| status.as_u16()),
-            route = facts.route.borrow().as_ref().map_or("-", |route| &*route.name),
+            route = route(facts.route.borrow().as_deref()),
             cluster = facts.cluster.borrow().as_deref().unwrap_or("-"),
             endpoint = facts.endpoint.borrow().as_deref().unwrap_or("-"),
             attempts = facts.attempts.get(),
-            flags = flag.as_str(),
-            reason = &**why,
+            flags,
+            reason,
             "request"
         );
     }
