@@ -9,9 +9,9 @@ use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::connection::Connection;
+use super::failed::{Failed, FailedBy};
 use super::local_reply::LocalReply;
 use super::retry::Retries;
-use super::stream::{Failed, FailedBy};
 use crate::telemetry::trace::Direction;
 use crate::upstream::ConnectError;
 use crate::upstream::cluster::{ClusterState, Transport};

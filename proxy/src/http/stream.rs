@@ -12,23 +12,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
+use hyper::header::{HeaderMap, HeaderName};
 use tokio::time::{Instant, sleep};
 
 use super::body::{BodyError, Chunk, Place, RequestBody};
 use super::clock::{Clock, Overdue};
 use super::connection::{Connection, DISCONNECT};
-use super::exchange::ExchangeError;
+use super::failed::Failed;
 use super::filters;
-use super::grpc_stats::Call;
+use super::filters::grpc_stats::Call;
 use super::headers;
 use super::local_reply::LocalReply;
 use super::message::{RequestHead, RequestView, ResponseHead, Version};
-use super::not_sent;
 use super::record;
-use super::retry::{Decision, Failure, Retries};
+use super::retry::{Decision, Retries};
 use super::route::{self, Plan};
 use super::sink::{Gone, Sink};
 use super::trace::{self, Traced};
@@ -40,14 +39,11 @@ use crate::telemetry::ResponseFlag;
 use crate::telemetry::metrics::http::{Backoff, HttpClusterCounts, Response};
 use crate::upstream::cluster::ClusterState;
 
-/// The largest answer of gRPC to a downstream of HTTP/1, held until its trailers are there: Envoy's default for
-/// `per_connection_buffer_limit_bytes`.
-const BRIDGED_BYTES: usize = 1024 * 1024;
-
 /// What is read of a request that is answered without it, so that its connection can go on.
 const UNWANTED_BYTES: u64 = 64 * 1024;
 
-const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+/// Of tries, told to either side.
+pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 /// One request and its response.
 pub(super) struct Stream {
@@ -61,11 +57,11 @@ pub(super) struct Stream {
     pub(super) sink: Sink,
     pub(super) clock: Clock,
     /// The response's head was sent.
-    started: Cell<bool>,
+    pub(super) started: Cell<bool>,
     /// It came to its end; one that did not is dropped with its connection.
     over: Cell<bool>,
     /// A call of gRPC that is counted.
-    call: RefCell<Option<Call>>,
+    pub(super) call: RefCell<Option<Call>>,
     /// Its span, where it has one.
     pub(super) trace: RefCell<Option<Traced>>,
     pub(super) facts: Facts,
@@ -449,199 +445,6 @@ impl Stream {
         }
     }
 
-    /// Hands the response on, and what is left of the request.
-    async fn respond(&self, plan: &Plan<'_>, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
-        live.stands(self);
-        if let Some(call) = &mut *self.call.borrow_mut() {
-            call.ended(&head.headers);
-        }
-        headers::received_response(self, plan, &mut head.headers);
-        self.facts.status.set(Some(head.status));
-        self.facts.details.replace("via_upstream".into());
-        route::change_response(self, plan.share, &mut head.headers);
-        if plan.tell_attempts.1 {
-            head.headers
-                .insert(ATTEMPT_COUNT, self.facts.attempts.get().into());
-        }
-        self.finish_response_headers(&mut head);
-        if self.bridges() {
-            return self.bridge(head, live).await;
-        }
-        let end = live.exchange.has_ended();
-        self.start(head, end)?;
-        let mut changed = pin!(self.connection.worker.changed.notified());
-        changed.as_mut().enable();
-        let (mut over, mut piece) = (end, None);
-        poll_fn(|cx| {
-            if changed.as_mut().poll(cx).is_ready() {
-                changed.set(self.connection.worker.changed.notified());
-                changed.as_mut().enable();
-                if let Some(policy) = filters::denied_now(self) {
-                    return Poll::Ready(Err(Stop::Reset(
-                        ResponseFlag::UnauthorizedDetails,
-                        format!("reset: newer rules deny it ({policy})"),
-                    )));
-                }
-            }
-            // What the upstream does not want any more of a request does not matter once it has answered.
-            let request = upstream::poll_request(self, &mut live, cx);
-            if let Poll::Ready(Err(TryError::Stop(stop))) = request {
-                return Poll::Ready(Err(stop));
-            }
-            while !over {
-                match self.poll_response(&mut live, &mut piece, cx) {
-                    Poll::Ready(Ok(true)) => over = true,
-                    Poll::Ready(Ok(false)) => {}
-                    Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
-                    Poll::Pending => {
-                        live.exchange.fetch(cx);
-                        let _ = self.sink.poll_flush(cx)?;
-                        return Poll::Pending;
-                    }
-                }
-            }
-            ready!(self.sink.poll_flush(cx))?;
-            Poll::Ready(Ok(()))
-        })
-        .await?;
-        let took = self.clock.since_request_end();
-        live.cluster().http_metrics().response_complete(false, took);
-        live.give_back(self);
-        Ok(())
-    }
-
-    /// Whether gRPC's trailers become headers for a downstream of HTTP/1 (`grpc_http1_bridge`).
-    fn bridges(&self) -> bool {
-        let bridge = |filter: &HttpFilter| matches!(filter, HttpFilter::GrpcHttp1Bridge);
-        let head = self.head.borrow();
-        head.version != Version::Http2 && head.is_grpc() && self.manager.http_filters.iter().any(bridge)
-    }
-
-    /// Holds the response until its trailers are there, as far as a downstream of gRPC may send at once.
-    async fn bridge(&self, mut head: ResponseHead, mut live: Live) -> Result<(), Stop> {
-        self.facts.details.replace("via_upstream".into());
-        let mut body = BytesMut::new();
-        let ends_with = poll_fn(|cx| {
-            let _ = upstream::poll_request(self, &mut live, cx);
-            loop {
-                if live.exchange.has_ended() {
-                    return Poll::Ready(Ok(None));
-                }
-                match ready!(live.exchange.poll_body(cx)) {
-                    None => return Poll::Ready(Ok(None)),
-                    Some(Ok(Chunk::Trailers(trailers))) => {
-                        if let Some(call) = &mut *self.call.borrow_mut() {
-                            call.ended(&trailers);
-                        }
-                        return Poll::Ready(Ok(Some(trailers)));
-                    }
-                    Some(Ok(Chunk::Data(bytes))) if body.len() + bytes.len() > BRIDGED_BYTES => {
-                        return Poll::Ready(Err(too_large()));
-                    }
-                    Some(Ok(Chunk::Data(bytes))) => body.extend_from_slice(&bytes),
-                    Some(Err(error)) => {
-                        let why = format!("the response was cut: {error}");
-                        return Poll::Ready(Err(Stop::Reset(
-                            ResponseFlag::UpstreamConnectionTermination,
-                            why,
-                        )));
-                    }
-                }
-            }
-        })
-        .await?;
-        if let Some(trailers) = ends_with.filter(|trailers| trailers.contains_key("grpc-status")) {
-            for name in ["grpc-status", "grpc-message"] {
-                if let Some(value) = trailers.get(name) {
-                    head.headers.insert(name, value.clone());
-                }
-            }
-            if trailers.get("grpc-status").is_some_and(|status| status != "0") {
-                head.status = StatusCode::SERVICE_UNAVAILABLE;
-            }
-            head.headers.insert(CONTENT_LENGTH, body.len().into());
-        }
-        let took = self.clock.since_request_end();
-        live.cluster().http_metrics().response_complete(false, took);
-        live.give_back(self);
-        self.start(head, body.is_empty())?;
-        if !body.is_empty() {
-            self.facts.sent.set(body.len() as u64);
-            self.sink.write(Chunk::Data(body.freeze()))?;
-            self.sink.end()?;
-        }
-        poll_fn(|cx| self.sink.poll_flush(cx)).await?;
-        Ok(())
-    }
-
-    /// One piece of the response, which waits in `piece` while the downstream takes none; true at its end.
-    fn poll_response(
-        &self,
-        live: &mut Live,
-        piece: &mut Option<Chunk>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<bool, Stop>> {
-        let read = match piece.take() {
-            Some(piece) => Some(Ok(piece)),
-            None => ready!(live.exchange.poll_body(cx)),
-        };
-        match read {
-            Some(Ok(chunk)) => {
-                if let Chunk::Data(bytes) = &chunk
-                    && !bytes.is_empty()
-                    && self.sink.poll_ready(bytes.len(), cx)?.is_pending()
-                {
-                    *piece = Some(chunk);
-                    return Poll::Pending;
-                }
-                self.clock.moved();
-                let last = matches!(chunk, Chunk::Trailers(_));
-                self.passed(&chunk);
-                self.sink.write(chunk)?;
-                if !last && live.exchange.has_ended() {
-                    self.sink.end()?;
-                    return Poll::Ready(Ok(true));
-                }
-                Poll::Ready(Ok(last))
-            }
-            Some(Err(error)) => {
-                let flag = match &error {
-                    BodyError::Malformed(_) => ResponseFlag::UpstreamProtocolError,
-                    BodyError::Http2(error) if error.is_reset() && error.is_remote() => {
-                        ResponseFlag::UpstreamRemoteReset
-                    }
-                    BodyError::Incomplete | BodyError::Io(_) | BodyError::Http2(_) => {
-                        live.ended_by_endpoint();
-                        ResponseFlag::UpstreamConnectionTermination
-                    }
-                };
-                Poll::Ready(Err(Stop::Reset(flag, format!("the response was cut: {error}"))))
-            }
-            None => {
-                self.sink.end()?;
-                Poll::Ready(Ok(true))
-            }
-        }
-    }
-
-    /// Counts a piece of the response.
-    fn passed(&self, chunk: &Chunk) {
-        let call = &mut *self.call.borrow_mut();
-        match (chunk, call) {
-            (Chunk::Data(bytes), call) => {
-                self.facts.sent.set(self.facts.sent.get() + bytes.len() as u64);
-                if let Some(call) = call {
-                    call.responded(bytes);
-                }
-            }
-            (Chunk::Trailers(trailers), Some(call)) => call.ended(trailers),
-            (Chunk::Trailers(_), None) => {}
-        }
-        if let Chunk::Trailers(trailers) = chunk {
-            trace::responded(self, trailers);
-        }
-    }
-
     /// Answers here.
     async fn answer(&self, reply: LocalReply) -> Ended {
         if let Some((flag, why)) = &reply.why {
@@ -721,11 +524,11 @@ impl Stream {
         Ok(())
     }
 
-    fn finish_response_headers(&self, head: &mut ResponseHead) {
+    pub(super) fn finish_response_headers(&self, head: &mut ResponseHead) {
         headers::sent_response(self, head);
     }
 
-    fn start(&self, head: ResponseHead, end: bool) -> Result<(), Gone> {
+    pub(super) fn start(&self, head: ResponseHead, end: bool) -> Result<(), Gone> {
         self.started.set(true);
         self.facts.status.set(Some(head.status));
         self.connection.metrics.response(head.status.as_u16());
@@ -820,89 +623,4 @@ fn details_of_a_cut(flag: ResponseFlag) -> Option<&'static str> {
         ResponseFlag::UpstreamProtocolError => "upstream_reset_after_response_started{protocol_error}",
         _ => return None,
     })
-}
-
-fn too_large() -> Stop {
-    LocalReply::text(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "Internal Server Error",
-        "response_payload_too_large",
-    )
-    .because(
-        ResponseFlag::LocalReset,
-        "more of a response than is held for a bridge",
-    )
-    .into()
-}
-
-/// What a failed try leaves.
-pub(super) struct Failed {
-    pub(super) failure: Failure,
-    /// Some of the request was sent.
-    pub(super) sent: bool,
-    pub(super) cluster: Option<Rc<ClusterState>>,
-    pub(super) why: FailedBy,
-}
-
-/// By what a try failed.
-pub(super) enum FailedBy {
-    Connect(crate::upstream::ConnectError),
-    Exchange(ExchangeError),
-    PerTryTimeout,
-}
-
-impl Failed {
-    fn into_reply(self, plan: &Plan<'_>, retries: &Retries, connection: &Connection) -> LocalReply {
-        let mut reply = self.reply(plan, retries.attempts > 1);
-        not_sent::say(&mut reply, &self, retries, connection);
-        reply
-    }
-
-    fn reply(&self, plan: &Plan<'_>, retried: bool) -> LocalReply {
-        match &self.why {
-            FailedBy::Connect(error) => LocalReply::connect(error, plan.not_found, retried),
-            FailedBy::PerTryTimeout => LocalReply::text(
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream request timeout",
-                "upstream_per_try_timeout",
-            )
-            .because(
-                ResponseFlag::UpstreamRequestTimeout,
-                "no response within the time of one try",
-            ),
-            FailedBy::Exchange(error) => {
-                let why = error.to_string();
-                match error {
-                    ExchangeError::Ended(_) | ExchangeError::GoneAway => LocalReply::before_headers(
-                        "connection termination",
-                        retried,
-                        "upstream_reset_before_response_started{connection_termination}",
-                    )
-                    .because(ResponseFlag::UpstreamConnectionTermination, &why),
-                    ExchangeError::Reset(_) | ExchangeError::Refused => LocalReply::before_headers(
-                        if matches!(error, ExchangeError::Refused) {
-                            "remote refused stream reset"
-                        } else {
-                            "remote reset"
-                        },
-                        retried,
-                        "upstream_reset_before_response_started{remote_reset}",
-                    )
-                    .because(ResponseFlag::UpstreamRemoteReset, &why),
-                    ExchangeError::Protocol(_) => {
-                        let reply = LocalReply::before_headers(
-                            "protocol error",
-                            retried,
-                            "upstream_reset_before_response_started{protocol_error}",
-                        );
-                        LocalReply {
-                            status: StatusCode::BAD_GATEWAY,
-                            ..reply
-                        }
-                        .because(ResponseFlag::UpstreamProtocolError, &why)
-                    }
-                }
-            }
-        }
-    }
 }

@@ -11,9 +11,10 @@ use hyper::StatusCode;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::exchange::ExchangeError;
+use super::failed::FailedBy;
 use super::message::{RequestHead, Version};
 use super::record;
-use super::stream::{FailedBy, Stream};
+use super::stream::Stream;
 use super::tracers::Tracer;
 use crate::model::Name;
 use crate::model::http::Tracing;

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::client::{self, Answer, ClientError};
 use super::filters::jwt::{Fetch, FetchError, JwksStore};
-use super::local_rate_limit::{self, TokenBucket};
+use super::filters::local_rate_limit::{self, TokenBucket};
 use super::message::{RequestHead, Version};
 use super::pool::Pools;
 use super::tracers::Tracers;

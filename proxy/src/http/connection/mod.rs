@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use self::resets::Resets;
 use super::client_cert::{ClientCert, PeerCertificate};
 use super::clock::Alarm;
-use super::local_rate_limit::{self, TokenBucket};
+use super::filters::local_rate_limit::{self, TokenBucket};
 use super::message::{RequestHead, Version};
 use super::stream::Stream;
 use super::tally::Tallied;

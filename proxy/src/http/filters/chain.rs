@@ -6,11 +6,11 @@ use std::time::SystemTime;
 use hyper::header::{HeaderMap, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
 
+use super::header_to_metadata;
 use super::jwt::{JwtRequest, Refusal};
+use super::local_rate_limit::{self, Verdict};
 use crate::http::forwarding::by_chance;
 use crate::http::header_mutation::{Side, apply};
-use crate::http::header_to_metadata;
-use crate::http::local_rate_limit::{self, Verdict};
 use crate::http::local_reply::LocalReply;
 use crate::http::message::{RequestHead, RequestView};
 use crate::http::record;

@@ -20,7 +20,7 @@ const RESOURCE_EXHAUSTED: u8 = 8;
 
 /// Tokens that come back evenly, not in bursts: a half of the interval brings half of them. Full at first.
 #[derive(Debug)]
-pub(super) struct TokenBucket {
+pub(in crate::http) struct TokenBucket {
     /// When it was empty, or would have been, in nanoseconds of the caller's clock: what came since is there.
     empty_at: AtomicI64,
     /// Nanoseconds that a token takes, at least 1.
@@ -31,7 +31,7 @@ pub(super) struct TokenBucket {
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::http) enum Verdict {
     /// Not looked at.
     Disabled,
     /// There was a token for it. It counts as `ok`.
@@ -54,7 +54,7 @@ pub(super) enum Verdict {
 
 impl TokenBucket {
     /// A full one at `now`, by any clock that goes on.
-    pub(super) fn new(options: &TokenBucketOptions, now: Duration) -> Self {
+    pub(in crate::http) fn new(options: &TokenBucketOptions, now: Duration) -> Self {
         let interval = nanoseconds(options.fill_interval);
         let token = (interval / i64::from(options.tokens_per_fill.max(1))).max(1);
         let full = token.saturating_mul(i64::from(options.max_tokens));
@@ -66,7 +66,7 @@ impl TokenBucket {
     }
 
     /// Takes a token, if there is a whole one at `now`.
-    pub(super) fn take(&self, now: Duration) -> bool {
+    pub(in crate::http) fn take(&self, now: Duration) -> bool {
         let now = nanoseconds(now);
         let take = |empty_at: i64| {
             // What came after it was full ran over.
@@ -87,7 +87,7 @@ static BUCKETS: Mutex<Vec<(Weak<LocalRateLimit>, Arc<TokenBucket>)>> = Mutex::ne
 
 /// The process' bucket of a configuration; none limits nothing. To be kept by whoever asks, not on a request's
 /// path.
-pub(super) fn shared(options: &Arc<LocalRateLimit>) -> Option<Arc<TokenBucket>> {
+pub(in crate::http) fn shared(options: &Arc<LocalRateLimit>) -> Option<Arc<TokenBucket>> {
     let mut all = BUCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     all.retain(|(of, _)| of.strong_count() > 0);
     let known = all.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(options));
@@ -100,7 +100,7 @@ pub(super) fn shared(options: &Arc<LocalRateLimit>) -> Option<Arc<TokenBucket>> 
 }
 
 /// Since the first call in this process.
-pub(super) fn now() -> Duration {
+pub(in crate::http) fn now() -> Duration {
     static BEGIN: OnceLock<Instant> = OnceLock::new();
     BEGIN.get_or_init(Instant::now).elapsed()
 }
@@ -112,7 +112,7 @@ fn nanoseconds(duration: Duration) -> i64 {
 
 /// Decides on a request. `bucket` is the listener's or the connection's
 /// ([`LocalRateLimit::per_connection`]); `chance` draws whether a share includes this request.
-pub(super) fn check(
+pub(in crate::http) fn check(
     options: &LocalRateLimit,
     bucket: Option<&TokenBucket>,
     now: Duration,

@@ -14,7 +14,7 @@ const PREFIX_BYTES: usize = 5;
 
 /// A call that is counted.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(in crate::http) struct Call {
     totals: Rc<GrpcTotals>,
     request: Messages,
     response: Messages,
@@ -58,7 +58,7 @@ impl Messages {
 }
 
 impl Call {
-    pub(super) fn new(totals: Rc<GrpcTotals>) -> Self {
+    pub(in crate::http) fn new(totals: Rc<GrpcTotals>) -> Self {
         Self {
             totals,
             request: Messages::default(),
@@ -68,7 +68,7 @@ impl Call {
     }
 
     /// Bytes went to the upstream.
-    pub(super) fn requested(&mut self, bytes: &Bytes) {
+    pub(in crate::http) fn requested(&mut self, bytes: &Bytes) {
         let messages = self.request.count(bytes);
         if messages > 0 {
             self.totals.request_messages(messages);
@@ -76,7 +76,7 @@ impl Call {
     }
 
     /// Bytes came from it.
-    pub(super) fn responded(&mut self, bytes: &Bytes) {
+    pub(in crate::http) fn responded(&mut self, bytes: &Bytes) {
         let messages = self.response.count(bytes);
         if messages > 0 {
             self.totals.response_messages(messages);
@@ -84,7 +84,7 @@ impl Call {
     }
 
     /// Headers or trailers that may tell how it ended.
-    pub(super) fn ended(&mut self, headers: &HeaderMap) {
+    pub(in crate::http) fn ended(&mut self, headers: &HeaderMap) {
         let status = headers.get("grpc-status").and_then(|status| status.to_str().ok());
         if let Some(status) = status.and_then(|status| status.parse().ok()) {
             self.status.get_or_insert(status);

@@ -11,8 +11,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::HeaderMap;
 use serde_json::{Number, Value};
 
-use super::forwarding::joined;
-use super::hash::cookie;
+use crate::http::forwarding::joined;
+use crate::http::hash::cookie;
 use crate::model::http::{HeaderToMetadataRule, MetadataEntry, MetadataKind, MetadataSource, MetadataValue};
 use crate::model::metadata::Metadata;
 
