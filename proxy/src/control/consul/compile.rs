@@ -140,6 +140,14 @@ fn public(
             return;
         }
     };
+    if !registration.needed_extensions.is_empty() {
+        // It may be what keeps somebody out (`ext-authz`): over xDS such a listener is refused, too.
+        let names = registration.needed_extensions.join(", ");
+        let what =
+            format!("there is no public listener: Proxy.EnvoyExtensions asks for {names}, not carried out");
+        parts.notices.insert(what);
+        return;
+    }
     let protocol = protocol(registration);
     let limit = number(registration, "max_inbound_connections", &mut parts.notices);
     let limit = limit.filter(|limit| *limit > 0);

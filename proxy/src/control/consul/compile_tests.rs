@@ -476,6 +476,19 @@ fn what_http_listeners_do_not_take_is_named() {
 }
 
 #[test]
+fn a_service_whose_extension_may_keep_somebody_out_takes_nobody() {
+    let state = http(
+        r#""protocol":"http""#,
+        r#","EnvoyExtensions":[{"Name":"builtin/ext-authz","Required":true}]"#,
+    );
+    let compiled = compile(&given(), &state, None);
+    assert!(compiled.snapshot.unwrap().listeners.is_empty());
+    let what =
+        "there is no public listener: Proxy.EnvoyExtensions asks for builtin/ext-authz, not carried out";
+    assert!(compiled.notices.contains(what), "{:?}", compiled.notices);
+}
+
+#[test]
 fn a_route_that_leads_nowhere_keeps_its_share_of_requests() {
     let mut state = upstream(r#"{"DestinationName":"api","LocalBindPort":9000}"#);
     let chain = |first: &str| {

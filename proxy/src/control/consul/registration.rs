@@ -44,6 +44,8 @@ pub struct Registration {
     /// Where they are enabled.
     pub(super) access_logs: Option<AccessLogs>,
     pub(super) config: Opaque,
+    /// `Proxy.EnvoyExtensions`, none of which is carried out: those that the service cannot do without.
+    pub(super) needed_extensions: Vec<String>,
     /// Fields that are there and that no sidecar of this version carries out.
     pub(super) unsupported: Vec<String>,
 }
@@ -141,6 +143,9 @@ const KNOWN_PROXY: [&str; 11] = [
     "AccessLogs",
 ];
 
+/// Extensions without which everybody gets what they would with them. Others may keep somebody out.
+const HARMLESS_EXTENSIONS: [&str; 2] = ["builtin/otel-access-logging", "builtin/property-override"];
+
 /// Decodes the answer of `/v1/agent/service/:id`.
 ///
 /// # Errors
@@ -172,6 +177,12 @@ pub fn decode(body: &[u8]) -> Result<Registration, DecodeError> {
     found.config = Opaque::read(&proxy, "Config")?;
     found.unsupported.extend(proxy.unknown(&KNOWN_PROXY));
     found.access_logs = AccessLogs::decode(&proxy)?;
+    for extension in proxy.objects("EnvoyExtensions")? {
+        let name = extension.need_text("Name")?;
+        if extension.flag("Required")? || !HARMLESS_EXTENSIONS.contains(&name) {
+            found.needed_extensions.push(name.to_owned());
+        }
+    }
     if let Some(expose) = proxy.object("Expose")? {
         decode_expose(&expose, &mut found)?;
     }
@@ -282,6 +293,17 @@ mod tests {
             decode(body).unwrap().unsupported,
             ["SocketPath", "Proxy.New", "Proxy.Expose.Checks"]
         );
+    }
+
+    #[test]
+    fn extensions_that_may_keep_somebody_out_are_needed() {
+        let body = br#"{"ID":"p","Proxy":{"EnvoyExtensions":[
+            {"Name":"builtin/ext-authz"}, {"Name":"builtin/property-override"},
+            {"Name":"builtin/otel-access-logging","Required":true}, {"Name":"mine"}]}}"#;
+        let found = decode(body).unwrap();
+        let needed = ["builtin/ext-authz", "builtin/otel-access-logging", "mine"];
+        assert_eq!(found.needed_extensions, needed);
+        assert_eq!(found.unsupported, ["Proxy.EnvoyExtensions"]);
     }
 
     #[test]
