@@ -76,7 +76,6 @@ async fn http_path_rewrites() {
         "/re/12",
         "/re/1/a?x=/re/2/b",
         "/every/banana?a=a",
-        "/group0/7/42",
         "/backslash/x",
         "/remove/a",
         "/remove/remove/x",
@@ -93,6 +92,8 @@ async fn http_path_rewrites() {
     let more = [
         get("another original path is not believed", "/strip/x").header("x-envoy-original-path", "/evil"),
         post("of a POST", "/strip/x"),
+        // What it leads to has characters that the upstream of this side takes over HTTP/1 alone.
+        get("all that matched", "/group0/7/42").over(&[Path::H1_H1, Path::H2_H1]),
     ];
     Group::new("path rewrites")
         .manager(main)

@@ -25,8 +25,13 @@ pub(super) enum Exchange {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExchangeError {
     /// The connection ended before the response.
-    #[error("{0}")]
-    Ended(String),
+    #[error("{why}")]
+    Ended {
+        /// How.
+        why: String,
+        /// By a reset: what was sent last went unread.
+        by_reset: bool,
+    },
     /// The endpoint reset the stream.
     #[error("the endpoint reset the stream: {0}")]
     Reset(::h2::Reason),
@@ -162,10 +167,14 @@ impl Exchange {
 }
 
 fn ended(error: &std::io::Error) -> ExchangeError {
-    ExchangeError::Ended(match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => "the endpoint ended the connection".to_owned(),
-        _ => error.to_string(),
-    })
+    use std::io::ErrorKind;
+    ExchangeError::Ended {
+        why: match error.kind() {
+            ErrorKind::UnexpectedEof => "the endpoint ended the connection".to_owned(),
+            _ => error.to_string(),
+        },
+        by_reset: matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+    }
 }
 
 impl From<::h2::Error> for ExchangeError {
@@ -175,7 +184,10 @@ impl From<::h2::Error> for ExchangeError {
             Some(_) if error.is_go_away() && error.is_remote() => Self::GoneAway,
             Some(reason) if error.is_remote() => Self::Reset(reason),
             Some(reason) if error.is_library() => Self::Protocol(reason.to_string()),
-            _ => Self::Ended(error.to_string()),
+            _ => Self::Ended {
+                why: error.to_string(),
+                by_reset: false,
+            },
         }
     }
 }

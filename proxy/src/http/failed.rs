@@ -57,7 +57,7 @@ impl Failed {
             FailedBy::Exchange(error) => {
                 let why = error.to_string();
                 match error {
-                    ExchangeError::Ended(_) | ExchangeError::GoneAway => LocalReply::before_headers(
+                    ExchangeError::Ended { .. } | ExchangeError::GoneAway => LocalReply::before_headers(
                         "connection termination",
                         retried,
                         "upstream_reset_before_response_started{connection_termination}",

@@ -227,7 +227,7 @@ pub(super) fn failed(stream: &Stream, why: &FailedBy) {
             Some(ResponseFlag::UpstreamConnectionFailure),
         ),
         FailedBy::Exchange(error) => match error {
-            ExchangeError::Ended(_) => (
+            ExchangeError::Ended { .. } => (
                 Some("connection termination"),
                 Some(ResponseFlag::UpstreamConnectionTermination),
             ),

@@ -142,35 +142,45 @@ pub(super) async fn attempt(
                 repeats += 1;
             }
             Err(Ended::Failed(why)) => {
-                if let FailedBy::Exchange(ExchangeError::Ended { .. }) = &why {
+                let ended = matches!(why, FailedBy::Exchange(ExchangeError::Ended { .. }));
+                if ended {
                     live.ended_by_endpoint();
                 }
-                let failure = match &why {
-                    FailedBy::PerTryTimeout => Failure::PerTryTimeout,
-                    FailedBy::Exchange(ExchangeError::Refused) => Failure::Refused,
-                    FailedBy::Exchange(_) | FailedBy::Connect(_) => Failure::Reset,
-                };
-                let status = if failure == Failure::PerTryTimeout {
-                    504
-                } else {
-                    503
-                };
-                let counts = &live.cluster.http_metrics().counts;
-                match failure {
-                    Failure::PerTryTimeout => counts.rq_per_try_timeout.increment(1),
-                    _ => counts.rq_rx_reset.increment(1),
+                let failed = unanswered(live, why);
+                if ended && let Some(error) = app_is_gone(stream, plan).await {
+                    return Err(unreached(stream, error, plan));
                 }
-                live.cluster.answered(&live.endpoint, status);
-                live.exchange.abandon();
-                return Err(TryError::Failed(Box::new(Failed {
-                    failure,
-                    sent: true,
-                    cluster: Some(Rc::clone(&live.cluster)),
-                    why,
-                })));
+                return Err(failed);
             }
         }
     }
+}
+
+/// The try ends without a response.
+fn unanswered(mut live: Live, why: FailedBy) -> TryError {
+    let failure = match &why {
+        FailedBy::PerTryTimeout => Failure::PerTryTimeout,
+        FailedBy::Exchange(ExchangeError::Refused) => Failure::Refused,
+        FailedBy::Exchange(_) | FailedBy::Connect(_) => Failure::Reset,
+    };
+    let status = if failure == Failure::PerTryTimeout {
+        504
+    } else {
+        503
+    };
+    let counts = &live.cluster.http_metrics().counts;
+    match failure {
+        Failure::PerTryTimeout => counts.rq_per_try_timeout.increment(1),
+        _ => counts.rq_rx_reset.increment(1),
+    }
+    live.cluster.answered(&live.endpoint, status);
+    live.exchange.abandon();
+    TryError::Failed(Box::new(Failed {
+        failure,
+        sent: true,
+        cluster: Some(Rc::clone(&live.cluster)),
+        why,
+    }))
 }
 
 /// Whether the upstream has switched protocols.
@@ -209,19 +219,33 @@ fn translated(stream: &Stream, live: &Live, mut head: ResponseHead) -> ResponseH
     head
 }
 
-/// Whether a request that failed may go out again unasked: it was not looked at, or nothing came back on a
-/// connection that was `reused` and it is safe to repeat (RFC 9110 section 9.2.2). An app that ends its first
-/// request on a connection so is told of as by Envoy.
+/// Whether a request that failed may go out again unasked: it was not looked at, or a connection that was `reused`
+/// was reset before an answer and it is safe to repeat (RFC 9110 section 9.2.2). An app that reads a request and
+/// ends the connection is told of as by Envoy.
 fn may_repeat(stream: &Stream, live: &Live, error: &ExchangeError, reused: bool) -> bool {
     match error {
         ExchangeError::GoneAway => stream.body.can_be_replayed(),
-        ExchangeError::Ended(_) if !reused || live.exchange.is_answered() => false,
-        ExchangeError::Ended(_) => {
-            let safe = stream.body.is_empty() && stream.head.borrow().method.is_safe();
-            safe || stream.body.can_be_replayed() && live.exchange.went_unread()
+        ExchangeError::Ended { .. } if !reused || live.exchange.is_answered() => false,
+        ExchangeError::Ended { by_reset, .. } => {
+            *by_reset && is_safe(stream) || stream.body.can_be_replayed() && live.exchange.went_unread()
         }
         ExchangeError::Refused | ExchangeError::Reset(_) | ExchangeError::Protocol(_) => false,
     }
+}
+
+/// Whether the request does nothing but ask (RFC 9110 section 9.2.1).
+fn is_safe(stream: &Stream) -> bool {
+    stream.body.is_empty() && stream.head.borrow().method.is_safe()
+}
+
+/// Of a safe request whose connection to the app just ended without an answer: why the app takes none any more,
+/// if it does not. One that died has not answered anybody; the caller's sidecar asks another one.
+async fn app_is_gone(stream: &Stream, plan: &Plan<'_>) -> Option<ConnectError> {
+    if !not_sent::is_heard_by(&stream.connection) || !is_safe(stream) {
+        return None;
+    }
+    let worker = &stream.connection.worker;
+    worker.pools.connect(&worker.clusters, &plan.cluster).await.err()
 }
 
 async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError> {
@@ -231,32 +255,35 @@ async fn acquire(stream: &Stream, plan: &Plan<'_>) -> Result<Acquired, TryError>
         .pools
         .acquire(&worker.clusters, &plan.cluster, plan.context, http2)
         .await;
-    acquired.map_err(|error| {
-        let failure = match &error {
-            ConnectError::Overflow {
-                breaker: Breaker::Connections | Breaker::Pending | Breaker::Requests,
-                ..
-            } => Failure::Overflow,
-            ConnectError::NoCluster(_)
-            | ConnectError::NoHealthy { .. }
-            | ConnectError::OriginalDestination { .. } => {
-                trace::no_try(stream);
-                return TryError::Stop(
-                    super::local_reply::LocalReply::connect(&error, plan.not_found, false).into(),
-                );
-            }
-            ConnectError::Failed { .. } | ConnectError::Http { .. } => Failure::Connect,
-        };
-        if let ConnectError::Failed { endpoint, .. } = &error {
-            *stream.facts.endpoint.borrow_mut() = Some(endpoint.to_string());
+    acquired.map_err(|error| unreached(stream, error, plan))
+}
+
+/// No connection could be had.
+fn unreached(stream: &Stream, error: ConnectError, plan: &Plan<'_>) -> TryError {
+    let failure = match &error {
+        ConnectError::Overflow {
+            breaker: Breaker::Connections | Breaker::Pending | Breaker::Requests,
+            ..
+        } => Failure::Overflow,
+        ConnectError::NoCluster(_)
+        | ConnectError::NoHealthy { .. }
+        | ConnectError::OriginalDestination { .. } => {
+            trace::no_try(stream);
+            return TryError::Stop(
+                super::local_reply::LocalReply::connect(&error, plan.not_found, false).into(),
+            );
         }
-        TryError::Failed(Box::new(Failed {
-            failure,
-            sent: false,
-            cluster: worker.clusters.get(&plan.cluster),
-            why: FailedBy::Connect(error),
-        }))
-    })
+        ConnectError::Failed { .. } | ConnectError::Http { .. } => Failure::Connect,
+    };
+    if let ConnectError::Failed { endpoint, .. } = &error {
+        *stream.facts.endpoint.borrow_mut() = Some(endpoint.to_string());
+    }
+    TryError::Failed(Box::new(Failed {
+        failure,
+        sent: false,
+        cluster: stream.connection.worker.clusters.get(&plan.cluster),
+        why: FailedBy::Connect(error),
+    }))
 }
 
 fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, TryError> {

@@ -297,6 +297,9 @@ impl Search<'_> {
             Err(source) => source,
         };
         lease.failed(&source);
+        if matches!(source, AttemptError::Handshake(_) | AttemptError::Timeout(_)) {
+            endpoint.took_a_connection();
+        }
         match &source {
             // Told already, or soon, by whoever dials it first: dialling it again says nothing new.
             AttemptError::Dial(_) if self.redials > 0 && endpoint.starts_until(began).is_some() => {}

@@ -156,10 +156,15 @@ impl EndpointState {
         (!self.was_connected.get() && !self.is_gone() && now < until).then_some(until)
     }
 
+    /// Something took a connection there, whatever became of it: it is not about to start.
+    pub(super) fn took_a_connection(&self) {
+        self.was_connected.set(true);
+    }
+
     /// A connection was made. Where `per_request` connections carry requests, only their answers end a row of
     /// failures: an app that takes connections and drops them is never well, as in Envoy.
     pub fn connected(&self, per_request: bool) {
-        self.was_connected.set(true);
+        self.took_a_connection();
         self.last_until.set(None);
         if !per_request {
             self.health.succeeded();

@@ -189,21 +189,18 @@ fn a_request_that_was_sent_on_a_dying_connection_goes_out_again_only_if_that_is_
         let rig = Rig::start(usual()).await;
         let mut client = rig.client().await;
         assert_eq!(client.get("/up/a").await.status, 200);
-        // The upstream takes the second request of its connection and hangs up: on a new one it does so again.
+        // The upstream takes the second request of its connection and hangs up: it was there, and may have been
+        // carried out.
         let answer = client.get("/up/hangs-up").await;
         assert_eq!(answer.status, 503);
-        assert_eq!(
-            rig.upstream.requests.borrow().len(),
-            3,
-            "a GET is sent again once"
-        );
+        assert_eq!(rig.upstream.requests.borrow().len(), 2);
 
         assert_eq!(client.get("/up/a").await.status, 200);
         client
             .send("POST /up/hangs-up HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
             .await;
         assert_eq!(client.answer("POST").await.status, 503);
-        assert_eq!(rig.upstream.requests.borrow().len(), 5, "a POST is sent once");
+        assert_eq!(rig.upstream.requests.borrow().len(), 4, "a POST is sent once");
     });
 }
 
