@@ -15,7 +15,7 @@ WORKDIR /src
 COPY . .
 RUN target="$(uname -m)-unknown-linux-musl" \
  && cargo build --release --locked --package attache --no-default-features --target "$target" \
- && install -D -m 755 "target/$target/release/attache" /image/attache \
+ && install -D -s -m 755 "target/$target/release/attache" /image/attache \
  && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt
 
 FROM scratch
