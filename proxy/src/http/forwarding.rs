@@ -136,9 +136,7 @@ pub(super) fn remove_nominated(headers: &mut HeaderMap) -> Result<(), Connection
 }
 
 fn is_h2c_upgrade(headers: &HeaderMap) -> bool {
-    let h2c = headers
-        .get(UPGRADE)
-        .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    let h2c = joined(headers, &UPGRADE).is_some_and(|to| to.eq_ignore_ascii_case(b"h2c"));
     h2c && tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
 }
 

@@ -241,19 +241,22 @@ fn split_target(
     }
 }
 
-/// The protocol that a request would go on with. HTTP/2 over plain text is left out, as by Envoy: such a
-/// request is an ordinary one.
+/// The protocol that a request would go on with: several are one list, which is no protocol's name. HTTP/2 over
+/// plain text is left out, as by Envoy: such a request is an ordinary one.
 fn asked_upgrade(headers: &HeaderMap, allowed: &[std::sync::Arc<str>]) -> Result<Option<String>, LocalReply> {
     let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let Some(protocol) = headers.get(UPGRADE).filter(|_| asked) else {
-        return Ok(None);
-    };
-    if protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
+    if !asked {
         return Ok(None);
     }
-    let protocol = protocol.to_str().unwrap_or_default();
-    match allows(allowed, protocol) {
-        true => Ok(Some(protocol.to_owned())),
+    let Some(protocol) = forwarding::joined(headers, &UPGRADE) else {
+        return Ok(None);
+    };
+    if protocol.eq_ignore_ascii_case(b"h2c") {
+        return Ok(None);
+    }
+    let protocol = String::from_utf8(protocol).unwrap_or_default();
+    match allows(allowed, &protocol) {
+        true => Ok(Some(protocol)),
         false => Err(upgrade_refused()),
     }
 }
@@ -322,6 +325,22 @@ mod tests {
         assert_eq!(host("user@a", &[]), bad);
         assert_eq!(host("", &[("host", "user@b")]), bad);
         assert_eq!(host("", &[("host", "b"), ("host", "c")]), bad);
+    }
+
+    #[test]
+    fn several_upgrades_are_one_list_which_is_no_protocol() {
+        let asked = |protocols: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            for protocol in protocols {
+                headers.append(UPGRADE, HeaderValue::from_static(protocol));
+            }
+            asked_upgrade(&headers, &["websocket".into()]).map_err(|reply| reply.status)
+        };
+        assert_eq!(asked(&["WebSocket"]), Ok(Some("WebSocket".to_owned())));
+        assert_eq!(asked(&["h2c"]), Ok(None));
+        assert_eq!(asked(&["websocket", "h2c"]), Err(StatusCode::FORBIDDEN));
+        assert_eq!(asked(&["h2c", "websocket"]), Err(StatusCode::FORBIDDEN));
     }
 
     #[test]
