@@ -6,12 +6,10 @@
 //! Nobody is internal: Envoy 1.40 trusts no address unless `internal_address_config` is there, which is not
 //! carried. So a request's `x-envoy-…` orders never count, `x-envoy-internal` is never said.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, REFERER, SERVER, TE, TRANSFER_ENCODING, UPGRADE,
-    USER_AGENT, VIA,
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, REFERER, SERVER, TE, UPGRADE, USER_AGENT, VIA,
 };
 
 use super::request::tokens;
@@ -19,8 +17,6 @@ use crate::model::http::{
     Forwarding, HttpConnectionManager, RequestId, Sampling, ServerHeader, ServerHeaderTransformation,
 };
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -30,34 +26,37 @@ const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-a
 const SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
 const SERVICE_NODE: HeaderName = HeaderName::from_static("x-envoy-downstream-service-node");
 
-/// Orders to a proxy and claims of one: taken out of every request, since none is internal. The last one is
-/// taken out by Envoy's router, whoever sends it.
+/// How Envoy's own headers begin.
+const ENVOY: &str = "x-envoy-";
+
+/// Orders to a proxy and claims of one, behind [`ENVOY`]: taken out of every request, since none is internal.
+/// The last one is taken out by Envoy's router, whoever sends it.
 const INTERNAL: [&str; 16] = [
-    "x-envoy-internal",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retriable-header-names",
-    "x-envoy-retry-on",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-max-retries",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-expected-rq-timeout-ms",
-    "x-envoy-force-trace",
-    "x-envoy-ip-tags",
-    "x-envoy-original-url",
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-upstream-stream-duration-ms",
+    "internal",
+    "retriable-status-codes",
+    "retriable-header-names",
+    "retry-on",
+    "retry-grpc-on",
+    "max-retries",
+    "upstream-alt-stat-name",
+    "upstream-rq-timeout-ms",
+    "upstream-rq-per-try-timeout-ms",
+    "upstream-rq-timeout-alt-response",
+    "expected-rq-timeout-ms",
+    "force-trace",
+    "ip-tags",
+    "original-url",
+    "hedge-on-per-try-timeout",
+    "upstream-stream-duration-ms",
 ];
 
-/// Taken away at the edge only.
+/// Taken away at the edge only; behind [`ENVOY`].
 const EDGE: [&str; 5] = [
-    "x-envoy-decorator-operation",
-    "x-envoy-downstream-service-cluster",
-    "x-envoy-downstream-service-node",
-    "x-envoy-original-path",
-    "x-envoy-original-host",
+    "decorator-operation",
+    "downstream-service-cluster",
+    "downstream-service-node",
+    "original-path",
+    "original-host",
 ];
 
 /// Where a request ID says why it is traced: the version of the UUID.
@@ -159,9 +158,10 @@ pub(super) fn received_request(
         append_forwarded_for(headers, hop);
     }
     forwarded_proto_and_port(headers, options, hop);
-    for name in INTERNAL.iter().chain(EDGE.iter().filter(|_| edge)) {
-        headers.remove(*name);
-    }
+    remove_those(headers, |name| {
+        name.strip_prefix(ENVOY)
+            .is_some_and(|order| INTERNAL.contains(&order) || edge && EDGE.contains(&order))
+    });
     if options.add_user_agent {
         add_user_agent(headers, hop.node);
     }
@@ -175,11 +175,16 @@ pub(super) fn received_request(
 
 /// Takes away what concerns one connection only; `upgrade` keeps what asks for one or accepts it.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    if !upgrade {
-        headers.remove(CONNECTION);
-        headers.remove(UPGRADE);
-    }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING] {
+    remove_those(headers, |name| match name {
+        "keep-alive" | "proxy-connection" | "transfer-encoding" => true,
+        "connection" | "upgrade" => !upgrade,
+        _ => false,
+    });
+}
+
+/// Most messages have none of them: to look at each name once costs a tenth of looking each unwanted one up.
+fn remove_those(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| unwanted(name.as_str())).cloned() {
         headers.remove(name);
     }
 }
@@ -325,7 +330,7 @@ fn ensure_request_id(headers: &mut HeaderMap, options: &RequestId, edge: bool) {
     let ours = edge && !options.preserve_external;
     let absent = headers.get(X_REQUEST_ID).is_none_or(HeaderValue::is_empty);
     if options.generate && (ours || absent) {
-        set(headers, X_REQUEST_ID, &uuid());
+        set_bytes(headers, X_REQUEST_ID, &uuid());
     } else if options.generate && edge {
         // A stranger's ID may stay, but decides nothing about tracing.
         let id = headers.get(X_REQUEST_ID).map(HeaderValue::as_bytes);
@@ -407,14 +412,15 @@ fn set_bytes(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
 }
 
 /// A random UUID, version 4 (RFC 9562).
-fn uuid() -> String {
-    let bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    let mut uuid = String::with_capacity(36);
-    for (at, part) in [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)] {
-        let separator = if at == 0 { "" } else { "-" };
-        // Writing to a String cannot fail.
-        let _ = write!(uuid, "{separator}{}", &hex[at..part]);
+fn uuid() -> [u8; 36] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut bits = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut uuid = [b'-'; 36];
+    for (at, digit) in uuid.iter_mut().enumerate() {
+        if ![8, 13, 18, 23].contains(&at) {
+            *digit = DIGITS[usize::try_from(bits >> 124).unwrap_or_default()];
+            bits <<= 4;
+        }
     }
     uuid
 }

@@ -267,17 +267,22 @@ fn only_a_referer_that_is_a_url_is_passed_on() {
 
 #[test]
 fn orders_to_a_proxy_count_for_nobody() {
-    let lines: Vec<_> = INTERNAL.iter().chain(&EDGE).map(|name| (*name, "1")).collect();
+    let named = |orders: &[&str]| -> Vec<String> {
+        let name = |order: &&str| format!("{ENVOY}{order}");
+        orders.iter().map(name).collect()
+    };
+    let (internal, edge) = (named(&INTERNAL), named(&EDGE));
+    let lines: Vec<_> = internal.iter().chain(&edge).map(|name| (&**name, "1")).collect();
     let (inside, _) = received(Forwarding::default(), &lines);
-    for name in INTERNAL {
+    for name in &internal {
         assert_eq!(text(&inside, name), "", "{name}");
     }
-    for name in EDGE {
+    for name in &edge {
         assert_eq!(text(&inside, name), "1", "{name}");
     }
-    let (edge, _) = received(forwarding(true, 0), &lines);
-    for name in INTERNAL.iter().chain(&EDGE) {
-        assert_eq!(text(&edge, name), "", "{name}");
+    let (outside, _) = received(forwarding(true, 0), &lines);
+    for name in internal.iter().chain(&edge) {
+        assert_eq!(text(&outside, name), "", "{name}");
     }
     let claims = [
         ("x-envoy-external-address", "1"),

@@ -74,7 +74,7 @@ pub(super) struct Facts {
     pub(super) host: RefCell<Option<Arc<VirtualHost>>>,
     pub(super) route: RefCell<Option<Arc<Route>>>,
     pub(super) cluster: RefCell<Option<Name>>,
-    pub(super) endpoint: RefCell<Option<String>>,
+    pub(super) endpoint: RefCell<Option<Rc<str>>>,
     pub(super) attempts: Cell<u32>,
     pub(super) status: Cell<Option<StatusCode>>,
     pub(super) sent: Cell<u64>,

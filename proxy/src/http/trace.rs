@@ -26,6 +26,8 @@ use crate::telemetry::trace::{
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
+const FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
 const OPERATION: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
 
 /// A request that has a span.
@@ -42,7 +44,7 @@ pub(super) struct Traced {
 struct Try {
     span: Span,
     number: u32,
-    endpoint: Option<String>,
+    endpoint: Option<Rc<str>>,
     /// Once it is connected.
     protocol: Option<Version>,
     status: Option<StatusCode>,
@@ -110,12 +112,12 @@ fn take_operation(direction: Direction, headers: &mut HeaderMap) -> Option<Strin
 
 fn decide(tracing: &Tracing, headers: &mut HeaderMap) -> TraceReason {
     let asked = TraceAsked {
-        client_trace_id: headers.contains_key("x-client-trace-id"),
-        force_trace: headers.contains_key("x-envoy-force-trace"),
+        client_trace_id: headers.contains_key(CLIENT_TRACE_ID),
+        force_trace: headers.contains_key(FORCE_TRACE),
     };
     let decision = trace::decide(
         tracing,
-        text(headers, X_REQUEST_ID.as_str()),
+        headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()),
         asked,
         fastrand::u16(..10_000),
     );
@@ -164,11 +166,11 @@ pub(super) fn no_try(stream: &Stream) {
 }
 
 /// Writes the context into the headers of a request that goes to an endpoint.
-pub(super) fn send(stream: &Stream, head: &mut RequestHead, endpoint: &str, protocol: Version) {
+pub(super) fn send(stream: &Stream, head: &mut RequestHead, endpoint: &Rc<str>, protocol: Version) {
     let mut trace = stream.trace.borrow_mut();
     let Some(traced) = &mut *trace else { return };
     if let Some(tried) = &mut traced.tried {
-        tried.endpoint = Some(endpoint.to_owned());
+        tried.endpoint = Some(Rc::clone(endpoint));
         tried.protocol = Some(protocol);
     }
     if traced.tracing.no_context_propagation {

@@ -276,7 +276,7 @@ fn unreached(stream: &Stream, error: ConnectError, plan: &Plan<'_>) -> TryError 
         ConnectError::Failed { .. } | ConnectError::Http { .. } => Failure::Connect,
     };
     if let ConnectError::Failed { endpoint, .. } = &error {
-        *stream.facts.endpoint.borrow_mut() = Some(endpoint.to_string());
+        *stream.facts.endpoint.borrow_mut() = Some(endpoint.to_string().into());
     }
     TryError::Failed(Box::new(Failed {
         failure,
@@ -295,7 +295,7 @@ fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, T
         ..
     } = acquired;
     *stream.facts.cluster.borrow_mut() = Some(Rc::clone(&cluster).name.clone());
-    *stream.facts.endpoint.borrow_mut() = Some(endpoint.address.to_string());
+    *stream.facts.endpoint.borrow_mut() = Some(Rc::clone(endpoint.address_text()));
     *stream.facts.stat_name.borrow_mut() = Some(Rc::clone(&cluster).config().stat_name().clone());
     stream.facts.upstream_protocol.set(Some(match &link {
         Link::Http1 { .. } => Version::Http11,
@@ -310,7 +310,7 @@ fn begin(stream: &Stream, acquired: Acquired, plan: &Plan<'_>) -> Result<Live, T
         Link::Http2(_) => Version::Http2,
     };
     rewrite_host(head, plan, &endpoint);
-    trace::send(stream, head, &endpoint.address.to_string(), protocol);
+    trace::send(stream, head, endpoint.address_text(), protocol);
     let (exchange, hold) = match link {
         Link::Http1 { wire, lease } => {
             let exchange = h1::client::Exchange::begin(wire, head, bodyless);

@@ -142,6 +142,13 @@ impl Wire {
         self.tail.extend_from_slice(bytes);
     }
 
+    /// Queues what `append` puts behind the bytes that it is given.
+    pub(super) fn write_with(&mut self, append: impl FnOnce(&mut BytesMut)) {
+        let before = self.tail.len();
+        append(&mut self.tail);
+        self.queued += self.tail.len() - before;
+    }
+
     /// Queues bytes, copied only if they are few.
     pub(super) fn push(&mut self, bytes: Bytes) {
         if bytes.len() <= COPIED_BYTES {

@@ -398,7 +398,16 @@ pub struct HeaderMutations {
 impl HeaderMutations {
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let Self {
+            request_remove,
+            request_add,
+            response_remove,
+            response_add,
+        } = self;
+        request_remove.is_empty()
+            && request_add.is_empty()
+            && response_remove.is_empty()
+            && response_add.is_empty()
     }
 }
 

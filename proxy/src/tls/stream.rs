@@ -413,7 +413,7 @@ impl Duplex for TlsStream {
         with_sending(|block| {
             let (mut sealed, mut taken) = (0, 0);
             for slice in bytes {
-                let room = BLOCK_BYTES.saturating_sub(sealed + SEAL_OVERHEAD);
+                let room = (BLOCK_BYTES - taken).min(block.len().saturating_sub(sealed + SEAL_OVERHEAD));
                 let part = &slice[..slice.len().min(room)];
                 if part.is_empty() {
                     break;

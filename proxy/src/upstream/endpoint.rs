@@ -34,6 +34,8 @@ const STARTING: Duration = Duration::from_secs(5);
 pub struct EndpointState {
     /// Where it is dialled.
     pub address: Target,
+    /// From the first request on that tells it.
+    address_text: OnceCell<Rc<str>>,
     hostname: RefCell<Option<Arc<str>>>,
     /// Relative share.
     pub weight: Cell<u32>,
@@ -78,6 +80,7 @@ impl EndpointState {
     pub fn new(endpoint: &Endpoint, health: Arc<EndpointHealth>) -> Self {
         Self {
             address: endpoint.address.clone(),
+            address_text: OnceCell::new(),
             hostname: RefCell::new(endpoint.hostname.clone()),
             weight: Cell::new(endpoint.weight),
             active: Cell::new(0),
@@ -91,6 +94,11 @@ impl EndpointState {
             sessions: RefCell::default(),
             metrics: OnceCell::new(),
         }
+    }
+
+    /// [`Self::address`] as logs and spans tell it.
+    pub fn address_text(&self) -> &Rc<str> {
+        self.address_text.get_or_init(|| self.address.to_string().into())
     }
 
     /// What it is called: as its source says, or the host name that is dialled, or was resolved.

@@ -97,7 +97,7 @@ struct State {
     /// Those that the downstream gave up at once.
     resets: Resets,
     /// The last endpoint connected to, and its cluster.
-    endpoint: RefCell<Option<(Name, String)>>,
+    endpoint: RefCell<Option<(Name, Rc<str>)>>,
     /// The last response that was made here because something went wrong.
     failure: RefCell<Option<(ResponseFlag, String)>>,
     /// What ended the connection while streams were under way.
@@ -251,7 +251,7 @@ impl Connection {
             self.metrics.upgrade_ends();
         }
         if let (Some(cluster), Some(endpoint)) = (&*facts.cluster.borrow(), &*facts.endpoint.borrow()) {
-            *self.state.endpoint.borrow_mut() = Some((Arc::clone(cluster), endpoint.clone()));
+            *self.state.endpoint.borrow_mut() = Some((Arc::clone(cluster), Rc::clone(endpoint)));
         }
         if let Some((flag, why)) = &*facts.why.borrow() {
             *self.state.failure.borrow_mut() = Some((*flag, why.clone()));
@@ -368,7 +368,7 @@ fn record(connection: &Connection, end: End, log: &mut ConnectionLog) {
     }
     if let Some((cluster, endpoint)) = state.endpoint.take() {
         log.cluster(cluster);
-        log.endpoint(endpoint);
+        log.endpoint(endpoint.as_ref().into());
     }
     let requests = state.requests.get();
     let (flag, why) = match end {

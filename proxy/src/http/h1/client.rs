@@ -80,37 +80,38 @@ impl Exchange {
             switched: false,
             interim: Vec::new(),
         };
-        let mut out = Vec::with_capacity(1024);
-        write_request(
-            &mut out,
-            &request.method,
-            &request.target,
-            &request.authority,
-            &request.headers,
-        );
-        exchange.writer = match &request.upgrade {
-            Some(protocol) => {
-                // Of HTTP/1 its own words were passed on.
-                if !request.headers.contains_key(UPGRADE) {
-                    field(&mut out, CONNECTION.as_str(), b"upgrade");
-                    field(&mut out, UPGRADE.as_str(), protocol.as_bytes());
+        let writer = &mut exchange.writer;
+        exchange.wire.write_with(|out| {
+            write_request(
+                out,
+                &request.method,
+                &request.target,
+                &request.authority,
+                &request.headers,
+            );
+            *writer = match &request.upgrade {
+                Some(protocol) => {
+                    // Of HTTP/1 its own words were passed on.
+                    if !request.headers.contains_key(UPGRADE) {
+                        field(out, CONNECTION.as_str(), b"upgrade");
+                        field(out, UPGRADE.as_str(), protocol.as_bytes());
+                    }
+                    Writer::Raw
                 }
-                Writer::Raw
-            }
-            None if request.headers.contains_key(CONTENT_LENGTH) => Writer::Raw,
-            None if bodyless => {
-                if !is_bodyless(&request.method) {
-                    field(&mut out, CONTENT_LENGTH.as_str(), b"0");
+                None if request.headers.contains_key(CONTENT_LENGTH) => Writer::Raw,
+                None if bodyless => {
+                    if !is_bodyless(&request.method) {
+                        field(out, CONTENT_LENGTH.as_str(), b"0");
+                    }
+                    Writer::None
                 }
-                Writer::None
-            }
-            None => {
-                field(&mut out, TRANSFER_ENCODING.as_str(), b"chunked");
-                Writer::Chunked
-            }
-        };
-        out.extend_from_slice(b"\r\n");
-        exchange.wire.write(&out);
+                None => {
+                    field(out, TRANSFER_ENCODING.as_str(), b"chunked");
+                    Writer::Chunked
+                }
+            };
+            out.extend_from_slice(b"\r\n");
+        });
         exchange
     }
 

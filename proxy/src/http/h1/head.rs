@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::{Method, StatusCode};
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter};
 
 use crate::http::message::Version;
 
@@ -99,12 +99,11 @@ const METHODS: [&str; 35] = [
 /// # Errors
 /// [`HeadError::TooLarge`] once it cannot end within the limit.
 fn end_of_head(input: &[u8], limits: HeadLimits) -> Result<Option<usize>, HeadError> {
-    let ends: [(&[u8], usize); 3] = [(b"\r\n\r\n", 4), (b"\n\n", 2), (b"\n\r\n", 3)];
-    let mut end = None;
-    for (found, length) in ends {
-        let within = &input[..end.unwrap_or(input.len())];
-        end = memmem::find(within, found).map(|at| at + length).or(end);
-    }
+    let end = memchr_iter(b'\n', input).find_map(|line| match input[line + 1..] {
+        [b'\n', ..] => Some(line + 2),
+        [b'\r', b'\n', ..] => Some(line + 3),
+        _ => None,
+    });
     match end {
         Some(end) if end > limits.bytes => Err(HeadError::TooLarge),
         Some(end) => Ok(Some(end)),
@@ -333,23 +332,24 @@ pub(in crate::http) fn is_host(text: &str) -> bool {
 
 /// Writes `GET / HTTP/1.1` and the fields, up to the empty line.
 pub(in crate::http) fn write_request(
-    out: &mut Vec<u8>,
+    out: &mut BytesMut,
     method: &Method,
     target: &str,
     host: &str,
     headers: &HeaderMap,
 ) {
+    out.reserve(target.len() + host.len() + FIRST_LINE_BYTES + length(headers));
     out.extend_from_slice(method.as_str().as_bytes());
-    out.push(b' ');
+    out.extend_from_slice(b" ");
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     field(out, "host", host.as_bytes());
     fields(out, headers);
 }
 
-/// Writes `HTTP/1.1 200 OK` and the fields, up to the empty line.
+/// Writes `HTTP/1.1 200 OK` and the fields, with the empty line.
 pub(in crate::http) fn write_response(
-    out: &mut Vec<u8>,
+    out: &mut BytesMut,
     version: Version,
     status: StatusCode,
     headers: &HeaderMap,
@@ -358,12 +358,14 @@ pub(in crate::http) fn write_response(
         Version::Http10 => b"HTTP/1.0 ",
         Version::Http11 | Version::Http2 => b"HTTP/1.1 ",
     };
+    out.reserve(FIRST_LINE_BYTES + length(headers));
     out.extend_from_slice(version);
     out.extend_from_slice(status.as_str().as_bytes());
-    out.push(b' ');
+    out.extend_from_slice(b" ");
     out.extend_from_slice(reason(status).as_bytes());
     out.extend_from_slice(b"\r\n");
     fields(out, headers);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The words that Envoy has for a status.
@@ -376,14 +378,23 @@ fn reason(status: StatusCode) -> &'static str {
 }
 
 /// Writes one field.
-pub(in crate::http) fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(in crate::http) fn field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 
-fn fields(out: &mut Vec<u8>, headers: &HeaderMap) {
+/// What else a head has, about: room for it is made at once.
+const FIRST_LINE_BYTES: usize = 96;
+
+/// Bytes of the fields.
+fn length(headers: &HeaderMap) -> usize {
+    let of = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    headers.iter().map(of).sum()
+}
+
+fn fields(out: &mut BytesMut, headers: &HeaderMap) {
     for (name, value) in headers {
         field(out, name.as_str(), value.as_bytes());
     }

@@ -169,10 +169,8 @@ impl Server {
 
     /// Queues an informational response's head.
     pub(in crate::http) fn write_interim(&self, head: &ResponseHead) {
-        let mut bytes = Vec::with_capacity(128);
-        write_response(&mut bytes, Version::Http11, head.status, &head.headers);
-        bytes.extend_from_slice(b"\r\n");
-        self.wire.borrow_mut().write(&bytes);
+        let mut wire = self.wire.borrow_mut();
+        wire.write_with(|out| write_response(out, Version::Http11, head.status, &head.headers));
     }
 
     /// Queues a response's head. `bodyless` is said of one that has no body whatever its headers say, `end`
@@ -220,10 +218,8 @@ impl Server {
         }
         self.delimited
             .set(!until_end && status != StatusCode::SWITCHING_PROTOCOLS);
-        let mut bytes = Vec::with_capacity(512);
-        write_response(&mut bytes, version, status, headers);
-        bytes.extend_from_slice(b"\r\n");
-        self.wire.borrow_mut().write(&bytes);
+        let mut wire = self.wire.borrow_mut();
+        wire.write_with(|out| write_response(out, version, status, headers));
         until_end
     }
 

@@ -90,8 +90,10 @@ fn with_reason(request_id: &str, reason: TraceReason) -> Option<String> {
         return None;
     }
     let (head, tail) = (request_id.get(..REASON_AT)?, request_id.get(REASON_AT + 1..)?);
-    let changed = format!("{head}{digit}{tail}");
-    (changed != request_id).then_some(changed)
+    if request_id[REASON_AT..].starts_with(digit) {
+        return None;
+    }
+    Some(format!("{head}{digit}{tail}"))
 }
 
 #[cfg(test)]
