@@ -81,12 +81,53 @@ impl ServerTls {
     }
 }
 
+/// The configuration for dialling.
+#[derive(Debug)]
+pub struct ClientTls {
+    /// For a full handshake.
+    pub(super) full: Arc<ClientConfig>,
+    /// To resume a session of TLS 1.3 with, none where it would be the same.
+    pub(super) resuming: Option<Arc<ClientConfig>>,
+}
+
+impl ClientTls {
+    fn new(tls: &UpstreamTls, key: Option<Arc<CertifiedKey>>) -> Result<Self, ConfigError> {
+        // rustls resumes a session only with the verifier and the resolver that it began with.
+        let verifier = verifier(&tls.validation, true)?;
+        let resolver = key.map(|key| Arc::new(SingleCertAndKey::from(key)));
+        let config = |provider, versions| {
+            let builder = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(versions)
+                .map_err(|_| parameters(&tls.params))?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
+            let mut config = match &resolver {
+                Some(resolver) => builder.with_client_cert_resolver(Arc::clone(resolver) as _),
+                None => builder.with_no_client_auth(),
+            };
+            // Sessions are an endpoint's own: `Sessions`.
+            config.resumption = Resumption::disabled();
+            config.enable_sni = tls.sni.is_some();
+            config.alpn_protocols = protocols(&tls.alpn);
+            Ok::<_, ConfigError>(Arc::new(config))
+        };
+        let resumes = tls.params.resumption && tls.params.max == TlsVersion::V1_3 && resolver.is_some();
+        Ok(Self {
+            full: config(narrowed(&tls.params), versions(&tls.params))?,
+            resuming: match resumes {
+                true => Some(config(super::resuming_provider(), &[&rustls::version::TLS13])?),
+                false => None,
+            },
+        })
+    }
+}
+
 /// What a worker keeps between snapshots. Not shared between threads.
 #[derive(Debug, Default)]
 pub struct ConfigCache {
     keys: Vec<(Arc<Identity>, Arc<CertifiedKey>)>,
     servers: Vec<(Arc<DownstreamTls>, ServerTls)>,
-    clients: HashMap<*const UpstreamTls, (Arc<UpstreamTls>, Arc<ClientConfig>)>,
+    clients: HashMap<*const UpstreamTls, (Arc<UpstreamTls>, Arc<ClientTls>)>,
 }
 
 impl ConfigCache {
@@ -130,26 +171,12 @@ impl ConfigCache {
     ///
     /// # Errors
     /// [`ConfigError`]; the caller keeps what it had.
-    pub fn client(&mut self, tls: &Arc<UpstreamTls>) -> Result<Arc<ClientConfig>, ConfigError> {
+    pub fn client(&mut self, tls: &Arc<UpstreamTls>) -> Result<Arc<ClientTls>, ConfigError> {
         if let Some((_, config)) = self.clients.get(&Arc::as_ptr(tls)) {
             return Ok(Arc::clone(config));
         }
-        let builder = ClientConfig::builder_with_provider(narrowed(&tls.params))
-            .with_protocol_versions(versions(&tls.params))
-            .map_err(|_| parameters(&tls.params))?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier(&tls.validation, true)?);
-        let mut config = match &tls.identity {
-            Some(identity) => {
-                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.key(identity)?)))
-            }
-            None => builder.with_no_client_auth(),
-        };
-        // Sessions are an endpoint's own: `Sessions`.
-        config.resumption = Resumption::disabled();
-        config.enable_sni = tls.sni.is_some();
-        config.alpn_protocols = protocols(&tls.alpn);
-        let config = Arc::new(config);
+        let key = tls.identity.as_ref().map(|identity| self.key(identity));
+        let config = Arc::new(ClientTls::new(tls, key.transpose()?)?);
         self.clients
             .insert(Arc::as_ptr(tls), (Arc::clone(tls), Arc::clone(&config)));
         Ok(config)

@@ -5,7 +5,10 @@
 //! the authorities, the names or the parameters of either side change, that side's configuration is a new one:
 //! tickets go with the old, here with the [`Sessions`], at the server with its key. So nobody is taken for somebody
 //! whom today's rules would not take, but for certificates that expire meanwhile: each side looks at their time.
-//! Nothing is sent before the handshake is over (no early data), and each has a key exchange of its own.
+//! Nothing is sent before the handshake is over (no early data), and each has a key exchange of its own: X25519
+//! alone, since the session's secret has ML-KEM's share from the full handshake. Where the server does not resume
+//! after all, its new configuration being there, that one connection has X25519 alone (as Envoy's have), and these
+//! sessions end with it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +20,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, NamedGroup};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::config::ClientTls;
+
 /// Tickets kept for one endpoint: each is used once, so this many connections may be made at the same time before
 /// one of them needs a full handshake. Each takes 1 to 2 KB.
 const MAX_TICKETS: usize = 16;
@@ -25,10 +30,15 @@ const MAX_TICKETS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Sessions {
     /// Without sessions.
-    base: Arc<ClientConfig>,
-    config: Arc<ClientConfig>,
+    base: Arc<ClientTls>,
+    full: Arc<ClientConfig>,
+    resuming: Option<Arc<ClientConfig>>,
     tickets: Arc<Tickets>,
 }
+
+/// The same tickets, under the configuration that resumes: what group a server takes of few says nothing of all.
+#[derive(Debug)]
+struct Resuming(Arc<Tickets>);
 
 /// What is kept of an endpoint's sessions. Asked by rustls, with the name of the one server that there is.
 #[derive(Debug, Default)]
@@ -41,6 +51,8 @@ struct Held {
     group: Option<NamedGroup>,
     /// When the first certificate of the endpoint's chain expires.
     until: Option<UnixTime>,
+    /// The server did not resume: what may come now has ML-KEM's share no more.
+    declined: bool,
 }
 
 impl std::fmt::Debug for Held {
@@ -54,37 +66,50 @@ impl std::fmt::Debug for Held {
 impl Sessions {
     /// None yet, under a cluster's configuration, which has no resumption of its own; without `resumption` there
     /// will be none.
-    pub fn new(base: &Arc<ClientConfig>, resumption: bool) -> Self {
+    pub fn new(base: &Arc<ClientTls>, resumption: bool) -> Self {
         let tickets = Arc::<Tickets>::default();
-        let config = if resumption {
-            let store = Arc::clone(&tickets);
-            let mut config = ClientConfig::clone(base);
+        let keeping = |config: &Arc<ClientConfig>, store: Arc<dyn ClientSessionStore>| {
+            let mut config = ClientConfig::clone(config);
             config.resumption =
                 Resumption::store(store).tls12_resumption(Tls12Resumption::SessionIdOrTickets);
             Arc::new(config)
-        } else {
-            Arc::clone(base)
         };
+        let resuming = base.resuming.as_ref().filter(|_| resumption);
         Self {
             base: Arc::clone(base),
-            config,
+            full: match resumption {
+                true => keeping(&base.full, Arc::clone(&tickets) as _),
+                false => Arc::clone(&base.full),
+            },
+            resuming: resuming.map(|config| keeping(config, Arc::new(Resuming(Arc::clone(&tickets))))),
             tickets,
         }
     }
 
-    /// Whether they are under this configuration.
-    pub fn are_of(&self, base: &Arc<ClientConfig>) -> bool {
-        Arc::ptr_eq(&self.base, base)
+    /// Whether they are under this configuration, and go on.
+    pub fn are_of(&self, base: &Arc<ClientTls>) -> bool {
+        Arc::ptr_eq(&self.base, base) && !self.tickets.held().declined
     }
 
     /// What to shake hands with.
     pub(super) fn config(&self) -> &Arc<ClientConfig> {
-        &self.config
+        let has_ticket = || self.tickets.valid().is_some_and(|held| !held.tls13.is_empty());
+        match &self.resuming {
+            Some(resuming) if has_ticket() => resuming,
+            _ => &self.full,
+        }
     }
 
-    /// After a full handshake: the sessions that it begins last no longer than this `chain`.
-    pub(super) fn last_with(&self, chain: &[CertificateDer<'_>]) {
-        self.tickets.held().until = expiry(chain);
+    /// After a full handshake with what [`Self::config`] said: the sessions that it begins last no longer than this
+    /// `chain`, or not at all if it was to resume one.
+    pub(super) fn begin(&self, config: &Arc<ClientConfig>, chain: &[CertificateDer<'_>]) {
+        let declined = self
+            .resuming
+            .as_ref()
+            .is_some_and(|resuming| Arc::ptr_eq(resuming, config));
+        let held = &mut *self.tickets.held();
+        held.declined |= declined;
+        held.until = expiry(chain).filter(|_| !held.declined);
     }
 }
 
@@ -132,6 +157,31 @@ impl ClientSessionStore for Tickets {
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         self.valid()?.tls13.pop_back()
+    }
+}
+
+impl ClientSessionStore for Resuming {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    // It speaks TLS 1.3 alone.
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(name, value);
+    }
+
+    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(name)
     }
 }
 

@@ -130,11 +130,12 @@ impl TlsStream {
         sessions: &Sessions,
         sni: ServerName<'static>,
     ) -> Result<Self, HandshakeError> {
-        let connection = UnbufferedClientConnection::new(Arc::clone(sessions.config()), sni)?;
+        let config = sessions.config();
+        let connection = UnbufferedClientConnection::new(Arc::clone(config), sni)?;
         let mut stream = Self::new(socket, Session::Client(Box::new(connection)));
         stream.handshake().await?;
         if !stream.is_resumed() {
-            sessions.last_with(stream.peer_certificates());
+            sessions.begin(config, stream.peer_certificates());
         }
         Ok(stream)
     }

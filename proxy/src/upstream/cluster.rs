@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
@@ -27,8 +26,8 @@ use crate::telemetry::metrics::http::HttpClusterMetrics;
 use crate::telemetry::metrics::{
     CircuitBreakerMetrics, ClusterMembership, ClusterMetrics, DnsMetrics, Gauge, OutlierMetrics,
 };
-use crate::tls::ConfigCache;
 use crate::tls::config::ConfigError;
+use crate::tls::{ClientTls, ConfigCache};
 
 /// A cluster in use.
 #[derive(Debug)]
@@ -78,7 +77,7 @@ pub enum Transport {
     /// TLS, mutual where the context has an identity.
     Tls {
         /// Verifies the endpoint and presents us.
-        config: Arc<ClientConfig>,
+        config: Arc<ClientTls>,
         /// Consul's SNI.
         sni: ServerName<'static>,
         /// Whether sessions are resumed.

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::load_balancer::Pool;
@@ -19,7 +18,7 @@ use super::priority::{Health, Load, spread};
 use crate::model::{ClusterLoadAssignment, Endpoint, Target};
 use crate::telemetry::endpoints::{EndpointMetrics, Facts};
 use crate::telemetry::metrics::ClusterMembership;
-use crate::tls::Sessions;
+use crate::tls::{ClientTls, Sessions};
 
 /// How long an endpoint that could not be connected to is put last, without being ejected: time enough for
 /// its source to say that it is gone, short enough for one that restarts.
@@ -111,7 +110,7 @@ impl EndpointState {
     }
 
     /// The TLS sessions with it under its cluster's `config`; `resumption` says whether any are kept.
-    pub(super) fn sessions(&self, config: &Arc<ClientConfig>, resumption: bool) -> Sessions {
+    pub(super) fn sessions(&self, config: &Arc<ClientTls>, resumption: bool) -> Sessions {
         let mut held = self.sessions.borrow_mut();
         match &*held {
             Some(sessions) if sessions.are_of(config) => sessions.clone(),
