@@ -6,6 +6,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use tokio::net::TcpStream;
+
 use super::departure::{Departure, Leaving};
 
 /// A stream of bytes both ways. Dropping it resets the connection (RST), unless it was
@@ -31,6 +33,12 @@ pub trait Duplex {
 
     /// The protocol that was agreed on in a handshake (ALPN, RFC 7301).
     fn alpn(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// The socket, where its bytes are those of the stream: they may be moved past [`Self::poll_receive`] and
+    /// [`Self::poll_send`]. None over TLS, and for what splice(2) is not measured for.
+    fn plain_tcp(&self) -> Option<&TcpStream> {
         None
     }
 

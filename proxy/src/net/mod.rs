@@ -13,6 +13,7 @@ pub mod plain;
 pub mod relay;
 pub mod sock_diag;
 pub mod socket;
+mod splice;
 
 pub use duplex::Duplex;
 pub use plain::PlainStream;

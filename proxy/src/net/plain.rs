@@ -64,6 +64,13 @@ impl Duplex for PlainStream {
         }
     }
 
+    fn plain_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Unix(_) => None,
+        }
+    }
+
     fn handed(&self) -> Option<u64> {
         None
     }

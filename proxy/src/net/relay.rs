@@ -1,6 +1,7 @@
 //! The relay: bytes both ways between a downstream and an upstream until both have ended.
 //!
-//! Borrows the streams, owns at most one block of backlog a direction, and only under backpressure.
+//! Borrows the streams, owns at most one block of backlog a direction, and only under backpressure. Where both
+//! streams are plain, bulk goes through a pipe.
 //! It never closes a socket: the caller resets or drops the streams by the [`Outcome`].
 
 use std::cell::Cell;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use super::buffer::{Backlog, with_plain};
 use super::duplex::Duplex;
+use super::splice::Pipe;
 
 /// Bytes relayed so far; shared with the access log, which reads them when the connection ends.
 #[derive(Debug, Default)]
@@ -92,6 +94,8 @@ struct Direction {
     /// Plaintext read but not taken by the other side. While it is not empty nothing more is read:
     /// a slow reader holds one block and slows the sender down by its own window.
     backlog: Backlog,
+    /// While bulk flows between plain sockets; the backlog is empty then.
+    pipe: Option<Pipe>,
     phase: Phase,
 }
 
@@ -134,7 +138,8 @@ impl<D: Duplex, U: Duplex, T: Tally> Future for Relay<'_, D, U, T> {
 impl<D, U, T: Tally> Drop for Relay<'_, D, U, T> {
     fn drop(&mut self) {
         for direction in [&self.up, &self.down] {
-            let left = direction.backlog.waiting().len();
+            let piped = direction.pipe.as_ref().map_or(0, Pipe::held);
+            let left = direction.backlog.waiting().len() + piped;
             if left > 0 {
                 self.tally
                     .buffered(direction.from.other(), signed(left).wrapping_neg());
@@ -157,6 +162,7 @@ impl Direction {
         Self {
             from,
             backlog: Backlog::default(),
+            pipe: None,
             phase: Phase::default(),
         }
     }
@@ -173,6 +179,7 @@ impl Direction {
             let step = match self.phase {
                 Phase::Ended => return Ok(Poll::Ready(())),
                 _ if !self.backlog.is_empty() => self.poll_backlog(cx, to, tally),
+                _ if self.pipe.is_some() => self.poll_pipe(cx, from, to, tally),
                 Phase::Flowing => self.poll_move(cx, from, to, tally),
                 Phase::Finishing => to
                     .poll_finish(cx)
@@ -205,6 +212,44 @@ impl Direction {
         )
     }
 
+    /// What the pipe holds, or once from `from` into it. It is given back as soon as the bulk is over.
+    fn poll_pipe<F: Duplex, T: Duplex>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &F,
+        to: &T,
+        tally: &impl Tally,
+    ) -> Poll<Result<(), (bool, io::Error)>> {
+        let (Some(mut pipe), Some(source), Some(sink)) = (self.pipe.take(), from.plain_tcp(), to.plain_tcp())
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        if pipe.held() > 0 {
+            let taken = pipe.poll_drain(cx, sink);
+            self.pipe = Some(pipe);
+            let taken = ready!(taken).map_err(|e| (false, e))?;
+            tally.buffered(self.from.other(), signed(taken).wrapping_neg());
+            return Poll::Ready(Ok(()));
+        }
+        match pipe.poll_fill(cx, source) {
+            Poll::Ready(Ok(received)) if received > 0 => {
+                tally.moved(self.from, received as u64);
+                tally.buffered(self.from.other(), signed(received));
+                self.pipe = Some(pipe);
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Ok(_)) => self.phase = Phase::Finishing,
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Err((true, error))),
+            Poll::Pending => {
+                pipe.give_back();
+                return Poll::Pending;
+            }
+        }
+        pipe.give_back();
+        Poll::Ready(Ok(()))
+    }
+
     /// One block from `from` to `to`; what is not taken becomes backlog.
     fn poll_move<F: Duplex, T: Duplex>(
         &mut self,
@@ -221,6 +266,10 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             tally.moved(self.from, received as u64);
+            // A full block is bulk: what follows it need not come here.
+            if received == block.len() && from.plain_tcp().and(to.plain_tcp()).is_some() {
+                self.pipe = Pipe::lend();
+            }
             let mut waiting = &block[..received];
             while !waiting.is_empty() {
                 match to.poll_send(cx, &[io::IoSlice::new(waiting)]) {
@@ -251,3 +300,7 @@ fn nonzero(n: usize) -> io::Result<usize> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;
