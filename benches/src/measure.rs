@@ -15,6 +15,41 @@ pub(crate) fn cpu_seconds(pids: &[u32]) -> Result<f64, String> {
     Ok(ticks / TICKS_A_SECOND)
 }
 
+/// Nanoseconds on a processor, and how often they went to sleep of their own accord, of all threads
+/// of these processes and their children. Of threads that have ended it knows nothing.
+pub(crate) fn thread_totals(pids: &[u32]) -> Result<(f64, f64), String> {
+    let (mut nanoseconds, mut sleeps) = (0.0, 0.0);
+    for pid in family(pids)? {
+        for thread in folder(&format!("/proc/{pid}/task"))? {
+            let text = read(&format!("/proc/{pid}/task/{thread}/schedstat"))?;
+            let first = text.split_whitespace().next();
+            nanoseconds += first.and_then(|it| it.parse::<f64>().ok()).unwrap_or_default();
+            let text = read(&format!("/proc/{pid}/task/{thread}/status"))?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            sleeps += line
+                .and_then(|it| it.trim().parse::<f64>().ok())
+                .unwrap_or_default();
+        }
+    }
+    Ok((nanoseconds, sleeps))
+}
+
+/// How many sockets each child of a process has open.
+pub(crate) fn sockets_of_children(pid: u32) -> Result<Vec<f64>, String> {
+    let mut counts = Vec::new();
+    for child in family(&[pid])?.into_iter().skip(1) {
+        let path = format!("/proc/{child}/fd");
+        let is_socket = |name: &String| {
+            let target = fs::read_link(format!("{path}/{name}"));
+            target.is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        };
+        counts.push(folder(&path)?.iter().filter(|name| is_socket(name)).count() as f64);
+    }
+    Ok(counts)
+}
+
 /// KiB of memory: each page divided by how many processes share it.
 pub(crate) fn pss_kib(pids: &[u32]) -> Result<f64, String> {
     let mut sum = 0.0;
@@ -71,19 +106,27 @@ fn family(pids: &[u32]) -> Result<Vec<u32>, String> {
     Ok(all)
 }
 
+fn folder(path: &str) -> Result<Vec<String>, String> {
+    let entries = fs::read_dir(path).map_err(|error| format!("{path}: {error}"))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.collect())
+}
+
 fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{cpu_seconds, machine_and_own_cpu_seconds, pss_kib};
+    use super::{cpu_seconds, machine_and_own_cpu_seconds, pss_kib, thread_totals};
 
     #[test]
     fn this_process_uses_cpu_and_memory() {
         let pids = [std::process::id()];
         let before = cpu_seconds(&pids).unwrap();
         while cpu_seconds(&pids).unwrap() < before + 0.02 {}
+        let (nanoseconds, sleeps) = thread_totals(&pids).unwrap();
+        assert!(nanoseconds > 1e7 && sleeps >= 0.0);
         assert!(pss_kib(&pids).unwrap() > 100.0);
         let (machine, own) = machine_and_own_cpu_seconds().unwrap();
         assert!(machine > own && own > 0.0);
