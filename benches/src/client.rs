@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -166,10 +166,11 @@ impl Client {
         Ok(at as u64)
     }
 
-    async fn send(&mut self, request: Request<Outgoing>) -> io::Result<Response<Incoming>> {
+    async fn send(&mut self, mut request: Request<Outgoing>) -> io::Result<Response<Incoming>> {
         let response = match self {
             Self::Tcp(..) => return Err(wrong("an HTTP request over TCP")),
             Self::Http1(sender) => {
+                name_host_in_header(&mut request);
                 sender.ready().await.map_err(io::Error::other)?;
                 sender.send_request(request).await
             }
@@ -197,21 +198,28 @@ fn call(number: u64, size: usize) -> io::Result<Request<Outgoing>> {
     message.extend_from_slice(&(size as u64).to_be_bytes());
     let mut call = request(Method::POST, METHOD, Outgoing::Short(message.into()))?;
     let headers = call.headers_mut();
-    headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(GRPC));
-    headers.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     Ok(call)
 }
 
-/// HTTP/1 names the host in a header, HTTP/2 in the URI; hyper drops what is not the version's.
+/// As over HTTP/2, which names the host in the URI.
 fn request(method: Method, path: &str, body: Outgoing) -> io::Result<Request<Outgoing>> {
     Request::builder()
         .method(method)
-        .version(Version::HTTP_11)
         .uri(format!("http://{HOST}{path}"))
         .header("user-agent", "attache-benches")
         .header("accept", "*/*")
         .body(body)
         .map_err(io::Error::other)
+}
+
+/// As applications do over HTTP/1.
+fn name_host_in_header(request: &mut Request<Outgoing>) {
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+    let host = HeaderValue::from_static(HOST);
+    request.headers_mut().insert(http::header::HOST, host);
 }
 
 async fn expect_body(response: Response<Incoming>, expected: &Message, is_call: bool) -> io::Result<()> {
