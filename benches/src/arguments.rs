@@ -76,6 +76,9 @@ pub(crate) struct Arguments {
     /// Writes the table there.
     #[arg(long, value_name = "FILE")]
     pub(crate) markdown: Option<PathBuf>,
+    /// Draws the chart there.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 impl Arguments {

@@ -90,6 +90,8 @@ pub(crate) struct Text {
     pub(crate) key: String,
     /// Its name in tables.
     pub(crate) label: String,
+    /// The same where the kind is known.
+    pub(crate) short: String,
     /// Its unit.
     pub(crate) unit: &'static str,
     /// Digits after the point.
@@ -132,11 +134,10 @@ impl Figure {
         if self.count > 0 {
             key = format!("{key}_c{}", self.count);
         }
-        let kind = kind.label();
-        let label = match (self.size, self.count) {
-            (0, 0) => format!("{kind}, {label}"),
-            (0, _) => format!("{kind}, {}", label.replace('#', &count)),
-            (size, _) => format!("{kind}, {}, c={count}: {label}", size_text(size)),
+        let short = match (self.size, self.count) {
+            (0, 0) => label.to_owned(),
+            (0, _) => label.replace('#', &count),
+            (size, _) => format!("{}, c={count}: {label}", size_text(size)),
         };
         let better = match self.what {
             What::RequestRate | What::ResumedRate | What::FullRate | What::UpRate | What::DownRate => {
@@ -147,7 +148,8 @@ impl Figure {
         };
         Text {
             key,
-            label,
+            label: format!("{}, {short}", kind.label()),
+            short,
             unit,
             decimals,
             better,
@@ -178,7 +180,7 @@ impl What {
             Self::DownRate => ("bulk_down_gbit_s", "bulk down: rate", "Gbit/s", 2),
             Self::IdleConnection => (
                 "idle_connection_kb",
-                "# idle: PSS a connection and proxy",
+                "# idle: memory a connection and proxy",
                 "KB",
                 1,
             ),
@@ -193,11 +195,16 @@ impl What {
             Self::WorkersRatio => ("workers_ratio", "c=#: CPU a request, 2 workers to 1", "×", 2),
             Self::OutboundShare => (
                 "outbound_share",
-                "c=#: outbound's busier worker has of them",
+                "c=#: sockets of the outbound's busier worker",
                 "%",
                 0,
             ),
-            Self::InboundShare => ("inbound_share", "c=#: inbound's busier worker has of its", "%", 0),
+            Self::InboundShare => (
+                "inbound_share",
+                "c=#: sockets of the inbound's busier worker",
+                "%",
+                0,
+            ),
             Self::AloneCpu => ("alone_cpu_us", "100 busy alone: CPU a request", "µs", 1),
             Self::CrowdCpu => ("crowd_cpu_us", "100 busy of # open: CPU a request", "µs", 1),
             Self::CrowdRatio => (

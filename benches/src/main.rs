@@ -20,10 +20,12 @@ mod message;
 mod nginx;
 mod peer;
 mod process;
+mod progress;
 mod report;
 mod scaling;
 mod scene;
 mod setup;
+mod svg;
 mod turn;
 mod wire;
 
@@ -38,7 +40,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::Arguments;
 use crate::figure::Samples;
-use crate::peer::{Peer, Programs};
+use crate::kind::Kind;
+use crate::peer::{ATTACHE, Peer, Programs};
+use crate::progress::{Progress, say};
 use crate::report::{DIRECT, Report};
 use crate::scene::Scene;
 use crate::turn::{Plan, Turn};
@@ -109,7 +113,7 @@ fn raise_file_limit() -> Result<u64, String> {
 fn find_peers(arguments: &Arguments) -> Result<Report, String> {
     let attache = match &arguments.attache {
         Some(path) => path.clone(),
-        None if arguments.peers.iter().any(|name| name == "attache") => build_attache()?,
+        None if arguments.peers.iter().any(|name| name == ATTACHE) => build_attache()?,
         None => PathBuf::new(),
     };
     let programs = Programs {
@@ -173,29 +177,39 @@ fn build_attache() -> Result<PathBuf, String> {
 async fn measure(arguments: &Arguments, plan: &Plan, report: &mut Report) -> Result<(), String> {
     let scene = Scene::set(plan.needs())?;
     let kinds = arguments.kinds();
+    let turns_of = |kind: &Kind| 1 + report.peers.iter().filter(|peer| peer.carries(*kind)).count();
+    let turns = kinds.iter().map(turns_of).sum::<usize>() * arguments.rounds as usize;
+    let progress = Progress::new(turns);
     let mut failed = Vec::new();
     for round in 0..arguments.rounds as usize {
         for &kind in &kinds {
             let place = format!("round {} of {}, {}", round + 1, arguments.rounds, kind.label());
+            progress.begin(&format!("{place}: {DIRECT}"));
             let direct = Turn::direct(plan, kind, &scene).await?;
             report.samples.add(DIRECT, direct.figures);
+            progress.end();
             // Whoever is first in one round is last in the next.
             for turn in 0..report.peers.len() {
                 let index = (round + turn) % report.peers.len();
                 let peer = &report.peers[index];
-                if !peer.carries(kind) || failed.contains(&(kind, index)) {
+                if !peer.carries(kind) {
                     continue;
                 }
-                say(&format!("{place}: {}", peer.name));
+                progress.begin(&format!("{place}: {}", peer.name));
+                if failed.contains(&(kind, index)) {
+                    progress.end();
+                    continue;
+                }
                 let done = Turn::of(plan, peer, kind, &scene).await;
                 // Whoever did not even start is not tried again.
                 if done.figures.is_empty() {
                     failed.push((kind, index));
                 }
                 report.samples.add(&peer.name, done.figures);
+                progress.end();
                 if let Some(failure) = done.failure {
                     let failure = format!("{}, {place}: {failure}", peer.name);
-                    say(&failure);
+                    progress.note(&failure);
                     report.failures.push(failure);
                 }
             }
@@ -211,11 +225,7 @@ fn publish(arguments: &Arguments, report: &Report) -> Result<(), String> {
     };
     write(&arguments.json, format!("{:#}\n", report.json()))?;
     write(&arguments.markdown, report.markdown())?;
+    write(&arguments.svg, report.svg())?;
     let mut out = io::stdout().lock();
     write!(out, "\n{}", report.text()).map_err(|error| format!("standard output: {error}"))
-}
-
-/// A line of progress; whoever closed standard error does not want it.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -12,6 +12,9 @@ use crate::scene::{CALLEE, CALLER, Scene};
 use crate::setup::{Handshakes, Setup};
 use crate::{envoy, haproxy, nginx};
 
+/// Our own name.
+pub(crate) const ATTACHE: &str = "attache";
+
 /// The name that ratios refer to.
 pub(crate) const ENVOY: &str = "envoy";
 
@@ -80,7 +83,7 @@ impl Peer {
     /// Finds the program of a known name; the error says why this peer is skipped.
     pub(crate) fn find(name: &str, programs: &Programs) -> Result<Self, String> {
         let (launch, note) = match name {
-            "attache" => (Launch::Attache(programs.attache.clone()), None),
+            ATTACHE => (Launch::Attache(programs.attache.clone()), None),
             ENVOY => (programs.envoy(Handshakes::Resumed)?, None),
             "envoy-full" => (programs.envoy(Handshakes::Full)?, Some(envoy::FULL_NOTE)),
             "haproxy" => (Launch::Haproxy, Some(haproxy::NOTE)),
@@ -155,40 +158,23 @@ impl Peer {
         matches!(self.launch, Launch::EnvoyFile(_, Handshakes::Full))
     }
 
-    /// Whether its admin API has Envoy's statistics.
-    pub(crate) fn has_statistics(&self) -> bool {
-        matches!(self.launch, Launch::Attache(_) | Launch::EnvoyFile(..))
-    }
-
-    /// Whether each worker is a process.
-    pub(crate) fn forks_workers(&self) -> bool {
-        matches!(self.launch, Launch::Nginx(_))
-    }
-
     /// Starts the inbound sidecar and then the outbound one, and waits until both listen.
     pub(crate) async fn start(&self, scene: &Scene, setup: Setup) -> Result<Pair, String> {
         let mut inbound = self.start_side(scene, setup, Side::Inbound)?;
         let inbound_start_ms = inbound.listening(scene.inbound).await?;
         let mut outbound = self.start_side(scene, setup, Side::Outbound)?;
         let outbound_start_ms = outbound.listening(scene.outbound).await?;
+        if setup.further_upstreams {
+            for address in &scene.further_upstreams {
+                outbound.listening(*address).await?;
+            }
+        }
         Ok(Pair {
             inbound,
             outbound,
             inbound_start_ms,
             outbound_start_ms,
         })
-    }
-
-    /// Starts the outbound sidecar alone, and waits until it listens for all its upstreams.
-    pub(crate) async fn start_outbound(&self, scene: &Scene, setup: Setup) -> Result<Process, String> {
-        let mut outbound = self.start_side(scene, setup, Side::Outbound)?;
-        outbound.listening(scene.outbound).await?;
-        if setup.further_upstreams {
-            for address in &scene.further_upstreams {
-                outbound.listening(*address).await?;
-            }
-        }
-        Ok(outbound)
     }
 
     fn start_side(&self, scene: &Scene, setup: Setup, side: Side) -> Result<Process, String> {

@@ -144,7 +144,8 @@ impl Report {
         rows
     }
 
-    fn ratio(&self, name: &str, figure: Figure) -> Option<f64> {
+    /// Its median to Envoy's.
+    pub(crate) fn ratio(&self, name: &str, figure: Figure) -> Option<f64> {
         if [ENVOY, DIRECT].contains(&name) || figure.text().better == Better::Neither {
             return None;
         }
@@ -179,7 +180,8 @@ fn cell(summary: &Summary, decimals: usize) -> String {
     format!("{median:.decimals$} ({min:.decimals$}–{max:.decimals$})")
 }
 
-fn machine() -> String {
+/// What it runs on.
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info

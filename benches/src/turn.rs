@@ -28,6 +28,9 @@ const CHURNED_AT_ONCE: u64 = 100;
 /// Before the memory after churn is looked at; allocators give theirs back after a while.
 const CHURN_REST: Duration = Duration::from_secs(3);
 
+/// The first seconds after a start are not those of an idle proxy.
+const START_REST: Duration = Duration::from_secs(5);
+
 /// How long a proxy without anything to do is watched.
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
@@ -133,6 +136,11 @@ impl Turn {
             let measured = self.full_handshakes(&pair, scene.outbound).await;
             measured.map_err(|error| format!("full handshakes: {error}{}", pair.tails()))?;
         }
+        if plan.has(Group::Churn) {
+            let pair = peer.start(scene, plain).await?;
+            let measured = self.churn(&pair, scene.outbound, plan.churn).await;
+            measured.map_err(|error| format!("{error}{}", pair.tails()))?;
+        }
         if plan.has(Group::Upstreams) {
             self.idle_upstreams(peer, scene).await?;
         }
@@ -183,9 +191,6 @@ impl Turn {
         if plan.has(Group::Bulk) && self.kind != Kind::Grpc {
             self.bulk(&pids, target, plan.duration).await?;
         }
-        if plan.has(Group::Churn) {
-            self.churn(&pids, target, plan.churn).await?;
-        }
         self.push(What::Others, clock.others_percent(&pids)?);
         Ok(())
     }
@@ -230,10 +235,10 @@ impl Turn {
 
     async fn idle(&mut self, pids: &[u32; 2], target: SocketAddr, count: usize) -> Result<(), String> {
         tokio::time::sleep(SETTLE).await;
-        let before = measure::pss_kib(pids)?;
+        let before = measure::anonymous_kib(pids)?;
         let pool = open(target, self.kind, count).await?;
         tokio::time::sleep(SETTLE).await;
-        let grown = measure::pss_kib(pids)? - before;
+        let grown = measure::anonymous_kib(pids)? - before;
         drop(pool);
         tokio::time::sleep(SETTLE).await;
         self.push_of(What::IdleConnection, count, grown / count as f64 / 2.0);
@@ -316,12 +321,14 @@ impl Turn {
         self.push(rate, gigabytes * 8.0 / done.elapsed.as_secs_f64());
     }
 
-    async fn churn(&mut self, pids: &[u32; 2], target: SocketAddr, count: usize) -> Result<(), String> {
-        self.push_of(What::ChurnBefore, count, mib_each(pids)?);
+    /// On a pair of its own: what other figures leave behind is not to be taken for churn's.
+    async fn churn(&mut self, pair: &Pair, target: SocketAddr, count: usize) -> Result<(), String> {
+        self.warm(target).await?;
+        self.push_of(What::ChurnBefore, count, mib_each(&pair.pids())?);
         let done = load::connections(target, self.kind, count as u64, CHURNED_AT_ONCE).await;
         self.checked("churn", done)?;
         tokio::time::sleep(CHURN_REST).await;
-        self.push_of(What::ChurnAfter, count, mib_each(pids)?);
+        self.push_of(What::ChurnAfter, count, mib_each(&pair.pids())?);
         Ok(())
     }
 
@@ -330,10 +337,9 @@ impl Turn {
             further_upstreams: true,
             ..Setup::plain(self.kind)
         };
-        let proxy = peer.start_outbound(scene, setup).await?;
-        let pids = [proxy.pid()];
-        // The first seconds after a start are not those of an idle proxy.
-        tokio::time::sleep(4 * SETTLE).await;
+        let pair = peer.start(scene, setup).await?;
+        let pids = [pair.outbound.pid()];
+        tokio::time::sleep(START_REST).await;
         let (cpu_before, sleeps_before) = measure::thread_totals(&pids)?;
         tokio::time::sleep(IDLE_TIME).await;
         let (cpu, sleeps) = measure::thread_totals(&pids)?;
