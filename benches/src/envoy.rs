@@ -72,7 +72,7 @@ pub(crate) fn inbound(scene: &Scene, setup: Setup) -> Value {
     let rules = intentions(&scene.trust_domain);
     let filters = match setup.kind {
         Kind::Tcp => json!([network_rbac(&rules), tcp_proxy("public_listener", "local_app")]),
-        kind => json!([envoy_http::inbound(kind, &rules)]),
+        kind => json!([envoy_http::inbound(kind, &rules, scene.metadata)]),
     };
     let chain = json!({
         "filters": filters,

@@ -20,11 +20,11 @@ pub(crate) fn outbound(kind: Kind, stat_prefix: &str, cluster: &str) -> Value {
 }
 
 /// The public listener's: intentions, and the caller's name in a header (Consul leaves that out
-/// for gRPC).
-pub(crate) fn inbound(kind: Kind, rules: &Value) -> Value {
+/// for gRPC), whose parts become metadata unless a run is to do without.
+pub(crate) fn inbound(kind: Kind, rules: &Value, metadata: bool) -> Value {
     let mut filters = grpc_filters(kind);
     filters.push(filter("rbac", "rbac.v3.RBAC", json!({ "rules": rules })));
-    if kind != Kind::Grpc {
+    if kind != Kind::Grpc && metadata {
         filters.push(caller_to_metadata());
     }
     filters.push(router());

@@ -144,8 +144,20 @@ fn find_peers(arguments: &Arguments) -> Result<Report, String> {
         skipped,
         failures: Vec::new(),
         remarks: Vec::new(),
-        settings: format!("{} rounds, {} s a figure", arguments.rounds, arguments.seconds),
+        settings: settings(arguments),
     })
+}
+
+fn settings(arguments: &Arguments) -> String {
+    let metadata = if arguments.no_metadata {
+        ", no metadata"
+    } else {
+        ""
+    };
+    format!(
+        "{} rounds, {} s a figure{metadata}",
+        arguments.rounds, arguments.seconds
+    )
 }
 
 /// Cargo builds no binaries of a dependency, and one that lies there may be an old one.

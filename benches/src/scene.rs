@@ -49,6 +49,8 @@ pub(crate) struct Needs {
     pub(crate) connections: usize,
     /// Upstreams beside the one that is used.
     pub(crate) further_upstreams: usize,
+    /// Whether parts of the caller's name become metadata of HTTP requests.
+    pub(crate) metadata: bool,
 }
 
 /// Everything a peer's configuration is made of.
@@ -69,6 +71,8 @@ pub(crate) struct Scene {
     /// What a user would raise the limits of connections and requests to, where the default is
     /// too low.
     pub(crate) limit: Option<usize>,
+    /// Whether Envoy's file lets parts of the caller's name become metadata of requests.
+    pub(crate) metadata: bool,
     /// The HTTP API of the Consul stand-in.
     pub(crate) consul: SocketAddr,
     /// `<uuid>.consul`.
@@ -109,6 +113,7 @@ impl Scene {
             further_upstreams,
             backend,
             limit,
+            metadata: needs.metadata,
             consul: standin.address(),
             trust_domain: standin.trust_domain(),
             roots: standin.roots_pem(),

@@ -57,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) churn: usize,
     /// Open connections among which few are busy.
     pub(crate) crowd: usize,
+    /// Whether HTTP sidecars make metadata of the caller's name.
+    pub(crate) metadata: bool,
 }
 
 /// A turn's figures, and what went wrong.
