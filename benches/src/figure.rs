@@ -260,7 +260,7 @@ pub(crate) struct Summary {
     pub(crate) min: f64,
     /// The greatest.
     pub(crate) max: f64,
-    /// All, sorted.
+    /// All, in the order of the rounds.
     pub(crate) all: Vec<f64>,
 }
 
@@ -289,14 +289,15 @@ impl Samples {
     /// One cell of the table; `None` where nothing was measured.
     pub(crate) fn summary(&self, peer: &str, figure: Figure) -> Option<Summary> {
         let fits = self.0.iter().filter(|it| it.0 == peer && it.1 == figure);
-        let mut all: Vec<f64> = fits.map(|it| it.2).collect();
-        all.sort_by(f64::total_cmp);
-        let (min, max) = (*all.first()?, *all.last()?);
-        let middle = all.len() / 2;
-        let median = if all.len() % 2 == 1 {
-            all[middle]
+        let all: Vec<f64> = fits.map(|it| it.2).collect();
+        let mut sorted = all.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
         } else {
-            f64::midpoint(all[middle - 1], all[middle])
+            f64::midpoint(sorted[middle - 1], sorted[middle])
         };
         Some(Summary {
             median,
@@ -324,6 +325,7 @@ mod tests {
         }
         let summary = samples.summary("a", up).unwrap();
         assert_eq!((summary.min, summary.median, summary.max), (1.0, 2.0, 9.0));
+        assert_eq!(summary.all, [9.0, 1.0, 2.0]);
         samples.add("a", [(up, 3.0)]);
         assert_eq!(samples.summary("a", up).unwrap().median, 2.5);
     }

@@ -11,6 +11,10 @@ pub(crate) const NOTE: &str =
 /// Kept connections to the next hop are lent to any request, as Envoy lends its own.
 const HTTP: &str = "    http-reuse always\n";
 
+/// It keeps none by default once a quarter of its descriptors is in use: with many open connections
+/// each request would have a handshake.
+const KEEP: &str = "    tune.pool-low-fd-ratio 90\n    tune.pool-high-fd-ratio 95\n";
+
 /// The outbound sidecar's file.
 pub(crate) fn outbound(scene: &Scene, setup: Setup) -> Result<String, String> {
     let tls = tls(scene, "caller", &scene.caller.chain_pem, &scene.caller.key_pem)?;
@@ -54,15 +58,15 @@ fn defaults(scene: &Scene, setup: Setup) -> String {
         Handshakes::Resumed => "",
         Handshakes::Full => "    tune.ssl.cachesize 0\n",
     };
-    let (mode, http) = match setup.kind {
-        Kind::Tcp => ("tcp", ""),
-        _ => ("http", HTTP),
+    let (mode, http, keep) = match setup.kind {
+        Kind::Tcp => ("tcp", "", ""),
+        _ => ("http", HTTP, KEEP),
     };
     format!(
         "global
     nbthread {}
     maxconn {}
-{cache}defaults
+{cache}{keep}defaults
     mode {mode}
 {http}    timeout connect 5s
     timeout client 1h

@@ -103,6 +103,11 @@ impl Pool {
         Ok(Self(clients))
     }
 
+    /// How many requests at once it makes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.len()
+    }
+
     /// Lets so many requests at once share each connection, where the kind can.
     pub(crate) fn shared(mut self, by: usize) -> Self {
         let further = |client: &Client| (1..by).filter_map(|_| client.share()).collect::<Vec<_>>();
@@ -112,17 +117,24 @@ impl Pool {
     }
 
     /// One request after the other on each connection, or share of one, with responses of that
-    /// many bytes.
-    pub(crate) async fn run(self, duration: Duration, size: usize) -> Exchanges {
+    /// many bytes: for a while that counts for nothing, and then, after `mark`, for the duration.
+    pub(crate) async fn run<T>(
+        self,
+        warm: Duration,
+        duration: Duration,
+        size: usize,
+        mark: impl FnOnce() -> T,
+    ) -> (Exchanges, T) {
         let start = Instant::now();
         let tasks = self.0.into_iter().zip(0_u64..);
-        gather(
+        let exchanges = gather(
             tasks.map(|(mut client, index)| async move {
                 let mut done = Exchanges::default();
                 let mut number = index << 40;
                 loop {
                     let begun = Instant::now();
-                    if begun.duration_since(start) >= duration {
+                    let since_start = begun.duration_since(start);
+                    if since_start >= warm + duration {
                         return done;
                     }
                     number += 1;
@@ -132,14 +144,23 @@ impl Pool {
                         done.fail(&error);
                         return done;
                     }
+                    if since_start < warm {
+                        continue;
+                    }
                     let nanos = begun.elapsed().as_nanos();
                     done.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
                     done.count += 1;
                 }
             }),
-            duration,
-        )
-        .await
+            warm + duration,
+        );
+        let marked = async {
+            tokio::time::sleep(warm).await;
+            mark()
+        };
+        let (mut done, marked) = tokio::join!(exchanges, marked);
+        done.elapsed = done.elapsed.saturating_sub(warm);
+        (done, marked)
     }
 }
 
@@ -226,7 +247,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use clap::ValueEnum as _;
 
@@ -244,8 +265,10 @@ mod tests {
             for size in [16, 64, 200_000] {
                 let (open, streams) = kind.spread(16);
                 let pool = Pool::open(target, kind, open).await.unwrap().shared(streams);
-                assert_eq!(pool.0.len(), 16);
-                let done = pool.run(SHORT, size).await;
+                assert_eq!(pool.size(), 16);
+                let (done, marked) = pool.run(SHORT, SHORT, size, Instant::now).await;
+                // What counts begins at the mark, give or take what a busy machine takes to get there.
+                assert!(marked.elapsed() >= SHORT / 2 && done.elapsed >= SHORT / 2);
                 assert!(done.count > 4 && done.errors == 0, "{kind:?}: {done:?}");
                 assert!(done.latency_us(0.5) <= done.latency_us(0.99));
             }

@@ -8,7 +8,7 @@ use crate::measure;
 use crate::peer::{Pair, Peer};
 use crate::scene::Scene;
 use crate::setup::Setup;
-use crate::turn::{Plan, Turn, open};
+use crate::turn::{Plan, Turn, open, warm_up};
 
 /// Connections over which one worker and two are compared.
 pub(crate) const CONNECTIONS: usize = 1_000;
@@ -73,11 +73,12 @@ async fn with_two(turn: &mut Turn, plan: &Plan, pair: &Pair, target: SocketAddr)
 /// Microseconds of CPU time a request.
 async fn busy(turn: &mut Turn, plan: &Plan, pair: &Pair, pool: Pool) -> Result<f64, String> {
     let pids = pair.pids();
-    let before = measure::cpu_seconds(&pids)?;
-    let done = pool.run(plan.duration, SIZE).await;
-    let cpu = measure::cpu_seconds(&pids)? - before;
+    let warm = warm_up(pool.size());
+    let cpu = || measure::cpu_seconds(&pids);
+    let (done, before) = pool.run(warm, plan.duration, SIZE, cpu).await;
+    let used = cpu()? - before?;
     let done = turn.checked("scaling", done)?;
-    Ok(cpu * 1e6 / done.count as f64)
+    Ok(used * 1e6 / done.count as f64)
 }
 
 /// Which part of what two workers wait for the busier one does. Loops that are no worker's have

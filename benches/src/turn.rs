@@ -216,7 +216,7 @@ impl Turn {
     /// Lets a pair make its first allocations.
     pub(crate) async fn warm(&mut self, target: SocketAddr) -> Result<(), String> {
         let pool = open(target, self.kind, WARM_CONNECTIONS).await?;
-        let done = pool.run(WARM_TIME, WARM_SIZE).await;
+        let (done, ()) = pool.run(Duration::ZERO, WARM_TIME, WARM_SIZE, || ()).await;
         self.checked("warming up", done).map(drop)
     }
 
@@ -258,9 +258,9 @@ impl Turn {
         let (connections, streams) = self.kind.spread(concurrency);
         let pool = open(target, self.kind, connections).await?.shared(streams);
         let cpu = |pids: Option<&[u32]>| pids.map(measure::cpu_seconds).transpose();
-        let before = cpu(pids)?;
-        let done = pool.run(duration, size).await;
-        let after = cpu(pids)?;
+        let warm = warm_up(concurrency);
+        let (done, before) = pool.run(warm, duration, size, || cpu(pids)).await;
+        let (before, after) = (before?, cpu(pids)?);
         let done = self.checked("requests", done)?;
         let mut push = |what, value| {
             let figure = Figure {
@@ -372,6 +372,13 @@ fn choices(plan: &Plan) -> impl Iterator<Item = (usize, usize)> {
         plan.concurrency.iter().map(move |count| (size, *count))
     };
     plan.sizes.iter().flat_map(pair)
+}
+
+/// How long so many requests at once go before they count: as many connections as there are may
+/// first have to be made between the sidecars, at 2 ms each.
+pub(crate) fn warm_up(concurrency: usize) -> Duration {
+    let connections = u32::try_from(concurrency).unwrap_or(u32::MAX);
+    SETTLE + Duration::from_millis(2).saturating_mul(connections)
 }
 
 fn mib_each(pids: &[u32; 2]) -> Result<f64, String> {
