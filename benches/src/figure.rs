@@ -158,6 +158,14 @@ impl Figure {
 }
 
 impl What {
+    /// Whether it compares a peer with itself: its ratio to Envoy's would say nothing more.
+    pub(crate) fn is_relative(self) -> bool {
+        matches!(
+            self,
+            Self::WorkersRatio | Self::CrowdRatio | Self::OutboundShare | Self::InboundShare
+        )
+    }
+
     /// Key, label (with `#` where a count belongs), unit, digits after the point.
     fn text(self) -> (&'static str, &'static str, &'static str, usize) {
         match self {
@@ -178,12 +186,7 @@ impl What {
             Self::UpRate => ("bulk_up_gbit_s", "bulk up: rate", "Gbit/s", 2),
             Self::DownCpu => ("bulk_down_cpu_s_gb", "bulk down: CPU a GB", "s", 2),
             Self::DownRate => ("bulk_down_gbit_s", "bulk down: rate", "Gbit/s", 2),
-            Self::IdleConnection => (
-                "idle_connection_kb",
-                "# idle: memory a connection and proxy",
-                "KB",
-                1,
-            ),
+            Self::IdleConnection => ("idle_connection_kb", "# idle: memory of one in a proxy", "KB", 1),
             Self::IdleProxy => ("idle_proxy_mb", "idle proxy: PSS", "MB", 1),
             Self::ChurnBefore => ("churn_before_mb", "before # connections: PSS a proxy", "MB", 1),
             Self::ChurnAfter => ("churn_after_mb", "after # connections: PSS a proxy", "MB", 1),
@@ -193,26 +196,11 @@ impl What {
             Self::WorkerCpu => ("worker_cpu_us", "c=#, 1 worker: CPU a request", "µs", 1),
             Self::WorkersCpu => ("workers_cpu_us", "c=#, 2 workers: CPU a request", "µs", 1),
             Self::WorkersRatio => ("workers_ratio", "c=#: CPU a request, 2 workers to 1", "×", 2),
-            Self::OutboundShare => (
-                "outbound_share",
-                "c=#: sockets of the outbound's busier worker",
-                "%",
-                0,
-            ),
-            Self::InboundShare => (
-                "inbound_share",
-                "c=#: sockets of the inbound's busier worker",
-                "%",
-                0,
-            ),
+            Self::OutboundShare => ("outbound_share", "c=#: outbound's busier worker", "%", 0),
+            Self::InboundShare => ("inbound_share", "c=#: inbound's busier worker", "%", 0),
             Self::AloneCpu => ("alone_cpu_us", "100 busy alone: CPU a request", "µs", 1),
             Self::CrowdCpu => ("crowd_cpu_us", "100 busy of # open: CPU a request", "µs", 1),
-            Self::CrowdRatio => (
-                "crowd_ratio",
-                "CPU a request, 100 busy of # open to 100 alone",
-                "×",
-                2,
-            ),
+            Self::CrowdRatio => ("crowd_ratio", "100 busy of # open to 100 alone: CPU", "×", 2),
             Self::InboundStart => ("start_inbound_ms", "start: inbound listens", "ms", 0),
             Self::OutboundStart => ("start_outbound_ms", "start: outbound listens", "ms", 0),
             Self::FirstResponse => ("first_response_ms", "start: first response", "ms", 0),

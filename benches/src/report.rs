@@ -144,9 +144,12 @@ impl Report {
         rows
     }
 
-    /// Its median to Envoy's.
+    /// Its median to Envoy's, where that says something.
     pub(crate) fn ratio(&self, name: &str, figure: Figure) -> Option<f64> {
-        if [ENVOY, DIRECT].contains(&name) || figure.text().better == Better::Neither {
+        if [ENVOY, DIRECT].contains(&name)
+            || figure.text().better == Better::Neither
+            || figure.what.is_relative()
+        {
             return None;
         }
         let own = self.samples.summary(name, figure)?.median;
