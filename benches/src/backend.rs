@@ -1,5 +1,5 @@
-//! The service behind the inbound sidecar: a thread of this process, so that its CPU time is
-//! nobody's figure. It lives until the process ends.
+//! The services behind the inbound sidecar, one for each kind: a thread of this process, so that
+//! its CPU time is nobody's figure. It lives until the process ends.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,8 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 
-use crate::wire::{self, BLOCK, BLOCK_LENGTH, REQUEST_LENGTH, Verb};
+use crate::backend_http;
+use crate::kind::Kind;
+use crate::message::{BLOCK, BLOCK_LENGTH, Message};
+use crate::wire::{self, REQUEST_LENGTH, Verb};
 
 /// Room for every connection of a figure to arrive at once.
 const BACKLOG: u32 = 4096;
@@ -17,25 +21,60 @@ const BACKLOG: u32 = 4096;
 /// How long accepting rests when there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts it on a free loopback port.
-pub(crate) fn start() -> io::Result<SocketAddr> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let listener = {
-        let _guard = runtime.enter();
-        let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        socket.listen(BACKLOG)?
-    };
-    let address = listener.local_addr()?;
-    thread::Builder::new()
-        .name("backend".to_owned())
-        .spawn(move || runtime.block_on(accept(listener)))?;
-    Ok(address)
+/// Where each kind is served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backend {
+    tcp: SocketAddr,
+    http1: SocketAddr,
+    http2: SocketAddr,
 }
 
-async fn accept(listener: TcpListener) {
+impl Backend {
+    /// Starts it on free loopback ports.
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let [tcp, http1, http2] = [listen(&runtime)?, listen(&runtime)?, listen(&runtime)?];
+        let backend = Self {
+            tcp: tcp.local_addr()?,
+            http1: http1.local_addr()?,
+            http2: http2.local_addr()?,
+        };
+        let serve = async move {
+            tokio::join!(
+                accept(tcp, serve_tcp),
+                accept(http1, backend_http::serve_http1),
+                accept(http2, backend_http::serve_http2),
+            );
+        };
+        thread::Builder::new()
+            .name("backend".to_owned())
+            .spawn(move || runtime.block_on(serve))?;
+        Ok(backend)
+    }
+
+    /// Where this kind is served; gRPC over HTTP/2.
+    pub(crate) fn address(&self, kind: Kind) -> SocketAddr {
+        match kind {
+            Kind::Tcp => self.tcp,
+            Kind::Http1 => self.http1,
+            Kind::Http2 | Kind::Grpc => self.http2,
+        }
+    }
+}
+
+fn listen(runtime: &Runtime) -> io::Result<TcpListener> {
+    let _guard = runtime.enter();
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     loop {
         match listener.accept().await {
             // A connection that breaks is seen and counted by the load at its other end.
@@ -45,12 +84,12 @@ async fn accept(listener: TcpListener) {
     }
 }
 
-async fn serve(mut stream: TcpStream) -> io::Result<()> {
+async fn serve_tcp(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut head = [0; REQUEST_LENGTH];
     loop {
         stream.read_exact(&mut head).await?;
-        let Some((verb, number)) = wire::parse(&head) else {
+        let Some((verb, number, size)) = wire::parse(&head) else {
             return Ok(());
         };
         let number = match verb {
@@ -58,11 +97,20 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             Verb::Fetch => send_blocks(&mut stream, Duration::from_millis(number)).await?,
             Verb::Store => take_blocks(&mut stream).await?,
         };
-        stream.write_all(&wire::response(number)).await?;
+        send(&mut stream, &wire::response(number, size)).await?;
         if verb != Verb::Count {
             return stream.shutdown().await;
         }
     }
+}
+
+async fn send(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
+    let mut at = 0;
+    while let Some(piece) = message.piece(at) {
+        stream.write_all(&piece).await?;
+        at += piece.len();
+    }
+    Ok(())
 }
 
 async fn send_blocks(stream: &mut TcpStream, duration: Duration) -> io::Result<u64> {

@@ -1,5 +1,4 @@
-//! The load: many small requests, new connections, bulk transfers and idle connections, each
-//! response compared byte by byte.
+//! The load: many requests, new connections, bulk transfers and idle connections.
 //!
 //! It runs on the caller's single-threaded runtime. A connection that fails counts one error and
 //! is not used again; nothing is tried twice.
@@ -8,17 +7,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::wire::{self, BLOCK, BLOCK_LENGTH, RESPONSE_LENGTH, Verb};
+use crate::client::Client;
+use crate::kind::Kind;
+use crate::message::LEAST;
 
 /// How much longer than planned anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What many small exchanges came to.
+/// Connections that are opened at once: enough to keep both sidecars busy.
+const OPENED_AT_ONCE: usize = 10;
+
+/// For as many new connections as there are; a proxy makes a few hundred a second at least.
+const NEW_WITHIN: Duration = Duration::from_secs(300);
+
+/// What many exchanges came to.
 #[derive(Debug, Default)]
 pub(crate) struct Exchanges {
     /// Right responses.
@@ -27,6 +32,8 @@ pub(crate) struct Exchanges {
     pub(crate) errors: u64,
     /// From the first to the last of them.
     pub(crate) elapsed: Duration,
+    /// What went wrong first.
+    pub(crate) first_error: Option<String>,
     /// Nanoseconds of each, sorted.
     latencies: Vec<u32>,
 }
@@ -50,6 +57,12 @@ impl Exchanges {
         self.count += other.count;
         self.errors += other.errors;
         self.latencies.extend(other.latencies);
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.errors += 1;
+        self.first_error.get_or_insert_with(|| error.to_string());
     }
 }
 
@@ -64,156 +77,140 @@ pub(crate) struct Transfer {
 
 /// Open connections that have each had one response.
 #[derive(Debug)]
-pub(crate) struct Pool(Vec<TcpStream>);
+pub(crate) struct Pool(Vec<Client>);
 
 impl Pool {
-    /// Opens them one after the other.
-    pub(crate) async fn open(target: SocketAddr, size: usize) -> io::Result<Self> {
-        let mut streams = Vec::with_capacity(size);
-        for number in 0..size {
-            let opened = async {
-                let mut stream = connect(target).await?;
-                exchange(&mut stream, Verb::Count, number as u64).await?;
-                io::Result::Ok(stream)
-            };
-            streams.push(within(PATIENCE, opened).await?);
+    /// Opens them, a few at a time.
+    pub(crate) async fn open(target: SocketAddr, kind: Kind, size: usize) -> io::Result<Self> {
+        let mut opening: JoinSet<io::Result<Vec<Client>>> = (0..OPENED_AT_ONCE.min(size))
+            .map(|first| async move {
+                let mut clients = Vec::with_capacity(size / OPENED_AT_ONCE + 1);
+                for number in (first..size).step_by(OPENED_AT_ONCE) {
+                    let opened = async {
+                        let mut client = Client::open(target, kind).await?;
+                        client.exchange(number as u64, LEAST).await?;
+                        Ok(client)
+                    };
+                    clients.push(within(PATIENCE, opened).await?);
+                }
+                Ok(clients)
+            })
+            .collect();
+        let mut clients = Vec::with_capacity(size);
+        while let Some(opened) = opening.join_next().await {
+            clients.extend(opened.map_err(io::Error::other)??);
         }
-        Ok(Self(streams))
+        Ok(Self(clients))
     }
 
-    /// One request after the other on each connection.
-    pub(crate) async fn run(self, duration: Duration) -> Exchanges {
+    /// How many requests at once it makes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Lets so many requests at once share each connection, where the kind can.
+    pub(crate) fn shared(mut self, by: usize) -> Self {
+        let further = |client: &Client| (1..by).filter_map(|_| client.share()).collect::<Vec<_>>();
+        let further: Vec<Client> = self.0.iter().flat_map(further).collect();
+        self.0.extend(further);
+        self
+    }
+
+    /// One request after the other on each connection, or share of one, with responses of that
+    /// many bytes: for a while that counts for nothing, and then, after `mark`, for the duration.
+    pub(crate) async fn run<T>(
+        self,
+        warm: Duration,
+        duration: Duration,
+        size: usize,
+        mark: impl FnOnce() -> T,
+    ) -> (Exchanges, T) {
         let start = Instant::now();
         let tasks = self.0.into_iter().zip(0_u64..);
-        gather(
-            tasks.map(|(mut stream, index)| async move {
+        let exchanges = gather(
+            tasks.map(|(mut client, index)| async move {
                 let mut done = Exchanges::default();
                 let mut number = index << 40;
                 loop {
                     let begun = Instant::now();
-                    if begun.duration_since(start) >= duration {
+                    let since_start = begun.duration_since(start);
+                    if since_start >= warm + duration {
                         return done;
                     }
                     number += 1;
-                    let response = exchange(&mut stream, Verb::Count, number);
                     // A timer for each request would be a good part of the load: hanging ends with
                     // the patience for all of them, in `gather`.
-                    if response.await.is_err() {
-                        done.errors += 1;
+                    if let Err(error) = client.exchange(number, size).await {
+                        done.fail(&error);
                         return done;
+                    }
+                    if since_start < warm {
+                        continue;
                     }
                     let nanos = begun.elapsed().as_nanos();
                     done.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
                     done.count += 1;
                 }
             }),
-            duration,
-        )
-        .await
+            warm + duration,
+        );
+        let marked = async {
+            tokio::time::sleep(warm).await;
+            mark()
+        };
+        let (mut done, marked) = tokio::join!(exchanges, marked);
+        done.elapsed = done.elapsed.saturating_sub(warm);
+        (done, marked)
     }
 }
 
 /// `total` connections, each for one request, `at_once` of them at a time.
-pub(crate) async fn connections(target: SocketAddr, total: u64, at_once: u64) -> Exchanges {
+pub(crate) async fn connections(target: SocketAddr, kind: Kind, total: u64, at_once: u64) -> Exchanges {
     let one = async move |number| {
-        let mut stream = connect(target).await?;
-        exchange(&mut stream, Verb::Close, number).await?;
-        expect_end(&mut stream).await
+        let client = Client::open(target, kind).await?;
+        client.exchange_and_end(number, LEAST).await
     };
     let tasks = (0..at_once).map(|index| async move {
         let mut done = Exchanges::default();
         for number in (index..total).step_by(at_once as usize) {
             match within(PATIENCE, one(number)).await {
                 Ok(()) => done.count += 1,
-                Err(_) => done.errors += 1,
+                Err(error) => done.fail(&error),
             }
         }
         done
     });
-    gather(tasks, Duration::from_secs(60)).await
+    gather(tasks, NEW_WITHIN).await
 }
 
 /// Sends blocks for a while, and sees that all of them arrived.
-pub(crate) async fn upload(target: SocketAddr, duration: Duration) -> io::Result<Transfer> {
-    let work = async {
-        let mut stream = connect(target).await?;
-        let start = Instant::now();
-        stream.write_all(&wire::request(Verb::Store, 0)).await?;
-        let mut bytes = 0;
-        while start.elapsed() < duration {
-            stream.write_all(&BLOCK).await?;
-            bytes += BLOCK_LENGTH as u64;
-        }
-        stream.shutdown().await?;
-        expect_response(&mut stream, bytes).await?;
-        let elapsed = start.elapsed();
-        expect_end(&mut stream).await?;
-        Ok(Transfer { bytes, elapsed })
-    };
-    within(duration + PATIENCE, work).await
+pub(crate) async fn upload(target: SocketAddr, kind: Kind, duration: Duration) -> io::Result<Transfer> {
+    let client = Client::open(target, kind).await?;
+    transfer(client.upload(duration), duration).await
 }
 
 /// Takes the blocks that the backend sends for a while.
-pub(crate) async fn download(target: SocketAddr, duration: Duration) -> io::Result<Transfer> {
-    let work = async {
-        let mut stream = connect(target).await?;
-        let mut buffer = vec![0; BLOCK_LENGTH];
-        let mut bytes = 0;
-        let start = Instant::now();
-        let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        stream
-            .write_all(&wire::request(Verb::Fetch, milliseconds))
-            .await?;
-        loop {
-            let filled = wire::fill(&mut stream, &mut buffer).await?;
-            if filled == BLOCK_LENGTH && *buffer == **BLOCK {
-                bytes += BLOCK_LENGTH as u64;
-            } else if buffer[..filled] == wire::response(bytes) {
-                let elapsed = start.elapsed();
-                return Ok(Transfer { bytes, elapsed });
-            } else {
-                return Err(wrong("a block that is none of the backend's"));
-            }
-        }
-    };
-    within(duration + PATIENCE, work).await
+pub(crate) async fn download(target: SocketAddr, kind: Kind, duration: Duration) -> io::Result<Transfer> {
+    let client = Client::open(target, kind).await?;
+    transfer(client.download(duration), duration).await
 }
 
 /// One exchange on a new connection.
-pub(crate) async fn probe(target: SocketAddr) -> io::Result<()> {
-    Pool::open(target, 1).await.map(drop)
+pub(crate) async fn probe(target: SocketAddr, kind: Kind) -> io::Result<()> {
+    Pool::open(target, kind, 1).await.map(drop)
 }
 
-async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(target).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+/// Whether the backend is told who calls.
+pub(crate) async fn is_caller_named(target: SocketAddr, kind: Kind) -> io::Result<bool> {
+    let ask = async { Client::open(target, kind).await?.is_caller_named().await };
+    within(PATIENCE, ask).await
 }
 
-async fn exchange(stream: &mut TcpStream, verb: Verb, number: u64) -> io::Result<()> {
-    stream.write_all(&wire::request(verb, number)).await?;
-    expect_response(stream, number).await
-}
-
-async fn expect_response(stream: &mut TcpStream, number: u64) -> io::Result<()> {
-    let mut response = [0; RESPONSE_LENGTH];
-    stream.read_exact(&mut response).await?;
-    if response == wire::response(number) {
-        Ok(())
-    } else {
-        Err(wrong("a response that is not the one to the request"))
-    }
-}
-
-async fn expect_end(stream: &mut TcpStream) -> io::Result<()> {
-    match stream.read(&mut [0; 1]).await? {
-        0 => Ok(()),
-        _ => Err(wrong("bytes after the end")),
-    }
-}
-
-fn wrong(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+async fn transfer(work: impl Future<Output = io::Result<u64>>, duration: Duration) -> io::Result<Transfer> {
+    let start = Instant::now();
+    let bytes = within(duration + PATIENCE, work).await?;
+    let elapsed = start.elapsed();
+    Ok(Transfer { bytes, elapsed })
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
@@ -242,6 +239,7 @@ where
     all.elapsed = start.elapsed();
     if hung {
         all.errors += running.len() as u64;
+        all.first_error.get_or_insert_with(|| "no response".to_owned());
     }
     all.latencies.sort_unstable();
     all
@@ -249,23 +247,40 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use super::{Pool, connections, download, upload};
-    use crate::backend;
+    use clap::ValueEnum as _;
+
+    use super::{Pool, connections, download, is_caller_named, upload};
+    use crate::backend::Backend;
+    use crate::kind::Kind;
 
     const SHORT: Duration = Duration::from_millis(50);
 
     #[tokio::test]
     async fn all_kinds_of_load_reach_the_backend_without_an_error() {
-        let target = backend::start().unwrap();
-        let done = Pool::open(target, 4).await.unwrap().run(SHORT).await;
-        assert!(done.count > 4 && done.errors == 0, "{done:?}");
-        assert!(done.latency_us(0.5) <= done.latency_us(0.99));
-        let done = connections(target, 25, 10).await;
-        assert_eq!((done.count, done.errors), (25, 0));
-        assert!(upload(target, SHORT).await.unwrap().bytes > 0);
-        assert!(download(target, SHORT).await.unwrap().bytes > 0);
+        let backend = Backend::start().unwrap();
+        for &kind in Kind::value_variants() {
+            let target = backend.address(kind);
+            for size in [16, 64, 200_000] {
+                let (open, streams) = kind.spread(16);
+                let pool = Pool::open(target, kind, open).await.unwrap().shared(streams);
+                assert_eq!(pool.size(), 16);
+                let (done, marked) = pool.run(SHORT, SHORT, size, Instant::now).await;
+                // What counts begins at the mark, give or take what a busy machine takes to get there.
+                assert!(marked.elapsed() >= SHORT / 2 && done.elapsed >= SHORT / 2);
+                assert!(done.count > 4 && done.errors == 0, "{kind:?}: {done:?}");
+                assert!(done.latency_us(0.5) <= done.latency_us(0.99));
+            }
+            let done = connections(target, kind, 25, 10).await;
+            assert_eq!((done.count, done.errors), (25, 0), "{kind:?}");
+            assert!(!is_caller_named(target, kind).await.unwrap());
+        }
+        for kind in [Kind::Tcp, Kind::Http1, Kind::Http2] {
+            let target = backend.address(kind);
+            assert!(upload(target, kind, SHORT).await.unwrap().bytes > 0, "{kind:?}");
+            assert!(download(target, kind, SHORT).await.unwrap().bytes > 0, "{kind:?}");
+        }
     }
 
     #[tokio::test]
@@ -273,9 +288,11 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-        assert!(Pool::open(target, 1).await.is_err());
-        assert_eq!(connections(target, 5, 2).await.errors, 5);
-        assert!(upload(target, SHORT).await.is_err());
-        assert!(download(target, SHORT).await.is_err());
+        for &kind in Kind::value_variants() {
+            assert!(Pool::open(target, kind, 1).await.is_err());
+            assert_eq!(connections(target, kind, 5, 2).await.errors, 5);
+            assert!(upload(target, kind, SHORT).await.is_err());
+            assert!(download(target, kind, SHORT).await.is_err());
+        }
     }
 }

@@ -4,17 +4,28 @@
 //! stand-in run in this process; only the proxies are processes of their own, and they end with
 //! it. See README.md beside the package.
 
+mod arguments;
 mod backend;
+mod backend_http;
+mod body;
+mod client;
 mod envoy;
+mod envoy_http;
 mod figure;
 mod haproxy;
+mod kind;
 mod load;
 mod measure;
+mod message;
 mod nginx;
 mod peer;
 mod process;
+mod progress;
 mod report;
+mod scaling;
 mod scene;
+mod setup;
+mod svg;
 mod turn;
 mod wire;
 
@@ -22,14 +33,16 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::figure::{Group, Samples};
-use crate::peer::{Peer, Programs};
+use crate::arguments::Arguments;
+use crate::figure::Samples;
+use crate::kind::Kind;
+use crate::peer::{ATTACHE, Peer, Programs};
+use crate::progress::{Progress, say};
 use crate::report::{DIRECT, Report};
 use crate::scene::Scene;
 use crate::turn::{Plan, Turn};
@@ -37,51 +50,8 @@ use crate::turn::{Plan, Turn};
 /// A shell's code for a program that was interrupted.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// Measures pairs of sidecars, outbound to inbound over mutual TLS, side by side.
-#[derive(Debug, Parser)]
-#[command(name = "attache-benches")]
-struct Arguments {
-    /// What the sidecars carry.
-    #[arg(value_enum, default_value = "tcp")]
-    kind: Kind,
-    /// Who takes part: attache, envoy, envoy-full (no session is resumed), haproxy, nginx.
-    #[arg(long, value_delimiter = ',', default_value = "attache,envoy")]
-    peers: Vec<String>,
-    /// Groups of figures [default: all].
-    #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Group>,
-    /// How long each figure that time bounds is measured.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
-    seconds: u64,
-    /// How often every peer has its turn.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
-    rounds: u32,
-    /// Another peer, whose COMMAND is run with `-c FILE` and Nomad's arguments on Envoy's file.
-    #[arg(long, value_name = "NAME=COMMAND")]
-    config_file_peer: Vec<String>,
-    /// The attache binary [default: built now, in release mode].
-    #[arg(long, value_name = "PATH")]
-    attache: Option<PathBuf>,
-    /// The envoy binary [default: from PATH, or what the wrapper there stands for].
-    #[arg(long, value_name = "PATH")]
-    envoy: Option<PathBuf>,
-    /// Writes every sample there.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Writes the table there.
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    /// TCP over mutual TLS.
-    Tcp,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let Kind::Tcp = arguments.kind;
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -95,8 +65,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     if cfg!(debug_assertions) {
         say("this load generator is a debug build: use cargo run --release, or the proxies wait for it");
     }
-    raise_file_limit()?;
+    let (plan, remarks) = arguments.plan(raise_file_limit()?);
     let mut report = find_peers(arguments)?;
+    for remark in remarks {
+        say(&remark);
+        report.remarks.push(remark);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -106,7 +80,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         tokio::select! {
-            done = Box::pin(measure(arguments, &mut report)) => done.map(|()| true),
+            done = Box::pin(measure(arguments, &plan, &mut report)) => done.map(|()| true),
             _ = interrupt.recv() => Ok(false),
             _ = terminate.recv() => Ok(false),
         }
@@ -123,17 +97,23 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     })
 }
 
-/// Idle connections need one descriptor each here and two in a proxy, which inherits the limit.
-fn raise_file_limit() -> Result<(), String> {
-    getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most))
-        .map_err(|error| format!("the limit of open files: {error}"))
+/// As many as there may be, which proxies inherit; gives how many. A process with the right to has
+/// more.
+fn raise_file_limit() -> Result<u64, String> {
+    const WANTED: u64 = 100_000;
+    let failed = |error| format!("the limit of open files: {error}");
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if most < WANTED && setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED).is_ok() {
+        return Ok(WANTED);
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(failed)?;
+    Ok(most)
 }
 
 fn find_peers(arguments: &Arguments) -> Result<Report, String> {
     let attache = match &arguments.attache {
         Some(path) => path.clone(),
-        None if arguments.peers.iter().any(|name| name == "attache") => build_attache()?,
+        None if arguments.peers.iter().any(|name| name == ATTACHE) => build_attache()?,
         None => PathBuf::new(),
     };
     let programs = Programs {
@@ -163,8 +143,21 @@ fn find_peers(arguments: &Arguments) -> Result<Report, String> {
         samples: Samples::default(),
         skipped,
         failures: Vec::new(),
-        settings: format!("{} rounds, {} s a figure", arguments.rounds, arguments.seconds),
+        remarks: Vec::new(),
+        settings: settings(arguments),
     })
+}
+
+fn settings(arguments: &Arguments) -> String {
+    let metadata = if arguments.no_metadata {
+        ", no metadata"
+    } else {
+        ""
+    };
+    format!(
+        "{} rounds, {} s a figure{metadata}",
+        arguments.rounds, arguments.seconds
+    )
 }
 
 /// Cargo builds no binaries of a dependency, and one that lies there may be an old one.
@@ -193,39 +186,44 @@ fn build_attache() -> Result<PathBuf, String> {
     Ok(target.join("release").join("attache"))
 }
 
-async fn measure(arguments: &Arguments, report: &mut Report) -> Result<(), String> {
-    let groups = if arguments.only.is_empty() {
-        Group::value_variants().to_vec()
-    } else {
-        arguments.only.clone()
-    };
-    let plan = Plan {
-        groups,
-        duration: Duration::from_secs(arguments.seconds),
-    };
-    let scene = Scene::set()?;
-    let mut failed = vec![false; report.peers.len()];
+async fn measure(arguments: &Arguments, plan: &Plan, report: &mut Report) -> Result<(), String> {
+    let scene = Scene::set(plan.needs())?;
+    let kinds = arguments.kinds();
+    let turns_of = |kind: &Kind| 1 + report.peers.iter().filter(|peer| peer.carries(*kind)).count();
+    let turns = kinds.iter().map(turns_of).sum::<usize>() * arguments.rounds as usize;
+    let progress = Progress::new(turns);
+    let mut failed = Vec::new();
     for round in 0..arguments.rounds as usize {
-        let place = format!("round {} of {}", round + 1, arguments.rounds);
-        report
-            .samples
-            .add(DIRECT, Turn::direct(&plan, scene.backend).await?.figures);
-        // Whoever is first in one round is last in the next.
-        for turn in 0..report.peers.len() {
-            let index = (round + turn) % report.peers.len();
-            let peer = &report.peers[index];
-            if failed[index] {
-                continue;
-            }
-            say(&format!("{place}: {}", peer.name));
-            let done = Turn::of(&plan, peer, &scene).await;
-            // Whoever did not even start is not tried again.
-            failed[index] = done.figures.is_empty();
-            report.samples.add(&peer.name, done.figures);
-            if let Some(failure) = done.failure {
-                let failure = format!("{}, {place}: {failure}", peer.name);
-                say(&failure);
-                report.failures.push(failure);
+        for &kind in &kinds {
+            let place = format!("round {} of {}, {}", round + 1, arguments.rounds, kind.label());
+            progress.begin(&format!("{place}: {DIRECT}"));
+            let direct = Turn::direct(plan, kind, &scene).await?;
+            report.samples.add(DIRECT, direct.figures);
+            progress.end();
+            // Whoever is first in one round is last in the next.
+            for turn in 0..report.peers.len() {
+                let index = (round + turn) % report.peers.len();
+                let peer = &report.peers[index];
+                if !peer.carries(kind) {
+                    continue;
+                }
+                progress.begin(&format!("{place}: {}", peer.name));
+                if failed.contains(&(kind, index)) {
+                    progress.end();
+                    continue;
+                }
+                let done = Turn::of(plan, peer, kind, &scene).await;
+                // Whoever did not even start is not tried again.
+                if done.figures.is_empty() {
+                    failed.push((kind, index));
+                }
+                report.samples.add(&peer.name, done.figures);
+                progress.end();
+                if let Some(failure) = done.failure {
+                    let failure = format!("{}, {place}: {failure}", peer.name);
+                    progress.note(&failure);
+                    report.failures.push(failure);
+                }
             }
         }
     }
@@ -239,11 +237,7 @@ fn publish(arguments: &Arguments, report: &Report) -> Result<(), String> {
     };
     write(&arguments.json, format!("{:#}\n", report.json()))?;
     write(&arguments.markdown, report.markdown())?;
+    write(&arguments.svg, report.svg())?;
     let mut out = io::stdout().lock();
     write!(out, "\n{}", report.text()).map_err(|error| format!("standard output: {error}"))
-}
-
-/// A line of progress; whoever closed standard error does not want it.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

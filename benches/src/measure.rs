@@ -15,14 +15,69 @@ pub(crate) fn cpu_seconds(pids: &[u32]) -> Result<f64, String> {
     Ok(ticks / TICKS_A_SECOND)
 }
 
+/// Nanoseconds on a processor, and how often they went to sleep of their own accord, of all threads
+/// of these processes and their children. Of threads that have ended it knows nothing.
+pub(crate) fn thread_totals(pids: &[u32]) -> Result<(f64, f64), String> {
+    let (mut nanoseconds, mut sleeps) = (0.0, 0.0);
+    for pid in family(pids)? {
+        for thread in folder(&format!("/proc/{pid}/task"))? {
+            let text = read(&format!("/proc/{pid}/task/{thread}/schedstat"))?;
+            let first = text.split_whitespace().next();
+            nanoseconds += first.and_then(|it| it.parse::<f64>().ok()).unwrap_or_default();
+            let text = read(&format!("/proc/{pid}/task/{thread}/status"))?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            sleeps += line
+                .and_then(|it| it.trim().parse::<f64>().ok())
+                .unwrap_or_default();
+        }
+    }
+    Ok((nanoseconds, sleeps))
+}
+
+/// How many files each event loop of these processes waits for, most first: each worker has one,
+/// so that tells how connections are shared among them.
+pub(crate) fn event_loops(pids: &[u32]) -> Result<Vec<usize>, String> {
+    let mut loops = Vec::new();
+    for pid in family(pids)? {
+        let mut of_process: Vec<Vec<String>> = Vec::new();
+        for file in folder(&format!("/proc/{pid}/fd"))? {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{file}"));
+            if !target.is_ok_and(|it| it.to_string_lossy() == "anon_inode:[eventpoll]") {
+                continue;
+            }
+            let text = read(&format!("/proc/{pid}/fdinfo/{file}"))?;
+            let waited_for = text.lines().filter(|line| line.starts_with("tfd:"));
+            of_process.push(waited_for.map(str::to_owned).collect());
+        }
+        // A second descriptor of one loop shows the same.
+        of_process.sort_unstable();
+        of_process.dedup();
+        loops.extend(of_process.iter().map(Vec::len));
+    }
+    loops.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(loops)
+}
+
 /// KiB of memory: each page divided by how many processes share it.
 pub(crate) fn pss_kib(pids: &[u32]) -> Result<f64, String> {
+    rollup(pids, "Pss:")
+}
+
+/// The same of pages that belong to no file: what grows with connections. Another process of the
+/// same program that comes or goes does not change it.
+pub(crate) fn anonymous_kib(pids: &[u32]) -> Result<f64, String> {
+    rollup(pids, "Pss_Anon:")
+}
+
+fn rollup(pids: &[u32], field: &str) -> Result<f64, String> {
     let mut sum = 0.0;
     for pid in family(pids)? {
         let text = read(&format!("/proc/{pid}/smaps_rollup"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-        sum += kib.ok_or_else(|| format!("/proc/{pid}/smaps_rollup has no Pss"))?;
+        sum += kib.ok_or_else(|| format!("/proc/{pid}/smaps_rollup has no {field}"))?;
     }
     Ok(sum)
 }
@@ -71,21 +126,45 @@ fn family(pids: &[u32]) -> Result<Vec<u32>, String> {
     Ok(all)
 }
 
+fn folder(path: &str) -> Result<Vec<String>, String> {
+    let entries = fs::read_dir(path).map_err(|error| format!("{path}: {error}"))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.collect())
+}
+
 fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{cpu_seconds, machine_and_own_cpu_seconds, pss_kib};
+    use super::{
+        anonymous_kib, cpu_seconds, event_loops, machine_and_own_cpu_seconds, pss_kib, thread_totals,
+    };
 
     #[test]
     fn this_process_uses_cpu_and_memory() {
         let pids = [std::process::id()];
         let before = cpu_seconds(&pids).unwrap();
         while cpu_seconds(&pids).unwrap() < before + 0.02 {}
-        assert!(pss_kib(&pids).unwrap() > 100.0);
+        let (nanoseconds, sleeps) = thread_totals(&pids).unwrap();
+        assert!(nanoseconds > 1e7 && sleeps >= 0.0);
+        let pss = pss_kib(&pids).unwrap();
+        assert!(pss > 100.0 && anonymous_kib(&pids).unwrap() < pss);
         let (machine, own) = machine_and_own_cpu_seconds().unwrap();
         assert!(machine > own && own > 0.0);
+    }
+
+    #[tokio::test]
+    async fn an_event_loop_waits_for_the_sockets_of_its_connections() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut connections = Vec::new();
+        for _ in 0..100 {
+            let address = listener.local_addr().unwrap();
+            connections.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        let loops = event_loops(&[std::process::id()]).unwrap();
+        assert!(loops[0] > 100, "{loops:?}");
+        drop(connections);
     }
 }

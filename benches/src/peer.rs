@@ -5,13 +5,15 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::envoy::Handshakes;
+use crate::kind::Kind;
+use crate::nginx::Stream;
 use crate::process::Process;
 use crate::scene::{CALLEE, CALLER, Scene};
+use crate::setup::{Handshakes, Setup};
 use crate::{envoy, haproxy, nginx};
 
-/// What Envoy is started with besides its file: Nomad's arguments.
-const ENVOY_ARGUMENTS: [&str; 5] = ["-l", "error", "--concurrency", "1", "--disable-hot-restart"];
+/// Our own name.
+pub(crate) const ATTACHE: &str = "attache";
 
 /// The name that ratios refer to.
 pub(crate) const ENVOY: &str = "envoy";
@@ -33,14 +35,12 @@ pub(crate) struct Peer {
 
 #[derive(Debug)]
 enum Launch {
-    /// `attache run` on the stand-in.
+    /// `attache run` on the stand-in, or, for what that does not tell, on Envoy's file.
     Attache(PathBuf),
     /// A program and its first arguments, on Envoy's file.
     EnvoyFile(Vec<String>, Handshakes),
     Haproxy,
-    Nginx {
-        module: Option<PathBuf>,
-    },
+    Nginx(Stream),
 }
 
 /// Where programs are that are not looked for on PATH.
@@ -83,13 +83,17 @@ impl Peer {
     /// Finds the program of a known name; the error says why this peer is skipped.
     pub(crate) fn find(name: &str, programs: &Programs) -> Result<Self, String> {
         let (launch, note) = match name {
-            "attache" => (Launch::Attache(programs.attache.clone()), None),
+            ATTACHE => (Launch::Attache(programs.attache.clone()), None),
             ENVOY => (programs.envoy(Handshakes::Resumed)?, None),
             "envoy-full" => (programs.envoy(Handshakes::Full)?, Some(envoy::FULL_NOTE)),
             "haproxy" => (Launch::Haproxy, Some(haproxy::NOTE)),
             "nginx" => {
-                let module = nginx::stream_module(&output("nginx", &["-V"])?)?;
-                (Launch::Nginx { module }, Some(nginx::NOTE))
+                let stream = Stream::find(&output("nginx", &["-V"])?);
+                let note = match stream {
+                    Stream::Missing => nginx::HTTP_ONLY_NOTE,
+                    _ => nginx::NOTE,
+                };
+                (Launch::Nginx(stream), Some(note))
             }
             _ => {
                 return Err(format!(
@@ -120,7 +124,7 @@ impl Peer {
                 None => Err(format!("{name}= names no command")),
             },
             Launch::Haproxy => output("haproxy", &["-v"]),
-            Launch::Nginx { .. } => output("nginx", &["-v"]),
+            Launch::Nginx(_) => output("nginx", &["-v"]),
         };
         let text = text?;
         let version = text.lines().map(str::trim).find(|line| !line.is_empty());
@@ -134,12 +138,37 @@ impl Peer {
         })
     }
 
+    /// Whether it can do what the turns of that kind ask.
+    pub(crate) fn carries(&self, kind: Kind) -> bool {
+        match self.launch {
+            Launch::Attache(_) | Launch::EnvoyFile(..) => true,
+            Launch::Nginx(Stream::Missing) => kind == Kind::Http1,
+            Launch::Haproxy | Launch::Nginx(_) => !kind.has_streams(),
+        }
+    }
+
+    /// Whether its inbound sidecar is to tell the backend who calls.
+    pub(crate) fn names_caller(&self, kind: Kind) -> bool {
+        let is_told_to = matches!(self.launch, Launch::Attache(_) | Launch::EnvoyFile(..));
+        is_told_to && matches!(kind, Kind::Http1 | Kind::Http2)
+    }
+
+    /// Whether all its handshakes are full ones, whatever a turn asks.
+    pub(crate) fn never_resumes(&self) -> bool {
+        matches!(self.launch, Launch::EnvoyFile(_, Handshakes::Full))
+    }
+
     /// Starts the inbound sidecar and then the outbound one, and waits until both listen.
-    pub(crate) async fn start(&self, scene: &Scene) -> Result<Pair, String> {
-        let mut inbound = self.start_side(scene, Side::Inbound)?;
+    pub(crate) async fn start(&self, scene: &Scene, setup: Setup) -> Result<Pair, String> {
+        let mut inbound = self.start_side(scene, setup, Side::Inbound)?;
         let inbound_start_ms = inbound.listening(scene.inbound).await?;
-        let mut outbound = self.start_side(scene, Side::Outbound)?;
+        let mut outbound = self.start_side(scene, setup, Side::Outbound)?;
         let outbound_start_ms = outbound.listening(scene.outbound).await?;
+        if setup.further_upstreams {
+            for address in &scene.further_upstreams {
+                outbound.listening(*address).await?;
+            }
+        }
         Ok(Pair {
             inbound,
             outbound,
@@ -148,37 +177,44 @@ impl Peer {
         })
     }
 
-    fn start_side(&self, scene: &Scene, side: Side) -> Result<Process, String> {
+    fn start_side(&self, scene: &Scene, setup: Setup, side: Side) -> Result<Process, String> {
         let side_name = match side {
             Side::Inbound => "inbound",
             Side::Outbound => "outbound",
         };
         let log = scene.folder().join(format!("{}-{side_name}.log", self.name));
         let write = |text: &str| scene.write(&format!("{}-{side_name}.conf", self.name), text);
+        let on_envoy_file = |words: &[String], handshakes| {
+            let setup = Setup { handshakes, ..setup };
+            let text = match side {
+                Side::Inbound => envoy::inbound(scene, setup),
+                Side::Outbound => envoy::outbound(scene, setup),
+            };
+            let name = format!("{}-{side_name}.json", self.name);
+            let path = scene.write(&name, &text.to_string())?;
+            Ok::<_, String>(envoy_command(words, &path, setup.workers))
+        };
         let command = match &self.launch {
-            Launch::Attache(program) => attache(scene, program, side),
-            Launch::EnvoyFile(words, handshakes) => {
-                let text = match side {
-                    Side::Inbound => envoy::inbound(scene, *handshakes),
-                    Side::Outbound => envoy::outbound(scene, *handshakes),
-                };
-                let text = text.to_string();
-                let path = scene.write(&format!("{}-{side_name}.json", self.name), &text)?;
-                envoy_command(words, &path)
+            Launch::Attache(program) if is_told_by_consul(setup) => attache(scene, setup, program, side),
+            Launch::Attache(program) => {
+                let words = [program.to_string_lossy().into_owned()];
+                on_envoy_file(&words, setup.handshakes)?
             }
+            Launch::EnvoyFile(words, Handshakes::Resumed) => on_envoy_file(words, setup.handshakes)?,
+            Launch::EnvoyFile(words, Handshakes::Full) => on_envoy_file(words, Handshakes::Full)?,
             Launch::Haproxy => {
                 let text = match side {
-                    Side::Inbound => haproxy::inbound(scene),
-                    Side::Outbound => haproxy::outbound(scene),
+                    Side::Inbound => haproxy::inbound(scene, setup),
+                    Side::Outbound => haproxy::outbound(scene, setup),
                 };
                 let mut command = Command::new("haproxy");
                 command.arg("-f").arg(write(&text?)?).arg("-db");
                 command
             }
-            Launch::Nginx { module } => {
+            Launch::Nginx(stream) => {
                 let text = match side {
-                    Side::Inbound => nginx::inbound(scene, module.as_deref()),
-                    Side::Outbound => nginx::outbound(scene, module.as_deref()),
+                    Side::Inbound => nginx::inbound(scene, setup, stream),
+                    Side::Outbound => nginx::outbound(scene, setup, stream),
                 };
                 nginx::command(scene, &write(&text?)?)
             }
@@ -203,7 +239,12 @@ impl Pair {
     }
 }
 
-fn attache(scene: &Scene, program: &Path, side: Side) -> Command {
+/// The stand-in's two services speak TCP, with the sessions and upstreams that are usual.
+fn is_told_by_consul(setup: Setup) -> bool {
+    setup.kind == Kind::Tcp && setup.handshakes == Handshakes::Resumed && !setup.further_upstreams
+}
+
+fn attache(scene: &Scene, setup: Setup, program: &Path, side: Side) -> Command {
     let (service, admin) = match side {
         Side::Inbound => (CALLEE, scene.inbound_admin),
         Side::Outbound => (CALLER, scene.outbound_admin),
@@ -214,14 +255,21 @@ fn attache(scene: &Scene, program: &Path, side: Side) -> Command {
         .args(["run", "--sidecar-for", service])
         .args(["--http-addr", &scene.consul.to_string()])
         .args(["--admin-bind", &admin.to_string()])
-        .args(["--concurrency", "1", "--log-level", "warning"]);
+        .args(["--concurrency", &setup.workers.to_string()])
+        .args(["--log-level", "warning"]);
     command
 }
 
-fn envoy_command(words: &[String], file: &Path) -> Command {
+/// With Nomad's arguments.
+fn envoy_command(words: &[String], file: &Path, workers: usize) -> Command {
     let mut words = words.iter();
     let mut command = Command::new(words.next().map_or("", String::as_str));
-    command.args(words).arg("-c").arg(file).args(ENVOY_ARGUMENTS);
+    command
+        .args(words)
+        .arg("-c")
+        .arg(file)
+        .args(["-l", "error", "--concurrency", &workers.to_string()])
+        .arg("--disable-hot-restart");
     command
 }
 

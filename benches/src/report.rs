@@ -6,7 +6,7 @@ use std::fs;
 
 use serde_json::{Map, Value, json};
 
-use crate::figure::{Figure, Samples, Summary};
+use crate::figure::{Better, Figure, Samples, Summary};
 use crate::peer::{ENVOY, Peer};
 
 /// The reference without proxies.
@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) skipped: Vec<String>,
     /// What went wrong: no figure of a run that has any is to be trusted.
     pub(crate) failures: Vec<String>,
+    /// What was not measured as it was asked for.
+    pub(crate) remarks: Vec<String>,
     /// Rounds, seconds and the like.
     pub(crate) settings: String,
 }
@@ -72,7 +74,7 @@ impl Report {
     /// Every sample.
     pub(crate) fn json(&self) -> Value {
         let mut figures = Map::new();
-        for figure in Figure::ALL {
+        for figure in self.samples.figures() {
             let mut peers = Map::new();
             for name in self.columns() {
                 if let Some(summary) = self.samples.summary(name, figure) {
@@ -86,11 +88,9 @@ impl Report {
                     peers.insert(name.to_owned(), cell);
                 }
             }
-            if !peers.is_empty() {
-                let text = figure.text();
-                let entry = json!({ "label": text.label, "unit": text.unit, "peers": peers });
-                figures.insert(text.key.to_owned(), entry);
-            }
+            let text = figure.text();
+            let entry = json!({ "label": text.label, "unit": text.unit, "peers": peers });
+            figures.insert(text.key, entry);
         }
         let peer = |it: &Peer| json!({ "name": it.name, "version": it.version, "note": it.note });
         json!({
@@ -98,6 +98,7 @@ impl Report {
             "settings": self.settings,
             "peers": self.peers.iter().map(peer).collect::<Vec<_>>(),
             "skipped": self.skipped,
+            "remarks": self.remarks,
             "failures": self.failures,
             "figures": figures,
         })
@@ -109,11 +110,7 @@ impl Report {
         let mut columns = vec![DIRECT];
         columns.extend(names().filter(|name| *name == ENVOY));
         columns.extend(names().filter(|name| *name != ENVOY));
-        columns.retain(|name| {
-            Figure::ALL
-                .iter()
-                .any(|it| self.samples.summary(name, *it).is_some())
-        });
+        columns.retain(|name| self.samples.has(name));
         columns
     }
 
@@ -131,15 +128,9 @@ impl Report {
             }
         }
         let mut rows = vec![head];
-        for figure in Figure::ALL {
-            if !columns
-                .iter()
-                .any(|name| self.samples.summary(name, figure).is_some())
-            {
-                continue;
-            }
+        for figure in self.samples.figures() {
             let text = figure.text();
-            let mut row = vec![text.label.to_owned(), text.unit.to_owned()];
+            let mut row = vec![text.label, text.unit.to_owned()];
             for name in &columns {
                 let summary = self.samples.summary(name, figure);
                 row.push(summary.map_or(String::new(), |it| cell(&it, text.decimals)));
@@ -153,8 +144,12 @@ impl Report {
         rows
     }
 
-    fn ratio(&self, name: &str, figure: Figure) -> Option<f64> {
-        if [ENVOY, DIRECT].contains(&name) || figure == Figure::Others {
+    /// Its median to Envoy's, where that says something.
+    pub(crate) fn ratio(&self, name: &str, figure: Figure) -> Option<f64> {
+        if [ENVOY, DIRECT].contains(&name)
+            || figure.text().better == Better::Neither
+            || figure.what.is_relative()
+        {
             return None;
         }
         let own = self.samples.summary(name, figure)?.median;
@@ -168,6 +163,7 @@ impl Report {
             let note = peer.note.map_or(String::new(), |note| format!(" ({note})"));
             lines.push(format!("{}: {}{note}", peer.name, peer.version));
         }
+        lines.extend(self.remarks.iter().cloned());
         lines.extend(self.skipped.iter().map(|why| format!("skipped: {why}")));
         lines.extend(self.failures.iter().map(|what| format!("FAILED: {what}")));
         lines
@@ -187,7 +183,8 @@ fn cell(summary: &Summary, decimals: usize) -> String {
     format!("{median:.decimals$} ({min:.decimals$}–{max:.decimals$})")
 }
 
-fn machine() -> String {
+/// What it runs on.
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info

@@ -19,7 +19,8 @@ use attache::demo::standin::{
 };
 use serde_json::json;
 
-use crate::backend;
+use crate::backend::Backend;
+use crate::kind::Kind;
 
 /// The service behind the inbound sidecar.
 pub(crate) const CALLEE: &str = "count-api";
@@ -34,6 +35,24 @@ pub(crate) const INTRUDER: &str = "intruder";
 /// sidecar's port before the sidecar does.
 const PORTS: std::ops::Range<u16> = 23_000..32_000;
 
+/// Open connections that every peer has room for by default: Envoy's circuit breaker lets 1,024
+/// through, and for fewer the files say nothing of limits.
+const ROOM: usize = 1_000;
+
+/// Connections beside those that a figure counts.
+const SPARE: usize = 50;
+
+/// What the turns of a run need.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Needs {
+    /// Connections open at once.
+    pub(crate) connections: usize,
+    /// Upstreams beside the one that is used.
+    pub(crate) further_upstreams: usize,
+    /// Whether parts of the caller's name become metadata of HTTP requests.
+    pub(crate) metadata: bool,
+}
+
 /// Everything a peer's configuration is made of.
 #[derive(Debug)]
 pub(crate) struct Scene {
@@ -45,8 +64,15 @@ pub(crate) struct Scene {
     pub(crate) outbound_admin: SocketAddr,
     /// The inbound sidecar's admin API.
     pub(crate) inbound_admin: SocketAddr,
+    /// Further upstream listeners of the outbound sidecar, for the turns that have them.
+    pub(crate) further_upstreams: Vec<SocketAddr>,
     /// The service itself.
-    pub(crate) backend: SocketAddr,
+    pub(crate) backend: Backend,
+    /// What a user would raise the limits of connections and requests to, where the default is
+    /// too low.
+    pub(crate) limit: Option<usize>,
+    /// Whether Envoy's file lets parts of the caller's name become metadata of requests.
+    pub(crate) metadata: bool,
     /// The HTTP API of the Consul stand-in.
     pub(crate) consul: SocketAddr,
     /// `<uuid>.consul`.
@@ -64,11 +90,17 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Starts the backend and the stand-in and registers both services.
-    pub(crate) fn set() -> Result<Self, String> {
-        let backend = backend::start().map_err(|error| format!("the backend does not start: {error}"))?;
-        let [outbound, inbound, outbound_admin, inbound_admin, unused] = free_addresses()?;
+    pub(crate) fn set(needs: Needs) -> Result<Self, String> {
+        let backend = Backend::start().map_err(|error| format!("the backend does not start: {error}"))?;
+        let mut addresses = free_addresses(5 + needs.further_upstreams)?;
+        let further_upstreams = addresses.split_off(5);
+        let [outbound, inbound, outbound_admin, inbound_admin, unused] = addresses[..] else {
+            return Err("too few ports".to_owned());
+        };
+        let limit = (needs.connections > ROOM).then_some(needs.connections + SPARE);
         let standin = start_standin().map_err(|error| format!("the stand-in does not start: {error}"))?;
-        register(&standin, backend, [outbound, inbound, unused]).map_err(|error| error.to_string())?;
+        let app = backend.address(Kind::Tcp);
+        register(&standin, app, [outbound, inbound, unused], limit).map_err(|error| error.to_string())?;
         let issue = |service| {
             let issued = standin.issue(service, &IssueOptions::default());
             issued.map_err(|error| error.to_string())
@@ -78,7 +110,10 @@ impl Scene {
             inbound,
             outbound_admin,
             inbound_admin,
+            further_upstreams,
             backend,
+            limit,
+            metadata: needs.metadata,
             consul: standin.address(),
             trust_domain: standin.trust_domain(),
             roots: standin.roots_pem(),
@@ -92,6 +127,11 @@ impl Scene {
     /// The name that the callee's sidecar is asked for, as Consul forms it.
     pub(crate) fn sni(&self) -> String {
         format!("{CALLEE}.default.dc1.internal.{}", self.trust_domain)
+    }
+
+    /// How many connections a peer must take that reserves room for them.
+    pub(crate) fn connections(&self) -> usize {
+        self.limit.unwrap_or(ROOM + SPARE)
     }
 
     /// Where files go.
@@ -126,7 +166,7 @@ impl Drop for Folder {
     }
 }
 
-fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
+fn free_addresses(count: usize) -> Result<Vec<SocketAddr>, String> {
     // Two benches at once start looking at different places.
     let span = u32::from(PORTS.end - PORTS.start);
     let first = std::process::id().wrapping_mul(7) % span;
@@ -135,10 +175,14 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + offset));
         TcpListener::bind(address).is_ok().then_some(address)
     });
-    let found: Vec<SocketAddr> = ports.take(N).collect();
-    found
-        .try_into()
-        .map_err(|_| format!("no {N} free ports from {} to {}", PORTS.start, PORTS.end))
+    let found: Vec<SocketAddr> = ports.take(count).collect();
+    if found.len() < count {
+        return Err(format!(
+            "no {count} free ports from {} to {}",
+            PORTS.start, PORTS.end
+        ));
+    }
+    Ok(found)
 }
 
 fn start_standin() -> Result<StandIn, String> {
@@ -166,16 +210,23 @@ fn start_standin() -> Result<StandIn, String> {
 
 fn register(
     standin: &StandIn,
-    backend: SocketAddr,
+    app: SocketAddr,
     [outbound, inbound, unused]: [SocketAddr; 3],
+    limit: Option<usize>,
 ) -> Result<(), StandInError> {
-    let loopback = Sidecar::new().config(json!({ "bind_address": "127.0.0.1" }));
-    let callee = loopback.clone().port(inbound.port());
-    let service = Registration::new(CALLEE, backend.port()).address("127.0.0.1");
+    let mut callee = json!({ "bind_address": "127.0.0.1" });
+    let mut upstream = json!({ "DestinationName": CALLEE, "LocalBindPort": outbound.port() });
+    if let Some(most) = limit {
+        callee["max_inbound_connections"] = json!(most);
+        upstream["Config"] = json!({ "limits": { "max_connections": most } });
+    }
+    let callee = Sidecar::new().config(callee).port(inbound.port());
+    let service = Registration::new(CALLEE, app.port()).address("127.0.0.1");
     standin.register(&service.sidecar(callee))?;
     // Nobody calls the caller: its public listener is never used.
-    let caller = loopback.port(unused.port()).upstream(CALLEE, outbound.port());
-    let service = Registration::new(CALLER, backend.port()).address("127.0.0.1");
+    let caller = Sidecar::new().config(json!({ "bind_address": "127.0.0.1" }));
+    let caller = caller.port(unused.port()).upstream_with(upstream);
+    let service = Registration::new(CALLER, app.port()).address("127.0.0.1");
     standin.register(&service.sidecar(caller))?;
     standin.set_intention(INTRUDER, CALLEE, Action::Deny);
     Ok(())
