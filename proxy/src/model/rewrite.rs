@@ -90,6 +90,11 @@ impl RegexRewrite {
         })
     }
 
+    /// Whether they are the same one, not only alike.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.source, &other.source) && Arc::ptr_eq(&self.substitution, &other.substitution)
+    }
+
     /// The expression as it was written.
     pub fn expression(&self) -> &str {
         &self.source

@@ -1,23 +1,42 @@
 //! `envoy.filters.http.header_to_metadata`: what headers and cookies say becomes dynamic metadata, as Envoy
 //! 1.40 does it. Consul puts claims there for its rules.
 //!
-//! Pure; never answers a request.
+//! Never answers a request. A worker remembers the latest rewrites: Consul's five rules each run an expression over
+//! an XFCC of 2 KB, which is the same for all requests of a connection, and of a caller.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, HeaderValue};
 use serde_json::{Number, Value};
 
 use crate::http::forwarding::joined;
 use crate::http::hash::cookie;
 use crate::model::http::{HeaderToMetadataRule, MetadataEntry, MetadataKind, MetadataSource, MetadataValue};
 use crate::model::metadata::Metadata;
+use crate::model::rewrite::RegexRewrite;
 
 /// Bytes of a value from which on it is left out.
 const MAX_VALUE_BYTES: usize = 8192;
+
+/// Values whose rewrites a worker remembers, the latest first, and rewrites of one value. Each keeps alive what it is a part of: a head of
+/// 60 KiB at most, as Envoy limits them.
+const MAX_REMEMBERED: usize = 16;
+
+thread_local! {
+    static REMEMBERED: RefCell<VecDeque<Remembered>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// What became of one value, by each expression.
+struct Remembered {
+    came: HeaderValue,
+    /// At most [`MAX_REMEMBERED`].
+    became: Vec<(RegexRewrite, String)>,
+}
 
 /// Above this a double does not tell every whole number from the next.
 const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
@@ -39,12 +58,12 @@ pub(super) fn apply<'a>(
     for rule in rules {
         let found = match &rule.source {
             MetadataSource::Header(name) if name.starts_with(':') => {
-                pseudo(name).map(|value| value.as_bytes().to_vec())
+                pseudo(name).map(|value| Came::Bytes(value.as_bytes().into()))
             }
             MetadataSource::Header(name) => named(headers, name),
             MetadataSource::Cookie(name) => {
                 let value = cookie(headers, name).filter(|value| !value.is_empty());
-                value.map(<[u8]>::to_vec)
+                value.map(|value| Came::Bytes(value.into()))
             }
         };
         let entry = match &found {
@@ -52,7 +71,7 @@ pub(super) fn apply<'a>(
             None => &rule.on_missing,
         };
         if let Some(entry) = entry
-            && let Some(value) = value(entry, found.as_deref().unwrap_or_default())
+            && let Some(value) = value(entry, &found.unwrap_or(Came::Bytes([][..].into())))
         {
             metadata.set(&entry.namespace, &entry.key, value);
         }
@@ -64,20 +83,81 @@ pub(super) fn apply<'a>(
     }
 }
 
-fn named(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+/// What a rule looks at.
+enum Came<'h> {
+    /// One header's value.
+    Header(HeaderValue),
+    Bytes(Cow<'h, [u8]>),
+}
+
+impl Came<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Header(value) => value.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+fn named(headers: &HeaderMap, name: &str) -> Option<Came<'static>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    if values.next().is_none() {
+        return Some(Came::Header(first.clone()));
+    }
     // A name that is none of HTTP's is in no request.
-    joined(headers, &name.parse().ok()?)
+    let all = joined(headers, &name.parse().ok()?)?;
+    Some(Came::Bytes(all.into()))
+}
+
+fn rewritten(regex: &RegexRewrite, came: &Came<'_>) -> String {
+    let rewrite = || regex.rewrite(&text_of(came.bytes().into())).into_owned();
+    match came {
+        Came::Header(value) if value.len() < MAX_VALUE_BYTES => remembered(regex, value, rewrite),
+        _ => rewrite(),
+    }
+}
+
+/// What `rewrite` makes of `came` by `regex`, or made of the same before.
+fn remembered(regex: &RegexRewrite, came: &HeaderValue, rewrite: impl FnOnce() -> String) -> String {
+    REMEMBERED.with_borrow_mut(|all| {
+        // A connection's own XFCC is one value in all of its requests: most need no comparison.
+        let is_same = |one: &Remembered| one.came.as_bytes().as_ptr() == came.as_bytes().as_ptr();
+        let at = (all.iter())
+            .position(|one| is_same(one) && one.came.len() == came.len())
+            .or_else(|| all.iter().position(|one| one.came == came));
+        let mut one = match at.and_then(|at| all.remove(at)) {
+            Some(one) => one,
+            None => Remembered {
+                came: came.clone(),
+                became: Vec::new(),
+            },
+        };
+        let known = one.became.iter().find(|(by, _)| by.is(regex));
+        let became = match known {
+            Some((_, became)) => became.clone(),
+            None => {
+                let became = rewrite();
+                // Those of older configurations come first.
+                if one.became.len() == MAX_REMEMBERED {
+                    one.became.remove(0);
+                }
+                one.became.push((regex.clone(), became.clone()));
+                became
+            }
+        };
+        all.truncate(MAX_REMEMBERED - 1);
+        all.push_front(one);
+        became
+    })
 }
 
 /// None for what is not written: an empty, too long or unreadable one.
-fn value(entry: &MetadataEntry, came: &[u8]) -> Option<Value> {
+fn value(entry: &MetadataEntry, came: &Came<'_>) -> Option<Value> {
     let text: Cow<'_, [u8]> = match &entry.value {
-        MetadataValue::Same => came.into(),
+        MetadataValue::Same => came.bytes().into(),
         MetadataValue::Constant(text) => text.as_bytes().into(),
-        MetadataValue::Rewritten(regex) => {
-            let text = text_of(came.into());
-            regex.rewrite(&text).into_owned().into_bytes().into()
-        }
+        MetadataValue::Rewritten(regex) => rewritten(regex, came).into_bytes().into(),
     };
     if text.is_empty() || text.len() >= MAX_VALUE_BYTES {
         return None;
@@ -311,6 +391,32 @@ mod tests {
             ..constant("YWI=")
         };
         assert_eq!(present(&fixed, "v"), Some(json!("ab")));
+    }
+
+    #[test]
+    fn a_rewrite_is_remembered_by_value_and_expression() {
+        let rewritten =
+            |from: &str, to: &str| entry(MetadataValue::Rewritten(RegexRewrite::new(from, to).unwrap()));
+        let (first, second) = (rewritten("^(.).*", r"\1"), rewritten(".*(.)$", r"\1"));
+        // More values than are remembered, then all of them again.
+        for _ in 0..2 {
+            for number in 0..3 * MAX_REMEMBERED {
+                let came = format!("{}-{}", number % 10, number / 10);
+                let (begins, ends) = (&came[..1], &came[2..]);
+                for _ in 0..2 {
+                    assert_eq!(present(&first, &came), Some(json!(begins)), "{came}");
+                    assert_eq!(present(&second, &came), Some(json!(ends)), "{came}");
+                }
+            }
+        }
+        let kept = REMEMBERED.with_borrow(VecDeque::len);
+        assert_eq!(kept, MAX_REMEMBERED);
+        // An expression of a newer configuration is another one, though it reads alike.
+        for _ in 0..2 * MAX_REMEMBERED {
+            assert_eq!(present(&rewritten("^(.).*", "x"), "0-0"), Some(json!("x")));
+        }
+        let became = REMEMBERED.with_borrow(|all| all[0].became.len());
+        assert_eq!(became, MAX_REMEMBERED);
     }
 
     #[test]
