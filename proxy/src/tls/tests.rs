@@ -1,6 +1,6 @@
 //! Handshakes of every kind that a mesh sees, and the stream's ends, over real loopback sockets.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -523,6 +523,94 @@ async fn two_relays_carry_a_megabyte_each_way() {
         (in_counts.received.get(), in_counts.sent.get()),
         (up.len() as u64, down.len() as u64)
     );
+}
+
+/// Carries bytes from socket to socket one at a time, until the end, which it passes on.
+fn carry_one_by_one(from: &std::net::TcpStream, to: &std::net::TcpStream) -> std::thread::JoinHandle<()> {
+    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut block = [0; 4096];
+        loop {
+            let length = from.read(&mut block).unwrap_or(0);
+            if length == 0 {
+                let _ = to.shutdown(std::net::Shutdown::Write);
+                return;
+            }
+            for byte in &block[..length] {
+                if to.write_all(std::slice::from_ref(byte)).is_err() {
+                    return;
+                }
+            }
+        }
+    })
+}
+
+/// Two ends of a connection whose bytes go by a carrier, one at a time, through buffers as small as they get.
+async fn through_the_eye() -> (TcpStream, TcpStream) {
+    let (near, carrier_near) = sockets().await;
+    let (carrier_far, far) = sockets().await;
+    let carriers = [carrier_near, carrier_far].map(|socket| socket.into_std().unwrap());
+    for socket in &carriers {
+        socket.set_nonblocking(false).unwrap();
+        socket.set_nodelay(true).unwrap();
+    }
+    for socket in [&near, &far] {
+        let socket = socket2::SockRef::from(socket);
+        socket.set_send_buffer_size(1).unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+    }
+    carry_one_by_one(&carriers[0], &carriers[1]);
+    carry_one_by_one(&carriers[1], &carriers[0]);
+    (near, far)
+}
+
+#[tokio::test]
+async fn records_that_come_a_byte_at_a_time_and_leave_in_parts_are_whole() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let (near, far) = through_the_eye().await;
+        let mut ends = good();
+        ends.upstream.params.min = version;
+        ends.upstream.params.max = version;
+        let sni = format!("api.default.dc1.internal.{TRUST_DOMAIN}");
+        let mut cache = ConfigCache::default();
+        let sessions = Sessions::new(&cache.client(&Arc::new(ends.upstream)).unwrap(), true);
+        let tls = cache.server(&Arc::new(ends.downstream)).unwrap();
+        let connecting = TlsStream::connect(near, &sessions, sni.try_into().unwrap());
+        let (client, server) = tokio::join!(connecting, TlsStream::accept(far, &tls));
+        let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+        // Several records, the last one not full.
+        let up: Vec<u8> = (0..50_000_u32)
+            .flat_map(|n| n.to_le_bytes())
+            .take(70_001)
+            .collect();
+        let down: Vec<u8> = up.iter().rev().copied().collect();
+        let whole = async |stream: &mut TlsStream| {
+            let mut got = Vec::new();
+            loop {
+                match receive(stream).await.unwrap() {
+                    end if end.is_empty() => return got,
+                    more => got.extend(more),
+                }
+            }
+        };
+        let finish = async |stream: &mut TlsStream| {
+            std::future::poll_fn(|cx| stream.poll_flush(cx)).await.unwrap();
+            std::future::poll_fn(|cx| stream.poll_finish(cx)).await.unwrap();
+        };
+        let sending = async {
+            send(&mut client, &up).await.unwrap();
+            finish(&mut client).await;
+            whole(&mut client).await
+        };
+        let answering = async {
+            let got = whole(&mut server).await;
+            send(&mut server, &down).await.unwrap();
+            finish(&mut server).await;
+            got
+        };
+        let (got_down, got_up) = tokio::join!(sending, answering);
+        assert!(got_up == up && got_down == down, "{version:?}");
+    }
 }
 
 #[tokio::test]
