@@ -95,9 +95,9 @@ impl ClientTls {
         // rustls resumes a session only with the verifier and the resolver that it began with.
         let verifier = verifier(&tls.validation, true)?;
         let resolver = key.map(|key| Arc::new(SingleCertAndKey::from(key)));
-        let config = |provider, versions| {
+        let config = |provider| {
             let builder = ClientConfig::builder_with_provider(provider)
-                .with_protocol_versions(versions)
+                .with_protocol_versions(versions(&tls.params))
                 .map_err(|_| parameters(&tls.params))?
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
@@ -113,9 +113,9 @@ impl ClientTls {
         };
         let resumes = tls.params.resumption && tls.params.max == TlsVersion::V1_3 && resolver.is_some();
         Ok(Self {
-            full: config(narrowed(&tls.params), versions(&tls.params))?,
+            full: config(narrowed(&tls.params))?,
             resuming: match resumes {
-                true => Some(config(super::resuming_provider(), &[&rustls::version::TLS13])?),
+                true => Some(config(super::for_resuming(&narrowed(&tls.params)))?),
                 false => None,
             },
         })

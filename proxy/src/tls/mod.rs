@@ -38,17 +38,13 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
-/// [`provider`] without hybrid key exchange: of a session that is resumed, whose secret has ML-KEM's share already
-/// (RFC 8446 section 2.2 mixes it with the new exchange). Saves a tenth of such a connection.
-fn resuming_provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-        let mut provider = CryptoProvider::clone(&provider());
-        provider
-            .kx_groups
-            .retain(|group| group.name() != NamedGroup::X25519MLKEM768);
-        Arc::new(provider)
-    });
-    Arc::clone(&PROVIDER)
+/// A provider that begins without the hybrid key exchange: of a session that is resumed, whose secret has ML-KEM's
+/// share already (RFC 8446 section 2.2 mixes it with the new exchange). Saves a tenth of such a connection. A server
+/// that insists can ask for it (HelloRetryRequest).
+fn for_resuming(provider: &CryptoProvider) -> Arc<CryptoProvider> {
+    let mut provider = provider.clone();
+    (provider.kx_groups).sort_by_key(|group| group.name() == NamedGroup::X25519MLKEM768);
+    Arc::new(provider)
 }
 
 /// Has the provider gather its entropy, on a thread of its own. That takes 30 ms once a process, which

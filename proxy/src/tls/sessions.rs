@@ -103,13 +103,19 @@ impl Sessions {
     /// After a full handshake with what [`Self::config`] said: the sessions that it begins last no longer than this
     /// `chain`, or not at all if it was to resume one.
     pub(super) fn begin(&self, config: &Arc<ClientConfig>, chain: &[CertificateDer<'_>]) {
-        let declined = self
-            .resuming
-            .as_ref()
-            .is_some_and(|resuming| Arc::ptr_eq(resuming, config));
+        self.end_if_resuming(config);
         let held = &mut *self.tickets.held();
-        held.declined |= declined;
         held.until = expiry(chain).filter(|_| !held.declined);
+    }
+
+    /// After a handshake that did not resume what it was to resume, or failed: these sessions are over.
+    pub(super) fn end_if_resuming(&self, config: &Arc<ClientConfig>) {
+        let resuming = self.resuming.as_ref();
+        if resuming.is_some_and(|resuming| Arc::ptr_eq(resuming, config)) {
+            let held = &mut *self.tickets.held();
+            held.declined = true;
+            held.tls13.clear();
+        }
     }
 }
 
@@ -167,7 +173,7 @@ impl ClientSessionStore for Resuming {
         None
     }
 
-    // It speaks TLS 1.3 alone.
+    // Sessions of TLS 1.2 are not what it is chosen for.
     fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {

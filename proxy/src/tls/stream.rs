@@ -133,7 +133,11 @@ impl TlsStream {
         let config = sessions.config();
         let connection = UnbufferedClientConnection::new(Arc::clone(config), sni)?;
         let mut stream = Self::new(socket, Session::Client(Box::new(connection)));
-        stream.handshake().await?;
+        let shaken = stream.handshake().await;
+        if shaken.is_err() {
+            sessions.end_if_resuming(config);
+        }
+        shaken?;
         if !stream.is_resumed() {
             sessions.begin(config, stream.peer_certificates());
         }
