@@ -256,6 +256,7 @@ impl Tally for Carried<'_> {
     }
 
     fn buffered(&self, to: Side, change: i64) {
+        self.connection.buffered(to, change);
         let (received, to_send) = match to {
             Side::Upstream => (&self.proxy.received_buffered, &self.cluster.sent_buffered),
             Side::Downstream => (&self.cluster.received_buffered, &self.proxy.sent_buffered),
@@ -296,12 +297,13 @@ async fn carry<D: Duplex, U: Duplex>(
     }
 }
 
-/// Ready once no byte was relayed for `limit`. One timer for the whole span, not one a byte.
+/// Ready once no byte came or was taken for `limit`. One timer for the whole span, not one a byte.
 async fn idle(counts: &Counts, limit: Duration) {
     loop {
-        let before = (counts.received.get(), counts.sent.get());
+        let now = || [&counts.received, &counts.sent, &counts.drained].map(Cell::get);
+        let before = now();
         tokio::time::sleep(limit).await;
-        if before == (counts.received.get(), counts.sent.get()) {
+        if before == now() {
             return;
         }
     }

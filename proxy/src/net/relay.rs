@@ -21,6 +21,8 @@ pub struct Counts {
     pub received: Cell<u64>,
     /// To the downstream (Envoy's `BYTES_SENT`).
     pub sent: Cell<u64>,
+    /// Of either, what was taken only after it had waited.
+    pub drained: Cell<u64>,
 }
 
 /// Told of the bytes as they go.
@@ -41,7 +43,10 @@ impl Tally for Counts {
         count.set(count.get() + bytes);
     }
 
-    fn buffered(&self, _: Side, _: i64) {}
+    fn buffered(&self, _: Side, change: i64) {
+        let drained = change.min(0).unsigned_abs();
+        self.drained.set(self.drained.get() + drained);
+    }
 }
 
 /// Which of the two streams.

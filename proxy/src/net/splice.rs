@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::pipe2;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -21,7 +22,13 @@ const PIPE_BYTES: i32 = 256 * 1024;
 /// Idle pipes that a worker keeps: two file descriptors each.
 const MAX_IDLE: usize = 8;
 
+/// A worker's pipes are at most one for so many descriptors that the process may have: connections need them more.
+const DESCRIPTORS_A_PIPE: u64 = 64;
+
 thread_local! {
+    /// Pipes that there are, idle ones included.
+    static PIPES: Cell<u64> = const { Cell::new(0) };
+    static MOST: Cell<u64> = Cell::new(most());
     static IDLE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
     /// The kernel said that it cannot: nobody asks it again.
     static REFUSED: Cell<bool> = const { Cell::new(false) };
@@ -35,17 +42,34 @@ pub(super) struct Pipe {
     held: usize,
 }
 
+fn most() -> u64 {
+    // Without an answer there is no limit, and pipes are few all the same.
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(64, |(soft, _)| soft / DESCRIPTORS_A_PIPE)
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // A thread that ends drops its idle pipes maybe after its count.
+        let _ = PIPES.try_with(|pipes| pipes.set(pipes.get() - 1));
+    }
+}
+
 impl Pipe {
-    /// An empty one; none if there are no file descriptors for it, or splice(2) was refused.
+    /// An empty one; none if the worker has as many as it may, or splice(2) was refused.
     pub(super) fn lend() -> Option<Self> {
         if REFUSED.get() {
             return None;
         }
         IDLE.with_borrow_mut(Vec::pop).or_else(|| {
+            if PIPES.get() >= MOST.get() {
+                return None;
+            }
             let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
-            // A smaller one will do where the user has as many pages in pipes as allowed.
-            let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
-            Some(Self { read, write, held: 0 })
+            PIPES.set(PIPES.get() + 1);
+            let pipe = Self { read, write, held: 0 };
+            // A smaller one, as a user has who has as many pages in pipes as allowed, is slower than copying.
+            fcntl(&pipe.write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES)).ok()?;
+            Some(pipe)
         })
     }
 
@@ -124,8 +148,20 @@ pub(super) fn refuse(refused: bool) {
     REFUSED.set(refused);
 }
 
+/// A worker may have so many.
+#[cfg(test)]
+pub(super) fn allow(pipes: u64) {
+    MOST.set(pipes);
+}
+
 /// How many pipes wait to be lent on this thread: none unless one was in use.
 #[cfg(test)]
 pub(super) fn idle() -> usize {
     IDLE.with_borrow(Vec::len)
+}
+
+/// Ends those.
+#[cfg(test)]
+pub(super) fn forget_idle() {
+    IDLE.with_borrow_mut(Vec::clear);
 }
