@@ -376,12 +376,14 @@ fn server(headers: &mut HeaderMap, options: &ServerHeader) {
     }
 }
 
-/// All values of a header as one, as Envoy keeps those that it knows; none if there is none.
+/// All values of a header as one, as Envoy keeps those that it knows: empty ones add nothing. None if there is none.
 pub(super) fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?.as_bytes().to_vec();
     Some(values.fold(first, |mut joined, value| {
-        joined.push(b',');
+        if !joined.is_empty() && !value.is_empty() {
+            joined.push(b',');
+        }
         joined.extend_from_slice(value.as_bytes());
         joined
     }))

@@ -6,6 +6,7 @@
 use hyper::body::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::forwarding::joined;
 use crate::model::header_value::{HeaderAppendAction, HeaderFormat, HeaderValueOption};
 use crate::model::route::{ClusterWeight, HeaderMutations, Route, RouteConfiguration, VirtualHost};
 use crate::telemetry::access_log::{Record, RecordKind, RequestFacts, render};
@@ -237,7 +238,7 @@ fn values<'o>(
     values
 }
 
-/// Makes one header of those that came several times and of which Envoy holds one at most.
+/// Makes one header of those that came several times and of which Envoy holds one at most; empty ones add nothing.
 pub(super) fn join(headers: &mut HeaderMap, side: Side) {
     if headers.len() == headers.keys_len() {
         return;
@@ -250,9 +251,9 @@ pub(super) fn join(headers: &mut HeaderMap, side: Side) {
         |name: &&HeaderName| known.contains(&name.as_str()) && headers.get_all(*name).iter().nth(1).is_some();
     let several: Vec<HeaderName> = headers.keys().filter(several).cloned().collect();
     for name in several {
-        let values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        let all = joined(headers, &name).unwrap_or_default();
         // Of parts that are values, with commas between.
-        if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(values.join(&b","[..]))) {
+        if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(all)) {
             headers.insert(name, all);
         }
     }

@@ -339,6 +339,8 @@ mod tests {
         };
         assert_eq!(asked(&["WebSocket"]), Ok(Some("WebSocket".to_owned())));
         assert_eq!(asked(&["h2c"]), Ok(None));
+        assert_eq!(asked(&["", "websocket", ""]), Ok(Some("websocket".to_owned())));
+        assert_eq!(asked(&["h2c", ""]), Ok(None));
         assert_eq!(asked(&["websocket", "h2c"]), Err(StatusCode::FORBIDDEN));
         assert_eq!(asked(&["h2c", "websocket"]), Err(StatusCode::FORBIDDEN));
     }

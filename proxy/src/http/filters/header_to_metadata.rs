@@ -14,7 +14,6 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::{HeaderMap, HeaderValue};
 use serde_json::{Number, Value};
 
-use crate::http::forwarding::joined;
 use crate::http::hash::cookie;
 use crate::model::http::{HeaderToMetadataRule, MetadataEntry, MetadataKind, MetadataSource, MetadataValue};
 use crate::model::metadata::Metadata;
@@ -100,14 +99,16 @@ impl Came<'_> {
 }
 
 fn named(headers: &HeaderMap, name: &str) -> Option<Came<'static>> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next()?;
-    if values.next().is_none() {
-        return Some(Came::Header(first.clone()));
-    }
     // A name that is none of HTTP's is in no request.
-    let all = joined(headers, &name.parse().ok()?)?;
-    Some(Came::Bytes(all.into()))
+    let values: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+    match values[..] {
+        [] => None,
+        [one] => Some(Came::Header(one.clone())),
+        _ => {
+            let values: Vec<&[u8]> = values.into_iter().map(HeaderValue::as_bytes).collect();
+            Some(Came::Bytes(values.join(&b","[..]).into()))
+        }
+    }
 }
 
 fn rewritten(regex: &RegexRewrite, came: &Came<'_>) -> String {
