@@ -4,6 +4,9 @@ use rustls::{CipherSuite, CommonState, NamedGroup, ProtocolVersion};
 
 use crate::telemetry::access_log::TlsSession;
 
+/// X25519 with ML-KEM's share.
+pub(super) const HYBRID: &str = "X25519MLKEM768";
+
 /// What was agreed on; none before the handshake is far enough.
 pub(super) fn agreed(connection: &CommonState) -> Option<TlsSession<'static>> {
     let version = match connection.protocol_version()? {
@@ -22,7 +25,7 @@ pub(super) fn group(connection: &CommonState) -> Option<&'static str> {
         NamedGroup::secp256r1 => "P-256",
         NamedGroup::secp384r1 => "P-384",
         NamedGroup::secp521r1 => "P-521",
-        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        NamedGroup::X25519MLKEM768 => HYBRID,
         other => other.as_str()?,
     })
 }

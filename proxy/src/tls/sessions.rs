@@ -21,6 +21,7 @@ use rustls::{ClientConfig, NamedGroup};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::config::ClientTls;
+use super::names;
 
 /// Tickets kept for one endpoint: each is used once, so this many connections may be made at the same time before
 /// one of them needs a full handshake. Each takes 1 to 2 KB.
@@ -53,6 +54,8 @@ struct Held {
     until: Option<UnixTime>,
     /// The server did not resume: what may come now has ML-KEM's share no more.
     declined: bool,
+    /// The server asked for ML-KEM's share where it resumed: the hello that has it saves the round trip.
+    insists: bool,
 }
 
 impl std::fmt::Debug for Held {
@@ -93,9 +96,10 @@ impl Sessions {
 
     /// What to shake hands with.
     pub(super) fn config(&self) -> &Arc<ClientConfig> {
-        let has_ticket = || self.tickets.valid().is_some_and(|held| !held.tls13.is_empty());
+        let may_be_brief =
+            || (self.tickets.valid()).is_some_and(|held| !held.tls13.is_empty() && !held.insists);
         match &self.resuming {
-            Some(resuming) if has_ticket() => resuming,
+            Some(resuming) if may_be_brief() => resuming,
             _ => &self.full,
         }
     }
@@ -108,6 +112,13 @@ impl Sessions {
         held.until = expiry(chain).filter(|_| !held.declined);
     }
 
+    /// After a session was resumed by an exchange in `group`, in BoringSSL's words.
+    pub(super) fn resumed(&self, group: Option<&str>) {
+        if group == Some(names::HYBRID) {
+            self.tickets.held().insists = true;
+        }
+    }
+
     /// After a handshake that did not resume what it was to resume, or failed: these sessions are over.
     pub(super) fn end_if_resuming(&self, config: &Arc<ClientConfig>) {
         let resuming = self.resuming.as_ref();
@@ -116,6 +127,14 @@ impl Sessions {
             held.declined = true;
             held.tls13.clear();
         }
+    }
+}
+
+#[cfg(test)]
+impl Sessions {
+    /// What begins with all that can be had.
+    pub(super) fn config_for_all(&self) -> &Arc<ClientConfig> {
+        &self.full
     }
 }
 

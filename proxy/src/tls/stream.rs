@@ -138,7 +138,9 @@ impl TlsStream {
             sessions.end_if_resuming(config);
         }
         shaken?;
-        if !stream.is_resumed() {
+        if stream.is_resumed() {
+            sessions.resumed(stream.group());
+        } else {
             sessions.begin(config, stream.peer_certificates());
         }
         Ok(stream)

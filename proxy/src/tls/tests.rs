@@ -216,6 +216,23 @@ async fn a_session_is_resumed_with_its_names_under_the_same_configurations_alone
 }
 
 #[tokio::test]
+async fn a_server_that_insists_on_the_hybrid_exchange_is_asked_for_it_at_once() {
+    let ends = good();
+    let base = ConfigCache::default().client(&Arc::new(ends.upstream)).unwrap();
+    let sessions = Sessions::new(&base, true);
+    let tls = ConfigCache::default().server(&Arc::new(ends.downstream)).unwrap();
+    carried(&sessions, &tls).await;
+    let brief = Arc::clone(sessions.config());
+    assert!(base.resuming.is_some() && !Arc::ptr_eq(&brief, sessions.config_for_all()));
+    // What a HelloRetryRequest led to.
+    sessions.resumed(Some("X25519MLKEM768"));
+    assert!(Arc::ptr_eq(sessions.config(), sessions.config_for_all()));
+    let (client, _) = carried(&sessions, &tls).await;
+    assert!(client.is_resumed() && sessions.are_of(&base));
+    assert_eq!(client.group(), Some("X25519MLKEM768"));
+}
+
+#[tokio::test]
 async fn either_side_can_do_without_sessions() {
     for (client, server) in [(false, true), (true, false)] {
         let mut ends = good();
